@@ -1,0 +1,77 @@
+"""Completions from any folder that the stages wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import DataConfig, GenerationConfig
+from rlhf.data import encode_prompts, load_rows, pad, prepare_prompts
+from rlhf.errors import UserError
+from rlhf.generation import sample, stop_ids, uniforms
+from rlhf.models import load_policy, pad_id
+from rlhf.rollout import decode
+
+
+def complete(
+    model: str,
+    prompt: str | None = None,
+    file: str | None = None,
+    chat: bool = False,
+    output: str | None = None,
+    count: int = 1,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Continue one prompt, every prompt of a file, or a conversation on the terminal; returns what was said.
+
+    Raises:
+        UserError: the model or file cannot be used, or `output` exists.
+    """
+    import torch
+
+    if count < 1:
+        raise UserError(f"--count is {count}, but it must be positive")
+    if output is not None and Path(output).exists():
+        raise UserError(f"{output} exists; name another --output")
+    config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    lm, tokenizer = load_policy(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lm.to(device).eval()
+    stops = stop_ids(tokenizer, lm.config, config, lm.generation_config)
+
+    def say(prompts: list[Any], turn: int = 0) -> list[str]:
+        ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
+        noise = uniforms([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
+        return decode(tokenizer, *sample(lm, ids.to(device), mask.to(device), noise, stops, temperature)[:2])
+
+    if chat:
+        return _converse(say)
+    prompts: list[Any] = [prompt]
+    if file is not None:
+        limit = DataConfig(path=file, max_prompt_length=10**9)
+        prompts = prepare_prompts(tokenizer, load_rows(file, "train"), limit, pad_id(tokenizer)).prompts
+    prompts = [p for p in prompts for _ in range(count)]
+    said = [text for i in range(0, len(prompts), 64) for text in say(prompts[i : i + 64], i)]
+    rows = [{"prompt": p, "response": text} for p, text in zip(prompts, said, strict=True)]
+    if output is not None:
+        Path(output).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    else:
+        for row in rows:
+            print(f"{row['prompt']}{row['response']}" if isinstance(row["prompt"], str) else row["response"])
+    return rows
+
+
+def _converse(say: Any) -> list[dict[str, Any]]:
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            break
+        if not line:
+            break
+        messages.append({"role": "user", "content": line})
+        messages.append({"role": "assistant", "content": say([messages], len(messages))[0]})
+        print(messages[-1]["content"])
+    return messages

@@ -1,0 +1,224 @@
+"""Held-out evaluation: what a policy says to prompts it never saw, and what others think of it.
+
+Every evaluation of a run answers the same prompts with the same random numbers, so two of them differ by the weights
+alone, and a win rate compares answers pair by pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.config import EvalConfig, EvaluateJob
+from rlhf.data import PromptSet, held_out_rows, prepare_prompts, render_chat
+from rlhf.errors import UserError
+from rlhf.generation import stop_ids, uniforms
+from rlhf.metrics import Clock, distinct_n, repetition
+from rlhf.models import ActorCritic, Reference, load_causal_lm, load_tokenizer, pad_id
+from rlhf.rewards import RewardSource, open_source
+from rlhf.rollout import Sampler, forward_groups, respond
+from rlhf.types import Rollout, to_device
+
+Answer = dict[str, Any]
+"""One response: index, prompt, response, tokens, token_kl, token_logprobs, scores, truncated, repetition."""
+
+_NOISE_KEY = 7_777_777
+"""Tells the numbers of evaluations from those of training steps."""
+
+
+def choose(count: int, config: EvalConfig) -> list[int]:
+    """Which of the held-out prompts to use: the same ones in every run on the same data."""
+    return sorted(np.random.default_rng(0).permutation(count)[: config.prompts].tolist())
+
+
+@torch.no_grad()
+def answer(
+    policy: ActorCritic,
+    reference: Reference,
+    sampler: Sampler,
+    prompts: PromptSet,
+    indices: Sequence[int],
+    sources: dict[str, RewardSource],
+    config: EvalConfig,
+    seed: int,
+    accelerator: Any,
+) -> list[Answer]:
+    """Answers to the given prompts, in their order, on every rank; each rank samples its share of them."""
+    policy.eval()
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    noise = uniforms([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
+    answers: list[Answer] = []
+    # Full passes for every rank, so that all meet in as many collectives; surplus rows are dropped below.
+    for start in range(0, len(indices), config.batch_size * ranks):
+        rows = list(range(start + rank, min(start + config.batch_size * ranks, len(indices)), ranks))
+        if rows:
+            batch = to_device(prompts.batch([indices[i] for i in rows]), accelerator.device)
+            groups = forward_groups(len(rows), len(rows), config.batch_size)
+            with accelerator.autocast():
+                rollout = respond(policy, reference, sampler, batch, noise[rows], groups, Clock())
+            answers += _describe(rollout, sampler.tokenizer, [indices[i] for i in rows], sources)
+    if ranks > 1:
+        from accelerate.utils import gather_object
+
+        answers = gather_object(answers)
+    return sorted(answers, key=lambda a: a["index"])
+
+
+def _describe(
+    rollout: Rollout, tokenizer: Any, indices: Sequence[int], sources: dict[str, RewardSource]
+) -> list[Answer]:
+    given = rollout.prompts
+    scores = {name: source(given.prompts, rollout.completions, given.columns) for name, source in sources.items()}
+    repeated = repetition(rollout.response_ids, rollout.response_mask)
+    answers = []
+    for i, index in enumerate(indices):
+        real = rollout.response_mask[i]
+        ids = rollout.response_ids[i][real].tolist()
+        prompt = given.prompts[i]
+        answers.append(
+            {
+                "index": index,
+                "prompt": prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, True),
+                "response": rollout.completions[i],
+                "tokens": [tokenizer.decode([token]) for token in ids],
+                "token_kl": (rollout.old_logprobs[i] - rollout.ref_logprobs[i])[real].tolist(),
+                "token_logprobs": rollout.old_logprobs[i][real].tolist(),
+                "scores": {name: values[i] for name, values in scores.items()},
+                "truncated": bool(rollout.truncated[i]),
+                "repetition": float(repeated[i]),
+            }
+        )
+    return answers
+
+
+def summarise(answers: Sequence[Answer], start: Sequence[dict[str, float]] | None = None) -> dict[str, float]:
+    """Means over answers, with 95% bootstrap intervals for scores, and the win rate against the scores at the start.
+
+    The judge decides the wins where there is one, else the reward source; a tie is half a win.
+    """
+    lengths = [len(a["tokens"]) for a in answers]
+    found: dict[str, float] = {"prompts": len(answers)}
+    for name in answers[0]["scores"]:
+        values = [a["scores"][name] for a in answers]
+        found |= _with_interval(name, values)
+    spoken = [a["tokens"] for a in answers]
+    found |= {
+        "kl": float(np.mean([sum(a["token_kl"]) for a in answers])),
+        "length": float(np.mean(lengths)),
+        "eos_fraction": float(np.mean([not a["truncated"] for a in answers])),
+        "repetition": float(np.mean([a["repetition"] for a in answers])),
+        "distinct_1": distinct_n(spoken, 1),
+        "distinct_2": distinct_n(spoken, 2),
+        "entropy": float(-sum(sum(a["token_logprobs"]) for a in answers) / sum(lengths)),
+    }
+    if start is not None:
+        arbiter = "judge" if "judge" in answers[0]["scores"] else "score"
+        now = np.array([a["scores"][arbiter] for a in answers])
+        then = np.array([scores[arbiter] for scores in start])
+        found |= _with_interval("win_rate", ((now > then) + 0.5 * (now == then)).tolist())
+    return found
+
+
+def _with_interval(name: str, values: Sequence[float], resamples: int = 2000) -> dict[str, float]:
+    """Mean and 95% percentile bootstrap interval (Efron, 1979)."""
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(0, len(array), size=(resamples, len(array)))
+    low, high = np.quantile(array[picks].mean(axis=1), [0.025, 0.975])
+    return {name: float(array.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def samples(answers: Sequence[Answer], step: int, count: int) -> list[dict[str, Any]]:
+    """The rows that `samples.jsonl` keeps: the first answers, with the divergence of each token."""
+    kept = ("index", "prompt", "response", "tokens", "scores", "truncated")
+    return [
+        {"step": step, **{name: a[name] for name in kept}, "token_kl": [round(x, 4) for x in a["token_kl"]]}
+        for a in answers[:count]
+    ]
+
+
+# ----------------------------------------------------------------------------------------------- the `evaluate` command
+
+
+def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:
+    """Answer held-out prompts with a policy and the model it started from; `{"before": ..., "after": ...}`.
+
+    Raises:
+        UserError: a model, the data or a source cannot be used.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=job.model.mixed_precision)
+    device = accelerator.device
+    tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template)
+    rows = held_out_rows(job.data, job.seed)
+    prompts = prepare_prompts(tokenizer, rows, job.data, pad_id(tokenizer), job.data.eval_path)
+    sources = open_sources(job.reward, job.eval, device)
+    if not sources:
+        raise UserError("nothing to score with: set reward.model or reward.function, or eval.judge")
+
+    policy = ActorCritic(load_causal_lm(job.model)).to(device)
+    start = None if job.baseline is None else load_causal_lm(replace(job.model, path=job.baseline)).to(device)
+    lm = policy.lm
+    sampler = Sampler(tokenizer, stop_ids(tokenizer, lm.config, job.generation, lm.generation_config), job.generation)
+    indices = choose(len(prompts), job.eval)
+
+    def ask(who: ActorCritic, reference: Reference) -> list[Answer]:
+        return answer(who, reference, sampler, prompts, indices, sources, job.eval, job.seed, accelerator)
+
+    result: dict[str, dict[str, float]] = {}
+    kept: list[dict[str, Any]] = []
+    scores = None
+    if start is not None:
+        before = ask(ActorCritic(start).to(device), Reference(start))
+        scores = [a["scores"] for a in before]
+        result["before"], kept = summarise(before), samples(before, 0, job.eval.samples)
+    after = ask(policy, Reference(start if start is not None else lm))
+    result["after"] = summarise(after, scores)
+    kept += samples(after, 1, job.eval.samples)
+    if job.output is not None and accelerator.is_main_process:
+        _write(job, result, kept)
+    return result
+
+
+def open_sources(reward: Any, config: EvalConfig, device: Any) -> dict[str, RewardSource]:
+    """The sources by the names under which evaluations report them."""
+    found = {"score": open_source(reward, device), "judge": open_source(config.judge, device)}
+    return {name: source for name, source in found.items() if source is not None}
+
+
+def _write(job: EvaluateJob, result: dict[str, dict[str, float]], kept: list[dict[str, Any]]) -> None:
+    import json
+
+    from rlhf.run_folder import RunFolder
+
+    assert job.output is not None
+    folder = RunFolder(job.output, resume=None)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**result, "config": asdict(job)}, indent=2) + "\n"
+    (folder.path / "evaluation.json").write_text(text, encoding="utf-8")
+    folder.append("samples", kept)
+
+
+def table(before: dict[str, float] | None, after: dict[str, float]) -> Any:
+    """The evaluation as a table for the terminal."""
+    from rich.table import Table
+
+    shown = Table(title=f"held-out evaluation, {after['prompts']:.0f} prompts", title_justify="left")
+    shown.add_column("")
+    for name in ("before", "after") if before is not None else ("now",):
+        shown.add_column(name, justify="right")
+    for name in after:
+        if name == "prompts" or name.endswith(("_low", "_high")):
+            continue
+        cells = [_cell(result, name) for result in (before, after) if result is not None]
+        shown.add_row(name.replace("_", " "), *cells)
+    return shown
+
+
+def _cell(result: dict[str, float], name: str) -> str:
+    if name not in result:
+        return ""
+    interval = f"  [{result[name + '_low']:.3f}, {result[name + '_high']:.3f}]" if name + "_low" in result else ""
+    return f"{result[name]:.3f}{interval}"

@@ -1,0 +1,150 @@
+"""Where scores come from: a reward model or a Python function, behind one call.
+
+A source is called with prompts, completions and the dataset's other columns, and says one finite number for each.
+Reward models read text, not ids: theirs may be another tokenizer than the policy's.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf.config import RewardConfig, SourceConfig
+from rlhf.data import encode_answers, pad
+from rlhf.errors import UserError
+from rlhf.models import load_reward_model, load_tokenizer, pad_id, sequence_scores
+
+
+class RewardSource(Protocol):
+    def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]: ...
+
+
+def open_source(config: SourceConfig, device: torch.device | str) -> RewardSource | None:
+    """The source that a config names; None where it names none."""
+    if config.function is not None:
+        return FunctionReward(load_function(config.function), config.function)
+    if config.model is not None:
+        return ModelReward(config.model, device, config.batch_size, config.normalize)
+    return None
+
+
+def load_function(where: str) -> Callable[..., Any]:
+    """The function that `file.py:name` or `package.module:name` stands for.
+
+    Raises:
+        UserError: there is no such file, module or name, it does not import, or it cannot take the arguments.
+    """
+    place, _, name = where.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise UserError(f"reward function file {place} does not exist")
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot import {place} for the reward function: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{place} has no function {name!r}; it has {', '.join(_functions(module)) or 'none'}")
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise UserError(
+            f"reward function {where} must take **kwargs: it is called as "
+            f"{name}(prompts=..., completions=..., <every other column of the dataset>=...)"
+        )
+    return function
+
+
+def _functions(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+class FunctionReward:
+    """Scores by `fn(prompts=[...], completions=[...], **columns) -> list[float]`."""
+
+    def __init__(self, function: Callable[..., Any], name: str):
+        self.function, self.name = function, name
+
+    def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
+        try:
+            scores = self.function(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            raise UserError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
+        if isinstance(scores, Tensor) or hasattr(scores, "tolist"):
+            scores = scores.tolist()
+        if not isinstance(scores, Sequence) or isinstance(scores, str):
+            raise UserError(f"reward function {self.name} returned {scores!r:.80}, but must return a list of numbers")
+        if len(scores) != len(completions):
+            raise UserError(
+                f"reward function {self.name} returned {len(scores)} scores for {len(completions)} completions"
+            )
+        for score, completion in zip(scores, completions, strict=True):
+            number = isinstance(score, int | float) or hasattr(score, "__float__")
+            if not number or not math.isfinite(score):
+                raise UserError(
+                    f"reward function {self.name} returned {score!r} for the completion {completion!r:.120}, "
+                    "but a score must be a finite number"
+                )
+        return [float(score) for score in scores]
+
+
+class ModelReward:
+    """Scores by a sequence-classification model with one label.
+
+    Where its config holds `score_mean` and `score_std` (`rlhf reward` writes them), scores are shifted and scaled to
+    mean 0 and deviation 1 on the texts it was trained on (Ziegler et al., 2019). `append_eos` there says that it learnt
+    to read an end token after every answer.
+    """
+
+    def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
+        self.tokenizer = load_tokenizer(path)
+        self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
+        self.device, self.batch_size = device, batch_size
+        config = self.model.config
+        self.append_eos = bool(getattr(config, "append_eos", False))
+        self.mean = float(getattr(config, "score_mean", 0.0)) if normalize else 0.0
+        self.std = float(getattr(config, "score_std", 1.0)) if normalize else 1.0
+        self.max_length = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1_000_000)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
+        encoded = encode_answers(self.tokenizer, prompts, completions, self.append_eos, self.max_length)
+        scores = torch.empty(len(encoded))
+        # Longest first: texts of like length share a batch, and running out of memory shows at once.
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            ids, mask = pad([encoded[i] for i in rows], pad_id(self.tokenizer), "right")
+            scores[rows] = sequence_scores(self.model, ids.to(self.device), mask.to(self.device)).cpu()
+        return ((scores - self.mean) / self.std).tolist()
+
+
+def apply_rules(
+    scores: Float[Tensor, "B"],
+    response_mask: Bool[Tensor, "B R"],
+    truncated: Bool[Tensor, "B"],
+    config: RewardConfig,
+) -> Float[Tensor, "B"]:
+    """Scores with the penalties in their place.
+
+    A penalty replaces the score rather than adding to it, so that no score can pay for a broken rule (Ziegler et al.,
+    2019; Huang et al., 2024).
+    """
+    if config.min_length > 0:
+        scores = torch.where(response_mask.sum(-1) < config.min_length, -config.short_penalty, scores)
+    if config.missing_eos_penalty is not None:
+        scores = torch.where(truncated, -config.missing_eos_penalty, scores)
+    return scores

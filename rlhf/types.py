@@ -1,0 +1,148 @@
+"""The records that flow between the stages, batch first, time last.
+
+B responses, P prompt tokens, R response tokens. Index t of every [B, R] tensor belongs to response token t: its
+log-probability, the value of the state before it, the reward paid for it. Masks are named for what True means.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    prompt_ids: Int[Tensor, "B P"]
+    """Left-padded token ids."""
+    prompt_mask: Bool[Tensor, "B P"]
+    """True on the prompt's tokens."""
+    prompts: list[Any]
+    """The prompts as the dataset holds them: a string, or a list of messages."""
+    columns: dict[str, list[Any]]
+    """The dataset's other columns, for reward functions; each a list of B."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    prompts: Prompts
+    response_ids: Int[Tensor, "B R"]
+    """Sampled token ids, right-padded."""
+    response_mask: Bool[Tensor, "B R"]
+    """True on sampled tokens, the end token included."""
+    truncated: Bool[Tensor, "B"]
+    """True where the length limit came before an end token."""
+    completions: list[str]
+    """The responses as text, without special tokens."""
+    old_logprobs: Float[Tensor, "B R"]
+    """Log-probability of each token under the policy that sampled it."""
+    ref_logprobs: Float[Tensor, "B R"]
+    """The same under the reference."""
+    old_values: Float[Tensor, "B R"]
+    """The critic's value of the state before each token."""
+    scores: Float[Tensor, "B"]
+    """What the reward source says of each response, penalties applied."""
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class PPOBatch:
+    rollout: Rollout
+    rewards: Float[Tensor, "B R"]
+    """Paid per token: the price of the KL, and the score on the last token."""
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"]
+    """What the critic should have said: advantages before whitening + old values."""
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    logprobs: Float[Tensor, "B R"]
+    entropy: Float[Tensor, "B R"]
+    """Of the whole distribution at each token, in nats."""
+    values: Float[Tensor, "B R"]
+
+
+def select(record: Record, rows: Int[Tensor, "N"]) -> Record:
+    """The given rows of every field of a record."""
+    return _map_fields(record, lambda t: t[rows.to(t.device)], lambda items: [items[i] for i in rows.tolist()])
+
+
+def to_device(record: Record, device: torch.device | str) -> Record:
+    """The record with every tensor on `device`."""
+    return _map_fields(record, lambda t: t.to(device), lambda items: items)
+
+
+def trim(rollout: Rollout) -> Rollout:
+    """Drop the columns that are padding in every row: a short microbatch need not pay for the batch's longest row."""
+    left = int(rollout.prompts.prompt_mask.any(0).int().argmax()) if len(rollout) else 0
+    width = int(rollout.response_mask.any(0).sum())
+    prompts = replace(
+        rollout.prompts,
+        prompt_ids=rollout.prompts.prompt_ids[:, left:],
+        prompt_mask=rollout.prompts.prompt_mask[:, left:],
+    )
+    cut = {name: getattr(rollout, name)[:, :width] for name in _PER_TOKEN}
+    return replace(rollout, prompts=prompts, **cut)
+
+
+def interleave(parts: list[Rollout]) -> Rollout:
+    """One rollout from the ranks' shares: row i of rank r becomes row i * ranks + r, padded to the longest response.
+
+    The inverse of taking rows r, r + ranks, r + 2 * ranks, ... on rank r.
+    """
+    width = max(part.response_ids.shape[1] for part in parts)
+    padded = [
+        replace(
+            part,
+            **{
+                name: torch.nn.functional.pad(getattr(part, name), (0, width - getattr(part, name).shape[1]))
+                for name in _PER_TOKEN
+            },
+        )
+        for part in parts
+    ]
+    return _interleave(padded)
+
+
+_PER_TOKEN = ("response_ids", "response_mask", "old_logprobs", "ref_logprobs", "old_values")
+
+
+def _interleave(parts: list[Any]) -> Any:
+    first = parts[0]
+    if is_dataclass(first):
+        names = [f.name for f in fields(first)]
+        return type(first)(**{name: _interleave([getattr(part, name) for part in parts]) for name in names})  # pyright: ignore
+    if isinstance(first, Tensor):
+        return torch.stack(parts, dim=1).flatten(0, 1)
+    if isinstance(first, dict):
+        return {key: _interleave([part[key] for part in parts]) for key in first}
+    return [item for row in zip(*parts, strict=True) for item in row]
+
+
+def _map_fields(record: Any, on_tensor: Any, on_list: Any) -> Any:
+    if isinstance(record, Tensor):
+        return on_tensor(record)
+    if isinstance(record, list):
+        return on_list(record)
+    if isinstance(record, dict):
+        return {key: _map_fields(value, on_tensor, on_list) for key, value in record.items()}
+    changed = {f.name: _map_fields(getattr(record, f.name), on_tensor, on_list) for f in fields(record)}
+    return replace(record, **changed)
+
+
+def microbatches(rows: Int[Tensor, "N"], size: int) -> Iterator[Int[Tensor, "M"]]:
+    """Row numbers in consecutive groups of at most `size`."""
+    yield from rows.split(size)

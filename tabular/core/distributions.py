@@ -1,0 +1,173 @@
+"""Log-probabilities, entropies and samples of action distributions, as functions of their parameters.
+
+Categorical: over the last axis of `logits`, with an optional `action_mask` that is True on legal actions. Illegal ones
+get probability exactly 0 and no gradient; a state without a legal action is a ValueError.
+
+Gaussian: independent in each of the D components of the last axis, over which log-probabilities and entropies sum.
+`log_std` broadcasts to `mean`.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+BLOCK_ELEMENTS = 2**22
+"""Logits that `logprob_and_entropy` works on at a time: bounds each of its two float32 workspaces to 16 MiB."""
+
+LOG_P_FLOOR = -1e4
+"""Stands for the log-probability -inf in products with the probability, which underflows to 0 far above it."""
+
+
+def categorical_logprob(
+    logits: Float[Tensor, "*batch A"],
+    actions: Int[Tensor, "*batch"],
+    action_mask: Bool[Tensor, "*batch A"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """`log pi(a) = logit_a - logsumexp(logits)`; an illegal action has -inf."""
+    return _log_softmax(logits, action_mask).gather(-1, actions[..., None])[..., 0]
+
+
+def categorical_entropy(
+    logits: Float[Tensor, "*batch A"], action_mask: Bool[Tensor, "*batch A"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """`H = -sum_a pi(a) log pi(a)` over the legal actions."""
+    logprobs = _log_softmax(logits, action_mask)
+    return -(logprobs.exp() * torch.where(torch.isneginf(logprobs), 0, logprobs)).sum(-1)
+
+
+def categorical_sample(
+    logits: Float[Tensor, "*batch A"],
+    action_mask: Bool[Tensor, "*batch A"] | None = None,
+    *,
+    uniforms: Float[Tensor, "*batch"] | None = None,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "*batch"]:
+    """One action per row, by inverting the cumulative distribution at `uniforms` in [0, 1).
+
+    One uniform per row makes the draw reproducible whatever the batch: give `uniforms` where each row has its own
+    stream, else they are drawn from `generator` (None: torch's global one). An action of probability 0 is never
+    returned. Raises ValueError if a row has no legal action.
+    """
+    cumulative = _log_softmax(logits, action_mask).exp().cumsum(-1)
+    if uniforms is None:
+        uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
+    total = cumulative[..., -1:]
+    actions = (cumulative <= uniforms[..., None] * total).sum(-1)
+    # The product may round up to the total: then the last action that adds to it, not one of probability 0 behind it.
+    return torch.minimum(actions, (cumulative < total).sum(-1))
+
+
+def _log_softmax(logits: Tensor, action_mask: Tensor | None) -> Tensor:
+    if action_mask is None:
+        return logits.log_softmax(-1)
+    legal = action_mask.any(-1)
+    if not legal.all():
+        row = (~legal).nonzero()[0].tolist()
+        raise ValueError(f"action_mask allows no action in row {row}")
+    return torch.where(action_mask, logits, -torch.inf).log_softmax(-1)
+
+
+def gaussian_logprob(
+    mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], actions: Float[Tensor, "*batch D"]
+) -> Float[Tensor, "*batch"]:
+    """`sum_d -z_d^2 / 2 - log_std_d - log(2 pi) / 2`, `z = (a - mean) / std`.
+
+    `actions` are the samples themselves: one that was clipped to the action bounds has another density.
+    """
+    z = (actions - mean) * torch.exp(-log_std)
+    return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_entropy(mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."]) -> Float[Tensor, "*batch"]:
+    """`sum_d log_std_d + log(2 pi e) / 2`; `mean` gives only the shape."""
+    return (log_std.expand_as(mean) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def gaussian_sample(
+    mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], generator: torch.Generator | None = None
+) -> Float[Tensor, "*batch D"]:
+    """`mean + std * noise`: differentiable in both parameters."""
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return mean + torch.exp(log_std) * noise
+
+
+def tanh_gaussian_logprob(
+    mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], pre_tanh: Float[Tensor, "*batch D"]
+) -> Float[Tensor, "*batch"]:
+    """Log-density of `a = tanh(u)`, `u` Gaussian, given the *pre-tanh* sample `u`, which `a` cannot give back exactly.
+
+    `log N(u) - sum_d log(1 - tanh(u_d)^2)`, where `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))` holds at every
+    `u`, unlike `log(1 - a^2 + 1e-6)`. Haarnoja et al. (2018), arXiv 1801.01290, appendix C. The squashed distribution's
+    entropy has no closed form: estimate it by `-log pi` of samples.
+    """
+    squash = 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))
+    return gaussian_logprob(mean, log_std, pre_tanh) - squash.sum(-1)
+
+
+def tanh_gaussian_sample(
+    mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], generator: torch.Generator | None = None
+) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
+    """`(a, u)`: the action `a = tanh(u)` in (-1, 1) for the environment, and `u` to keep for its log-probability."""
+    pre_tanh = gaussian_sample(mean, log_std, generator)
+    return torch.tanh(pre_tanh), pre_tanh
+
+
+def logprob_and_entropy(
+    logits: Float[Tensor, "*batch V"], actions: Int[Tensor, "*batch"]
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """`log pi(a)` and the entropy `logsumexp(logits) - sum_v pi(v) logit_v`, in float32 whatever the logits' dtype.
+
+    For large vocabularies: no float32 copy of the logits is made, and the backward pass recomputes the probabilities
+    from the logits in blocks of rows. Besides them and their gradient nothing of size [N, V] is alive.
+    """
+    vocab = logits.shape[-1]
+    logprobs, entropy = _LogprobAndEntropy.apply(logits.reshape(-1, vocab), actions.reshape(-1))  # pyright: ignore[reportGeneralTypeIssues]
+    return logprobs.view(actions.shape), entropy.view(actions.shape)
+
+
+class _LogprobAndEntropy(torch.autograd.Function):
+    """Rows of logits [N, V] and actions [N] -> log-probabilities and entropies [N].
+
+    With `p = softmax(logits)`: `d logprob / d logit_v = [v = a] - p_v`, `d H / d logit_v = -p_v (log p_v + H)`.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logprobs = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
+        entropy = torch.empty_like(logprobs)
+        for rows in _row_blocks(logits):
+            log_p = F.log_softmax(logits[rows], dim=-1, dtype=dtype)
+            logprobs[rows] = log_p.gather(-1, actions[rows, None])[:, 0]
+            entropy[rows] = -log_p.exp().mul_(log_p.clamp_min_(LOG_P_FLOOR)).sum(-1)
+        ctx.save_for_backward(logits, actions, entropy)
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor, None]:
+        grad_logprobs, grad_entropy = grad_outputs
+        logits, actions, entropy = ctx.saved_tensors
+        grad_logits = torch.empty_like(logits)
+        for rows in _row_blocks(logits):
+            log_p = F.log_softmax(logits[rows], dim=-1, dtype=entropy.dtype)
+            p = log_p.exp()
+            if grad_entropy is None:
+                block = torch.zeros_like(p)
+            else:
+                block = log_p.clamp_min_(LOG_P_FLOOR).add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).mul_(p)
+            if grad_logprobs is not None:
+                g = grad_logprobs[rows, None]
+                block.sub_(p.mul_(g)).scatter_add_(-1, actions[rows, None], g)
+            grad_logits[rows] = block
+        return grad_logits, None
+
+
+def _row_blocks(logits: Tensor) -> Iterator[slice]:
+    n_rows, vocab = logits.shape
+    step = max(1, BLOCK_ELEMENTS // vocab)
+    return (slice(i, i + step) for i in range(0, n_rows, step))

@@ -1,0 +1,147 @@
+"""Losses over padded batches. Each is `sum over real tokens / denom` and comes back as `(loss, metrics)`.
+
+`denom` is the number of real tokens of the *whole* minibatch, over all microbatches and ranks. Losses, gradients and
+metrics of the parts therefore add up to those of the whole, however it was cut. The one exception are metrics named
+`*_max`, which are joined by a maximum. Metrics are detached scalars.
+
+Gradients flow into `logprobs`, `values` and `kl`, never into what was stored when sampling (`old_logprobs`,
+`advantages`, `old_values`, `returns`). An entropy bonus needs no function of its own: it is `masked_mean(entropy)`.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tabular.core.masked import Denom, masked_mean
+
+Loss = tuple[Float[Tensor, ""], dict[str, Tensor]]
+
+LOG_RATIO_CLAMP = 20.0
+"""Bound on `|log_ratio|` before the exponential: e^20 is finite in float32 and far outside every clip interval."""
+
+
+def policy_gradient_loss(
+    logprobs: Float[Tensor, "*batch T"],
+    advantages: Float[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    denom: Denom,
+) -> Loss:
+    """REINFORCE and actor-critic: `-mean(A_t log pi(a_t))`. No metrics.
+
+    Williams (1992); Sutton & Barto (2018), eq. 13.8.
+    """
+    logprobs, advantages = _real(mask, logprobs, advantages.detach())
+    return -masked_mean(logprobs * advantages, mask, denom), {}
+
+
+def clipped_surrogate_loss(
+    logprobs: Float[Tensor, "*batch T"],
+    old_logprobs: Float[Tensor, "*batch T"],
+    advantages: Float[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    denom: Denom,
+    clip_range: float | int = 0.2,
+    clip_range_high: float | int | None = None,
+    dual_clip: float | int | None = None,
+    log_ratio_clamp: float | int = LOG_RATIO_CLAMP,
+) -> Loss:
+    """PPO: `-mean(min(ratio A, clip(ratio, 1 - clip_range, 1 + clip_range_high) A))`, `ratio = pi / pi_old`.
+
+    Schulman et al. (2017), arXiv 1707.06347, eq. 7. `clip_range_high=None` is the symmetric interval; a wider upper
+    half is DAPO's "clip-higher" (arXiv 2503.14476). `dual_clip=c > 1` bounds the objective from below by `c A` where
+    `A < 0` (Ye et al. 2020, arXiv 1912.09729). `log_ratio_clamp` keeps the exponential finite.
+
+    Metrics: `approx_kl = mean(log_ratio^2) / 2`, the form of OpenAI's lm-human-preferences, never negative;
+    `clip_fraction`, the share of tokens whose ratio lies outside the interval, whether or not the minimum chose the
+    clipped branch there; `ratio_mean`, `ratio_max`.
+
+    Raises ValueError for a negative clip range or clamp, or `dual_clip <= 1`.
+    """
+    clip_range_high = clip_range if clip_range_high is None else clip_range_high
+    _check_not_negative(clip_range=clip_range, clip_range_high=clip_range_high, log_ratio_clamp=log_ratio_clamp)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be greater than 1, got {dual_clip}")
+    low, high = 1 - clip_range, 1 + clip_range_high
+
+    logprobs, old_logprobs, advantages = _real(mask, logprobs, old_logprobs.detach(), advantages.detach())
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.clamp(-log_ratio_clamp, log_ratio_clamp).exp()
+    objective = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+
+    outside = (ratio < low) | (ratio > high)
+    metrics = _ratio_metrics(log_ratio, ratio, mask, denom)
+    metrics["clip_fraction"] = masked_mean(outside.to(ratio.dtype), mask, denom)
+    return -masked_mean(objective, mask, denom), metrics
+
+
+def kl_penalty_surrogate_loss(
+    logprobs: Float[Tensor, "*batch T"],
+    old_logprobs: Float[Tensor, "*batch T"],
+    advantages: Float[Tensor, "*batch T"],
+    kl: Float[Tensor, "*batch T"],
+    beta: float | int,
+    mask: Bool[Tensor, "*batch T"],
+    denom: Denom,
+) -> Loss:
+    """PPO with a penalty instead of a clip: `-mean(ratio A - beta kl)`. Schulman et al. (2017), eq. 8.
+
+    `kl` is the exact `KL(pi_old || pi)` of each step's distribution, with its gradient (`kl.categorical_kl`); `beta`
+    comes from `kl.PenaltyBeta`. Metrics: `approx_kl` (as above), `exact_kl = mean(kl)`, `ratio_mean`, `ratio_max`.
+
+    Raises ValueError for a negative `beta`.
+    """
+    _check_not_negative(beta=beta)
+    logprobs, old_logprobs, advantages, kl = _real(mask, logprobs, old_logprobs.detach(), advantages.detach(), kl)
+    log_ratio = logprobs - old_logprobs
+    ratio = log_ratio.clamp(-LOG_RATIO_CLAMP, LOG_RATIO_CLAMP).exp()
+    metrics = _ratio_metrics(log_ratio, ratio, mask, denom)
+    metrics["exact_kl"] = masked_mean(kl.detach(), mask, denom)
+    return -masked_mean(ratio * advantages - beta * kl, mask, denom), metrics
+
+
+def value_loss(
+    values: Float[Tensor, "*batch T"],
+    old_values: Float[Tensor, "*batch T"],
+    returns: Float[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    denom: Denom,
+    clip_range: float | int | None = None,
+) -> Loss:
+    """Critic: `mean(max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)) / 2`; `c = clip_range`, None: no clipping.
+
+    Schulman et al. (2017), as in OpenAI's baselines and lm-human-preferences. Metric: `clip_fraction`, the share of
+    tokens where the clipped error is the larger one, so that their gradient is 0.
+
+    Raises ValueError for a negative `clip_range`.
+    """
+    values, old_values, returns = _real(mask, values, old_values.detach(), returns.detach())
+    errors = (values - returns) ** 2
+    active = torch.zeros_like(mask)
+    if clip_range is not None:
+        _check_not_negative(clip_range=clip_range)
+        clipped_errors = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
+        active = clipped_errors > errors
+        errors = torch.maximum(errors, clipped_errors)
+    return 0.5 * masked_mean(errors, mask, denom), {"clip_fraction": masked_mean(active.to(values.dtype), mask, denom)}
+
+
+def _real(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The tensors with 0 in masked places. Done first: 0 * NaN in a later product's gradient would still be NaN."""
+    return [torch.where(mask, x, 0) for x in tensors]
+
+
+def _ratio_metrics(log_ratio: Tensor, ratio: Tensor, mask: Tensor, denom: Denom) -> dict[str, Tensor]:
+    log_ratio, ratio = log_ratio.detach(), ratio.detach()
+    return {
+        "approx_kl": 0.5 * masked_mean(log_ratio**2, mask, denom),
+        "ratio_mean": masked_mean(ratio, mask, denom),
+        "ratio_max": torch.where(mask, ratio, 0).amax(),
+    }
+
+
+def _check_not_negative(**numbers: float | int) -> None:
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{name} must not be negative, got {number}")

@@ -1,0 +1,142 @@
+"""Finite Markov decision processes as tables: S states, A actions, transitions as one sparse matrix."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse import csr_array
+
+Number = float | int | np.number
+Outcome = tuple[Number, int | np.integer, Number, bool | np.bool_]
+"""`(probability, next state, reward, terminated)`, as in the `P` table of gymnasium's toy-text environments."""
+
+PROBABILITY_ERROR = 1e-8
+"""How far probabilities may miss 1 in sum: tables hold thirds and tenths."""
+
+
+@dataclass(frozen=True, eq=False)
+class MDP:
+    """A finite MDP. Row `s * A + a` of `transitions` is the state after action `a` in state `s`, *if there is one*.
+
+    What a transition that terminates would lead to is not in the table: such a row sums to less than 1, and the
+    missing rest is the probability that the episode ends. So `rewards + gamma * transitions @ V` is right everywhere
+    without a notion of terminal states. Time limits are no part of an MDP.
+
+    Raises ValueError for shapes that do not fit, probabilities that are none, or `gamma` outside [0, 1].
+    """
+
+    transitions: csr_array
+    "[S * A, S] probability of each next state"
+    rewards: Float[np.ndarray, "S A"]
+    "expected reward of an action"
+    gamma: float | int
+    "discount in [0, 1]"
+    start: Float[np.ndarray, "S"]
+    "probability of beginning in each state"
+
+    def __post_init__(self) -> None:
+        n_states, n_actions = self.rewards.shape
+        if self.transitions.shape != (n_states * n_actions, n_states):
+            raise ValueError(
+                f"transitions must be [{n_states * n_actions}, {n_states}] to fit the rewards [{n_states}, "
+                f"{n_actions}], got {self.transitions.shape}"
+            )
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        if not np.isfinite(self.rewards).all():
+            raise ValueError("rewards must be finite")
+        if not (self.transitions.data >= 0).all() or (self.transitions.sum(axis=1) > 1 + PROBABILITY_ERROR).any():
+            raise ValueError("each row of transitions must be probabilities that sum to at most 1")
+        if not (self.start >= 0).all() or abs(self.start.sum() - 1) > PROBABILITY_ERROR:
+            raise ValueError(f"start must be probabilities that sum to 1, got the sum {self.start.sum()}")
+
+    @property
+    def n_states(self) -> int:
+        return self.rewards.shape[0]
+
+    @property
+    def n_actions(self) -> int:
+        return self.rewards.shape[1]
+
+    @property
+    def end_probability(self) -> Float[np.ndarray, "S A"]:
+        """Probability that the episode ends with an action."""
+        missing = 1 - self.transitions.sum(axis=1).reshape(self.rewards.shape)
+        return np.where(missing > PROBABILITY_ERROR, missing, 0.0)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Mapping[int, Mapping[int, Sequence[Outcome]]],
+        gamma: float | int,
+        start: Float[np.ndarray, "S"],
+    ) -> "MDP":
+        """From `table[state][action]`, a list of outcomes. An outcome that terminates has no continuation, whatever
+        the table says about the state it names: gymnasium's CliffWalking lets one walk on from the goal.
+
+        Raises ValueError where the probabilities of an action do not sum to 1.
+        """
+        n_states, n_actions = len(table), len(table[0])
+        rewards = np.zeros((n_states, n_actions))
+        rows, columns, probabilities = [], [], []
+        for state in range(n_states):
+            for action in range(n_actions):
+                total = 0.0
+                for probability, next_state, reward, terminated in table[state][action]:
+                    total += probability
+                    rewards[state, action] += probability * reward
+                    if probability > 0 and not terminated:
+                        rows.append(state * n_actions + action)
+                        columns.append(next_state)
+                        probabilities.append(probability)
+                if abs(total - 1) > PROBABILITY_ERROR:
+                    raise ValueError(f"the outcomes of action {action} in state {state} have probability {total}")
+        shape = (n_states * n_actions, n_states)
+        return cls(csr_array((probabilities, (rows, columns)), shape=shape), rewards, gamma, np.asarray(start, float))
+
+    @classmethod
+    def from_gym(cls, env: Any, gamma: float | int) -> "MDP":
+        """From a gymnasium environment with a table `P` and a start distribution, wrapped or not.
+
+        Raises ValueError for an environment without them.
+        """
+        table = getattr(env.unwrapped, "P", None)
+        start = getattr(env.unwrapped, "initial_state_distrib", None)
+        if table is None or start is None:
+            name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+            missing = "transition table `P`" if table is None else "start distribution `initial_state_distrib`"
+            raise ValueError(f"{name} has no {missing}, so it cannot be solved by planning")
+        return cls.from_table(table, gamma, start)
+
+
+def line_world(
+    n_states: int = 4,
+    success: float | int = 1.0,
+    goal_value: float | int = 10.0,
+    step_reward: float | int = 0.0,
+    gamma: float | int = 0.9,
+) -> MDP:
+    """States `0 - 1 - ... - n-1` in a line, actions left (0) and right (1), a goal at the right end, start at 0.
+
+    A move works with probability `success` and else stays; each pays `step_reward`. Any action in the goal pays
+    `goal_value` and ends the episode, so that the goal's own value is `goal_value` and its neighbour's
+    `step_reward + gamma * goal_value`. Costs to the goal are `goal_value=0, step_reward=-1, gamma=1`.
+
+    Raises ValueError for fewer than 2 states or a `success` outside [0, 1].
+    """
+    if n_states < 2:
+        raise ValueError(f"a line needs at least 2 states, got {n_states}")
+    if not 0 <= success <= 1:
+        raise ValueError(f"success must be in [0, 1], got {success}")
+    goal = n_states - 1
+    table: dict[int, dict[int, list[Outcome]]] = {
+        state: {
+            action: [(success, neighbour, step_reward, False), (1 - success, state, step_reward, False)]
+            for action, neighbour in enumerate((max(state - 1, 0), state + 1))
+        }
+        for state in range(goal)
+    }
+    table[goal] = {action: [(1.0, goal, goal_value, True)] for action in (0, 1)}
+    return MDP.from_table(table, gamma, np.eye(n_states)[0])

@@ -1,0 +1,238 @@
+import math
+
+import pytest
+import torch
+from torch import distributions as D
+
+from tabular.core import distributions
+from tabular.core.distributions import (
+    categorical_entropy,
+    categorical_logprob,
+    categorical_sample,
+    gaussian_entropy,
+    gaussian_logprob,
+    gaussian_sample,
+    logprob_and_entropy,
+    tanh_gaussian_logprob,
+    tanh_gaussian_sample,
+)
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(5, 4, 7, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def actions():
+    return torch.randint(7, (5, 4), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def legal():
+    mask = torch.rand(5, 4, 7, generator=torch.Generator().manual_seed(2)) > 0.5
+    mask[..., 3] = True
+    return mask
+
+
+def test_categorical_by_hand():
+    logits = torch.tensor([1.0, 2.0, 1.0]).log() + 5
+    assert categorical_logprob(logits, torch.tensor(1)).item() == pytest.approx(math.log(0.5))
+    assert categorical_entropy(logits).item() == pytest.approx(1.5 * math.log(2))
+    mask = torch.tensor([True, False, True])
+    assert categorical_logprob(logits, torch.tensor(0), mask).item() == pytest.approx(math.log(0.5))
+    assert categorical_logprob(logits, torch.tensor(1), mask) == -torch.inf
+    assert categorical_entropy(logits, mask).item() == pytest.approx(math.log(2))
+
+
+def test_categorical_agrees_with_torch(logits, actions):
+    reference = D.Categorical(logits=logits)
+    torch.testing.assert_close(categorical_logprob(logits, actions), reference.log_prob(actions))
+    torch.testing.assert_close(categorical_entropy(logits), reference.entropy())
+
+
+def test_masked_actions_are_as_if_absent(logits, legal):
+    """Values and gradients equal those of the categorical over the legal actions alone."""
+    row, mask = logits[0, 0].clone().requires_grad_(), legal[0, 0]
+    short = logits[0, 0][mask].requires_grad_()
+    action = int(mask.nonzero()[0])
+    (categorical_logprob(row, torch.tensor(action), mask) + categorical_entropy(row, mask)).backward()
+    (categorical_logprob(short, torch.tensor(0)) + categorical_entropy(short)).backward()
+    torch.testing.assert_close(row.grad[mask], short.grad)
+    assert not mask.all()
+    assert (row.grad[~mask] == 0).all()
+
+
+def test_one_legal_action_has_entropy_zero_and_a_finite_gradient():
+    logits = torch.tensor([1.0, 2.0], requires_grad=True)
+    entropy = categorical_entropy(logits, torch.tensor([False, True]))
+    entropy.backward()
+    assert entropy == 0
+    assert logits.grad.tolist() == [0, 0]
+
+
+def test_no_legal_action_raises(logits, actions, legal):
+    legal[2, 1] = False
+    for function in (
+        lambda: categorical_logprob(logits, actions, legal),
+        lambda: categorical_entropy(logits, legal),
+        lambda: categorical_sample(logits, legal),
+    ):
+        with pytest.raises(ValueError, match=r"no action in row \[2, 1\]"):
+            function()
+
+
+def test_sample_inverts_the_cumulative_distribution():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(6, 3)
+    uniforms = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, 1 - 2**-24])
+    assert categorical_sample(logits, uniforms=uniforms).tolist() == [0, 0, 1, 1, 2, 2]
+    mask = torch.tensor([False, True, False]).expand(6, 3)
+    assert categorical_sample(logits, mask, uniforms=uniforms).tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("n_actions", [2, 10, 1000])
+def test_sample_never_takes_an_impossible_action(n_actions):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, n_actions, generator=generator)
+    mask = torch.rand(400, n_actions, generator=generator) > 0.5
+    mask[:, n_actions // 2] = True
+    mask[:, 0] = mask[:, -1] = n_actions == 2
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        actions = categorical_sample(logits, mask, uniforms=torch.full((400,), uniform))
+        assert mask.gather(-1, actions[:, None]).all()
+
+
+def test_sample_frequencies_and_generator():
+    probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    logits = probabilities.log().expand(100_000, 4)
+    actions = categorical_sample(logits, generator=torch.Generator().manual_seed(0))
+    again = categorical_sample(logits, generator=torch.Generator().manual_seed(0))
+    assert actions.equal(again)
+    frequencies = actions.bincount(minlength=4) / len(actions)
+    standard_errors = (probabilities * (1 - probabilities) / len(actions)).sqrt()
+    assert ((frequencies - probabilities).abs() <= 4 * standard_errors).all()
+
+
+@pytest.fixture
+def gaussian():
+    generator = torch.Generator().manual_seed(0)
+    mean, actions = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    return mean, torch.randn(3, generator=generator, dtype=torch.float64), actions
+
+
+def test_gaussian_agrees_with_torch(gaussian):
+    mean, log_std, actions = gaussian
+    reference = D.Independent(D.Normal(mean, log_std.exp()), 1)
+    torch.testing.assert_close(gaussian_logprob(mean, log_std, actions), reference.log_prob(actions))
+    torch.testing.assert_close(gaussian_entropy(mean, log_std), reference.entropy())
+
+
+def test_gaussian_by_hand():
+    mean, log_std = torch.zeros(1, 2), torch.tensor([0.0, math.log(2)])
+    expected = -0.5 * (1 + 1) - math.log(2) - math.log(2 * math.pi)
+    assert gaussian_logprob(mean, log_std, torch.tensor([[1.0, 2.0]])).item() == pytest.approx(expected)
+    assert gaussian_entropy(mean, log_std).item() == pytest.approx(math.log(2) + math.log(2 * math.pi) + 1)
+
+
+def test_gaussian_sample_moments_and_gradients():
+    mean = torch.full((100_000, 1), 3.0)
+    log_std = torch.tensor([math.log(0.5)], requires_grad=True)
+    sample = gaussian_sample(mean, log_std, torch.Generator().manual_seed(0))
+    assert sample.mean().item() == pytest.approx(3, abs=4 * 0.5 / math.sqrt(100_000))
+    assert sample.std().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(200_000))
+    (gradient,) = torch.autograd.grad(sample[0, 0], log_std)
+    torch.testing.assert_close(gradient, (sample[0] - 3).detach())
+
+
+def test_tanh_gaussian_agrees_with_torch_where_it_can(gaussian):
+    mean, log_std, pre_tanh = gaussian
+    reference = D.TransformedDistribution(D.Normal(mean, log_std.exp()), D.TanhTransform())
+    expected = reference.log_prob(torch.tanh(pre_tanh)).sum(-1)
+    torch.testing.assert_close(tanh_gaussian_logprob(mean, log_std, pre_tanh), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("u", [-40.0, -15.0, 0.0, 15.0, 40.0])
+def test_tanh_correction_is_exact_when_saturated(u):
+    """log(1 - tanh(u)^2) = -2 log cosh(u), and log cosh(u) = |u| + log((1 + e^-2|u|) / 2)."""
+    pre_tanh = torch.tensor([[u]])
+    zeros = torch.zeros(1, 1)
+    correction = gaussian_logprob(zeros, zeros, pre_tanh) - tanh_gaussian_logprob(zeros, zeros, pre_tanh)
+    expected = -2 * (abs(u) + math.log((1 + math.exp(-2 * abs(u))) / 2))
+    assert correction.item() == pytest.approx(expected, abs=1e-4, rel=1e-6)
+
+
+def test_tanh_gaussian_density_integrates_to_one():
+    u = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    density = tanh_gaussian_logprob(torch.full_like(u, 0.3), torch.tensor([-0.5], dtype=torch.float64), u).exp()
+    assert torch.trapezoid(density, torch.tanh(u)[:, 0]).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_tanh_gaussian_sample():
+    mean, log_std = torch.zeros(1000, 2), torch.tensor([0.0, 3.0])
+    action, pre_tanh = tanh_gaussian_sample(mean, log_std, torch.Generator().manual_seed(0))
+    assert action.equal(torch.tanh(pre_tanh))
+    assert pre_tanh.equal(gaussian_sample(mean, log_std, torch.Generator().manual_seed(0)))
+
+
+def test_logprob_and_entropy_agrees_with_torch(logits, actions):
+    reference = D.Categorical(logits=logits)
+    logprobs, entropy = logprob_and_entropy(logits, actions)
+    torch.testing.assert_close(logprobs, reference.log_prob(actions))
+    torch.testing.assert_close(entropy, reference.entropy())
+
+
+@pytest.mark.parametrize("block_elements", [1, 14, 20, 10_000])
+def test_logprob_and_entropy_gradients(logits, actions, block_elements, monkeypatch):
+    """Against finite differences, whatever the rows are cut into, for both outputs and each alone."""
+    monkeypatch.setattr(distributions, "BLOCK_ELEMENTS", block_elements)
+    logits = logits.double().requires_grad_()
+    for pick in (slice(None), slice(0, 1), slice(1, 2)):
+        assert torch.autograd.gradcheck(lambda x, pick=pick: logprob_and_entropy(x, actions)[pick], (logits,))
+
+
+def test_logprob_and_entropy_is_float32_for_low_precision_logits(logits, actions):
+    low = logits.bfloat16().requires_grad_()
+    logprobs, entropy = logprob_and_entropy(low, actions)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    exact = D.Categorical(logits=low.detach().double())
+    torch.testing.assert_close(logprobs.double(), exact.log_prob(actions), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(entropy.double(), exact.entropy(), atol=1e-6, rtol=1e-6)
+    logprobs.sum().backward()
+    assert low.grad.dtype == torch.bfloat16
+
+
+def test_logprob_and_entropy_with_suppressed_tokens(actions):
+    logits = torch.zeros(5, 4, 7)
+    logits[..., 2:] = -torch.inf
+    logits.requires_grad_()
+    logprobs, entropy = logprob_and_entropy(logits, actions.clamp_max(1))
+    (3 * logprobs.sum() - 50 * entropy.sum()).backward()
+    torch.testing.assert_close(logprobs, torch.full((5, 4), -math.log(2)))
+    torch.testing.assert_close(entropy, torch.full((5, 4), math.log(2)))
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[..., 2:] == 0).all()
+
+
+def test_logprob_and_entropy_passes_nan_on():
+    """A broken forward must show, not turn into a plausible number."""
+    logits = torch.tensor([[0.0, torch.nan]])
+    logprobs, entropy = logprob_and_entropy(logits, torch.tensor([0]))
+    assert logprobs.isnan().all()
+    assert entropy.isnan().all()
+
+
+def test_logprob_and_entropy_keeps_only_the_logits_for_the_backward_pass(logits, actions):
+    saved = []
+    logits.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        logprob_and_entropy(logits, actions)
+    large = [x for x in saved if x.numel() >= logits.numel()]
+    assert [x.data_ptr() for x in large] == [logits.data_ptr()]
+
+
+def test_a_rows_logprob_does_not_depend_on_the_other_rows(logits, actions):
+    """So that the first ratio is exactly 1, whatever the batches of the two forward passes were."""
+    logits, actions = torch.cat([logits] * 20, -1), actions
+    together, _ = logprob_and_entropy(logits, actions)
+    alone = torch.stack([logprob_and_entropy(row, action)[0] for row, action in zip(logits, actions, strict=True)])
+    assert together.equal(alone)

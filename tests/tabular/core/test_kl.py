@@ -1,0 +1,141 @@
+import math
+
+import pytest
+import torch
+
+from tabular.core.kl import AdaptiveKL, FixedKL, PenaltyBeta, categorical_kl, kl_estimate
+
+P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+Q = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+KL_P_Q = 0.5 * math.log(2) + 0.25 * 0 - 0.25 * math.log(2)
+
+
+def test_estimates_by_hand():
+    logprobs, ref_logprobs = torch.tensor([-1.0, -1.0, -3.0]), torch.tensor([-1.0, -2.0, -1.0])
+    assert kl_estimate(logprobs, ref_logprobs, "k1").tolist() == [0, 1, -2]
+    assert kl_estimate(logprobs, ref_logprobs, "k2").tolist() == [0, 0.5, 2]
+    expected = torch.tensor([0, math.exp(-1), math.exp(2) - 3])
+    torch.testing.assert_close(kl_estimate(logprobs, ref_logprobs, "k3"), expected)
+
+
+def test_k1_and_k3_are_unbiased():
+    for kind in ("k1", "k3"):
+        assert (P * kl_estimate(P.log(), Q.log(), kind)).sum().item() == pytest.approx(KL_P_Q, abs=1e-12)
+
+
+def test_k2_has_the_gradient_of_the_kl_and_k1_has_none():
+    """Expected gradients under P of the estimates as losses, against the gradient of the exact KL."""
+    logits = P.log().requires_grad_()
+    (exact,) = torch.autograd.grad(categorical_kl(logits, Q.log()), logits)
+    for kind, expected in (("k1", torch.zeros(3, dtype=torch.float64)), ("k2", exact)):
+        loss = (P * kl_estimate(logits.log_softmax(-1), Q.log(), kind)).sum()
+        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected, atol=1e-12, rtol=0)
+
+
+def test_k3_is_accurate_and_never_negative():
+    d = torch.logspace(-8, 0, 200)
+    d = torch.cat([d, -d])
+    estimate = kl_estimate(d, torch.zeros_like(d), "k3")
+    assert (estimate >= 0).all()
+    d64 = d.double()
+    # exp(-d) - 1 + d in float32 would be off by 6e-8 everywhere, more than all of k3 at d = 1e-4.
+    assert ((estimate - (torch.expm1(-d64) + d64)).abs() <= 4e-7 * d64.abs()).all()
+    assert kl_estimate(torch.tensor([-300.0]), torch.tensor([0.0]), "k3").isfinite()
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="one of k1, k2, k3, got 'k4'"):
+        kl_estimate(P, Q, "k4")
+
+
+def test_categorical_kl():
+    shifted = torch.stack([P.log() + 7, Q.log()])  # logits need not be normalized
+    torch.testing.assert_close(categorical_kl(shifted, Q.log().expand(2, 3)), torch.tensor([KL_P_Q, 0]).double())
+    generator = torch.Generator().manual_seed(0)
+    p, q = torch.randn(2, 5, 4, 7, generator=generator)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    )
+    torch.testing.assert_close(categorical_kl(p, q), expected)
+
+
+def test_categorical_kl_with_impossible_actions():
+    inf = torch.inf
+    p = torch.tensor([[0.0, 0.0, -inf], [0.0, 0.0, -inf]], requires_grad=True)
+    q = torch.tensor([[0.0, 0.0, -inf], [0.0, 0.0, 0.0]])
+    kl = categorical_kl(p, q)
+    kl.sum().backward()
+    torch.testing.assert_close(kl.detach(), torch.tensor([0, math.log(1.5)]))
+    assert p.grad.isfinite().all()
+    assert categorical_kl(q[1], q[0]) == inf
+
+
+def test_fixed():
+    coefficient = FixedKL(0.05)
+    coefficient.update(100.0, 512)
+    assert coefficient.coef == 0.05
+
+
+def test_adaptive_by_hand():
+    coefficient = AdaptiveKL(coef=0.2, target=6.0, horizon=10_000)
+    coefficient.update(6.0, 512)
+    assert coefficient.coef == 0.2
+    coefficient.update(6.6, 1000)  # 10% above target
+    assert coefficient.coef == pytest.approx(0.2 * (1 + 0.1 * 0.1))
+    coefficient = AdaptiveKL(coef=0.2, target=6.0, horizon=10_000)
+    coefficient.update(600.0, 1000)  # clipped at 20%
+    assert coefficient.coef == pytest.approx(0.2 * 1.02)
+    coefficient = AdaptiveKL(coef=0.2, target=6.0, horizon=10_000)
+    coefficient.update(-1.0, 1000)
+    assert coefficient.coef == pytest.approx(0.2 * 0.98)
+
+
+def test_adaptive_steers_to_the_target():
+    """A process whose KL falls as the coefficient rises: kl = 1 / coef."""
+    coefficient = AdaptiveKL(coef=10.0, target=4.0, horizon=1000)
+    for _ in range(2000):
+        coefficient.update(1 / coefficient.coef, 50)
+    assert coefficient.coef == pytest.approx(0.25, rel=1e-6)
+
+
+def test_penalty_beta():
+    beta = PenaltyBeta(beta=1.0, target=0.03)
+    for kl, expected in [(0.0451, 2.0), (0.0449, 2.0), (0.0201, 2.0), (0.0199, 1.0), (0.0, 0.5)]:
+        beta.update(kl)
+        assert beta.beta == expected
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: FixedKL(0.3), lambda: AdaptiveKL(0.3, 6.0, 100), lambda: PenaltyBeta(0.3, 1.0)]
+)
+def test_state_goes_round(make):
+    first, second = make(), make()
+    name = "beta" if isinstance(first, PenaltyBeta) else "coef"
+    setattr(first, name, 0.125)
+    second.load_state_dict(first.state_dict())
+    assert getattr(second, name) == 0.125
+    with pytest.raises(ValueError, match=f"no '{name}'"):
+        second.load_state_dict({"other": 1.0})
+    with pytest.raises(ValueError, match=f"{name} must be finite and not negative, got nan"):
+        second.load_state_dict({name: math.nan})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FixedKL(-0.1), "coef must be finite and not negative, got -0.1"),
+        (lambda: FixedKL(math.inf), "coef must be finite and not negative, got inf"),
+        (lambda: AdaptiveKL(-0.1, 6, 100), "coef must be finite and not negative, got -0.1"),
+        (lambda: AdaptiveKL(0.1, 0, 100), "target must be finite and positive, got 0"),
+        (lambda: AdaptiveKL(0.1, 6, -5), "horizon must be finite and positive, got -5"),
+        (lambda: AdaptiveKL(0.1, 6, 100).update(math.nan, 10), "kl must be finite, got nan"),
+        (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, 500), "n_episodes must be in .* got 500"),
+        (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, -1), "n_episodes must be in .* got -1"),
+        (lambda: PenaltyBeta(0, 1), "beta must be finite and positive, got 0"),
+        (lambda: PenaltyBeta(1, -1), "target must be finite and positive, got -1"),
+        (lambda: PenaltyBeta(1, 1).update(math.inf), "kl must be finite, got inf"),
+    ],
+)
+def test_impossible_numbers(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,232 @@
+import math
+
+import pytest
+import torch
+
+from tabular.core.kl import categorical_kl
+from tabular.core.losses import (
+    clipped_surrogate_loss,
+    kl_penalty_surrogate_loss,
+    policy_gradient_loss,
+    value_loss,
+)
+
+REAL = torch.ones(4, dtype=torch.bool)
+
+
+def ratios(*numbers):
+    """New log-probabilities with these ratios to old ones of 0."""
+    return torch.tensor(numbers, dtype=torch.float64).log().requires_grad_()
+
+
+@pytest.fixture
+def ragged():
+    """[6, 5] rows of real lengths 5, 1, 3, 0, 2, 4."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old_logprobs, advantages, values, old_values, returns, kl = torch.randn(
+        7, 6, 5, generator=generator, dtype=torch.float64
+    )
+    mask = torch.arange(5) < torch.tensor([5, 1, 3, 0, 2, 4])[:, None]
+    return {
+        "logprobs": logprobs,
+        "old_logprobs": old_logprobs,
+        "advantages": advantages,
+        "values": values,
+        "old_values": old_values,
+        "returns": returns,
+        "kl": kl.abs(),
+        "mask": mask,
+    }
+
+
+LOSSES = {
+    "policy_gradient": lambda x, denom: policy_gradient_loss(x["logprobs"], x["advantages"], x["mask"], denom),
+    "clipped": lambda x, denom: clipped_surrogate_loss(
+        x["logprobs"], x["old_logprobs"], x["advantages"], x["mask"], denom
+    ),
+    "dual_clip": lambda x, denom: clipped_surrogate_loss(
+        x["logprobs"], x["old_logprobs"], x["advantages"], x["mask"], denom, 0.2, 0.28, dual_clip=1.5
+    ),
+    "kl_penalty": lambda x, denom: kl_penalty_surrogate_loss(
+        x["logprobs"], x["old_logprobs"], x["advantages"], x["kl"], 0.3, x["mask"], denom
+    ),
+    "value": lambda x, denom: value_loss(x["values"], x["old_values"], x["returns"], x["mask"], denom),
+    "clipped_value": lambda x, denom: value_loss(x["values"], x["old_values"], x["returns"], x["mask"], denom, 0.2),
+}
+
+
+def run(name, x, denom):
+    """Loss, metrics and the gradients with respect to every float input (zeros where none arrives)."""
+    x = {key: tensor if key == "mask" else tensor.clone().requires_grad_() for key, tensor in x.items()}
+    loss, metrics = LOSSES[name](x, denom)
+    loss.backward()
+    assert not any(metric.requires_grad or metric.shape for metric in metrics.values())
+    grads = {key: torch.zeros_like(t) if t.grad is None else t.grad for key, t in x.items() if key != "mask"}
+    return loss.detach(), metrics, grads
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_microbatches_sum_to_the_whole(name, ragged):
+    denom = ragged["mask"].sum()
+    loss, metrics, grads = run(name, ragged, denom)
+    parts = [run(name, {key: x[i : i + 2] for key, x in ragged.items()}, denom) for i in (0, 2, 4)]
+    torch.testing.assert_close(sum(part[0] for part in parts), loss)
+    for key, grad in grads.items():
+        torch.testing.assert_close(torch.cat([part[2][key] for part in parts]), grad)
+    for key, metric in metrics.items():
+        values = [part[1][key] for part in parts]
+        torch.testing.assert_close(max(values) if key.endswith("_max") else sum(values), metric)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_masked_nan_changes_nothing(name, ragged):
+    denom = ragged["mask"].sum()
+    poisoned = {key: x if key == "mask" else torch.where(ragged["mask"], x, torch.nan) for key, x in ragged.items()}
+    clean, dirty = run(name, ragged, denom), run(name, poisoned, denom)
+    torch.testing.assert_close(dirty, clean)
+    assert all((grad[~ragged["mask"]] == 0).all() for grad in dirty[2].values())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_the_networks_outputs_get_gradients(name, ragged):
+    _, _, grads = run(name, ragged, ragged["mask"].sum())
+    moved = {key for key, grad in grads.items() if grad.any()}
+    assert moved == {"values"} if "value" in name else {"logprobs"} <= moved <= {"logprobs", "kl"}
+
+
+def test_policy_gradient_by_hand():
+    logprobs = torch.tensor([-1.0, -2.0, -3.0, -4.0], requires_grad=True)
+    loss, metrics = policy_gradient_loss(logprobs, torch.tensor([2.0, -1.0, 0.5, 0.0]), REAL, 2)
+    loss.backward()
+    assert loss == (2 - 2 + 1.5) / 2
+    assert logprobs.grad.tolist() == [-1, 0.5, -0.25, 0]
+    assert metrics == {}
+
+
+def test_clipped_surrogate_by_hand():
+    logprobs = ratios(1.5, 0.5, 1.5, 0.5)
+    advantages = torch.tensor([2.0, 2.0, -2.0, -2.0], dtype=torch.float64)
+    loss, metrics = clipped_surrogate_loss(logprobs, torch.zeros(4, dtype=torch.float64), advantages, REAL, 4)
+    loss.backward()
+    # 1.2 * 2 (clipped), 0.5 * 2, 1.5 * -2, 0.8 * -2 (clipped)
+    assert loss.item() == pytest.approx(-(2.4 + 1.0 - 3.0 - 1.6) / 4, abs=1e-12)
+    assert logprobs.grad.tolist() == pytest.approx([0, -0.5 * 2 / 4, 1.5 * 2 / 4, 0], abs=1e-12)
+    assert metrics["clip_fraction"] == 1  # all four lie outside the interval, though only two are held back
+    assert metrics["ratio_mean"].item() == pytest.approx(1.0)
+    assert metrics["ratio_max"].item() == pytest.approx(1.5)
+    approx_kl = 0.5 * (2 * math.log(1.5) ** 2 + 2 * math.log(0.5) ** 2) / 4
+    assert metrics["approx_kl"].item() == pytest.approx(approx_kl, abs=1e-12)
+
+
+def test_clip_range_high_widens_only_the_upper_half():
+    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    logprobs = ratios(1.25, 1.5, 0.75, 0.85)
+    loss, metrics = clipped_surrogate_loss(
+        logprobs, torch.zeros_like(logprobs), advantages, REAL, 1, clip_range=0.2, clip_range_high=0.3
+    )
+    assert loss.item() == pytest.approx(-(1.25 + 1.3 - 0.8 - 0.85), abs=1e-12)
+    assert metrics["clip_fraction"] == 2
+
+
+def test_dual_clip_bounds_the_loss_where_the_advantage_is_negative():
+    advantages = torch.tensor([-1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    logprobs = ratios(5.0, 2.0, 5.0, 0.1)
+    loss, _ = clipped_surrogate_loss(logprobs, torch.zeros_like(logprobs), advantages, REAL, 1, dual_clip=3)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(-3 - 2 + 1.2 - 0.8), abs=1e-12)
+    assert logprobs.grad.tolist() == pytest.approx([0, 2, 0, 0], abs=1e-12)
+
+
+def test_at_ratio_one_the_gradient_is_the_policy_gradient(ragged):
+    ragged["old_logprobs"] = ragged["logprobs"]
+    denom = ragged["mask"].sum()
+    expected = run("policy_gradient", ragged, denom)[2]["logprobs"]
+    for name in ("clipped", "dual_clip", "kl_penalty"):
+        _, metrics, grads = run(name, ragged, denom)
+        torch.testing.assert_close(grads["logprobs"], expected)
+        assert metrics["approx_kl"] == 0
+        assert metrics["ratio_max"] == 1
+
+
+def test_log_ratio_clamp_keeps_the_loss_finite():
+    logprobs = torch.tensor([0.0, -500.0, 500.0, 1.0], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    loss, metrics = clipped_surrogate_loss(logprobs, torch.zeros(4), advantages, REAL, 4)
+    loss.backward()
+    assert loss.isfinite()
+    assert logprobs.grad.isfinite().all()
+    assert metrics["ratio_max"].item() == pytest.approx(math.exp(20))
+    _, metrics = clipped_surrogate_loss(logprobs, torch.zeros(4), advantages, REAL, 4, log_ratio_clamp=2.0)
+    assert metrics["ratio_max"].item() == pytest.approx(math.exp(2))
+
+
+def test_nothing_real_is_a_loss_of_zero(ragged):
+    ragged["mask"] = torch.zeros_like(ragged["mask"])
+    for name in LOSSES:
+        loss, metrics, grads = run(name, ragged, 7)
+        assert loss == 0
+        assert all(metric == 0 for metric in metrics.values())
+        assert not any(grad.any() for grad in grads.values())
+
+
+def test_kl_penalty_by_hand():
+    logprobs = ratios(1.5, 0.5, 1.0, 1.0)
+    kl = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64, requires_grad=True)
+    loss, metrics = kl_penalty_surrogate_loss(
+        logprobs, torch.zeros_like(kl), torch.tensor([2.0, 1.0, -1.0, 0.0], dtype=torch.float64), kl, 10, REAL, 2
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(-(3 + 0.5 - 1 + 0 - 10 * 1.0) / 2, abs=1e-12)
+    assert kl.grad.tolist() == [5, 5, 5, 5]
+    assert metrics["exact_kl"].item() == pytest.approx(0.5)
+
+
+def test_kl_penalty_pulls_back_to_the_old_policy():
+    generator = torch.Generator().manual_seed(0)
+    old_logits, logits = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    zeros = torch.zeros(4, dtype=torch.float64)
+    loss, _ = kl_penalty_surrogate_loss(
+        logits.log_softmax(-1)[:, 0], zeros, zeros, categorical_kl(old_logits, logits), 1, REAL, 1
+    )
+    loss.backward()
+    torch.testing.assert_close(logits.grad, logits.softmax(-1).detach() - old_logits.softmax(-1))
+
+
+def test_value_loss_by_hand():
+    values = torch.tensor([1.0, 3.0, 0.0, 2.0], requires_grad=True)
+    old_values = torch.tensor([1.0, 2.0, 2.0, 2.5])
+    returns = torch.tensor([2.0, 3.0, -1.0, 0.0])
+    loss, metrics = value_loss(values, old_values, returns, REAL, 2)
+    assert loss == 0.5 * (1 + 0 + 1 + 4) / 2
+    assert metrics["clip_fraction"] == 0
+
+    loss, metrics = value_loss(values, old_values, returns, REAL, 2, clip_range=0.5)
+    loss.backward()
+    # clipped values 1, 2.5, 1.5, 2: errors 1, 0.25, 6.25, 4
+    assert loss == 0.5 * (1 + 0.25 + 6.25 + 4) / 2
+    assert metrics["clip_fraction"] == 1  # the two clipped ones, over 2
+    assert values.grad.tolist() == [-0.5, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_range": -0.1}, "clip_range must not be negative, got -0.1"),
+        ({"clip_range": math.nan}, "clip_range must not be negative, got nan"),
+        ({"clip_range_high": -1.0}, "clip_range_high must not be negative, got -1.0"),
+        ({"log_ratio_clamp": -1}, "log_ratio_clamp must not be negative, got -1"),
+        ({"dual_clip": 1.0}, "dual_clip must be greater than 1, got 1.0"),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        clipped_surrogate_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4), REAL, 4, **options)
+
+
+def test_impossible_beta_and_value_clip():
+    zeros = torch.zeros(4)
+    with pytest.raises(ValueError, match="beta must not be negative, got -1"):
+        kl_penalty_surrogate_loss(zeros, zeros, zeros, zeros, -1, REAL, 4)
+    with pytest.raises(ValueError, match=r"clip_range must not be negative, got -0\.2"):
+        value_loss(zeros, zeros, zeros, REAL, 4, -0.2)

@@ -1,0 +1,181 @@
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tabular.cli import main
+
+
+def run(capsys, *argv):
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def grid(out, title):
+    """The rows of cells printed under a title."""
+    lines = out.split(f"\n{title}\n")[1].split("\n\n")[0].strip("\n").split("\n")
+    return [line.split() for line in lines]
+
+
+def field(out, name):
+    (line,) = [line for line in out.split("\n") if name in line]
+    return line.split("│")[2].strip()
+
+
+@pytest.mark.parametrize("method", ["value_iteration", "policy_iteration"])
+def test_frozen_lake(capsys, method):
+    code, out, err = run(capsys, "solve", "FrozenLake-v1", "--method", method)
+    assert code == 0
+    assert err == ""
+    assert float(field(out, "value at the start")) == pytest.approx(0.542025932000, abs=1e-10)
+    assert float(field(out, "error bound")) <= 1e-10
+    policy = grid(out, "policy")
+    assert policy[0] == ["←", "↑", "↑", "↑"]
+    assert policy[1][0] + policy[1][1] + policy[1][3] == "←HH"
+    assert policy[1][2] in "←→"  # two optimal actions
+    assert policy[2:] == [["↑", "↓", "←", "H"], ["H", "→", "↓", "G"]]
+    assert grid(out, "values")[3] == ["H", "0.7417", "0.8628", "G"]
+
+
+def test_cliff_walking_undiscounted(capsys):
+    code, out, _ = run(capsys, "solve", "CliffWalking-v1", "--gamma", "1")
+    assert code == 0
+    assert float(field(out, "value at the start")) == -13
+    assert grid(out, "policy")[2:] == [["→"] * 11 + ["↓"], ["↑"] + ["·"] * 11]
+    assert grid(out, "values")[2:] == [[str(v) for v in range(-12, 0)], ["-13"] + ["·"] * 11]
+
+
+def test_an_environment_without_a_grid(capsys):
+    code, out, _ = run(capsys, "solve", "Taxi-v4", "--gamma", "0.9")
+    assert code == 0
+    assert field(out, "states x actions") == "500 x 6"
+    assert "policy" not in out
+
+
+def test_tolerance_is_used(capsys):
+    bounds = [
+        float(field(run(capsys, "solve", "FrozenLake-v1", "--tol", tol)[1], "error bound")) for tol in ("0.1", "1e-6")
+    ]
+    assert 1e-6 < bounds[0] <= 0.1
+    assert bounds[1] <= 1e-6
+
+
+def test_list(capsys):
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    for env_id, size in [("FrozenLake-v1", "16"), ("CliffWalking-v1", "48"), ("Taxi-v4", "500")]:
+        assert field(out, env_id) == size
+    assert "Blackjack" not in out
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("frozenlake-v1", "unknown environment 'frozenlake-v1': did you mean FrozenLake-v1"),
+        ("FrozenLak", "did you mean FrozenLake-v1"),
+        ("Taxi-v3", "did you mean Taxi-v4?"),
+        ("CliffWalking-v0", "did you mean CliffWalking-v1"),
+        ("xyzzy", "unknown environment 'xyzzy': see `tabular list`"),
+        ("CartPole-v1", "CartPole-v1 has no transition table `P`"),
+        ("no_such_module:Env-v0", "no_such_module"),
+    ],
+)
+def test_environments_that_cannot_be_solved(capsys, env_id, message):
+    code, out, err = run(capsys, "solve", env_id)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--gamma", "1.5"], "argument --gamma: must be in [0, 1], got 1.5"),
+        (["--gamma", "nan"], "argument --gamma: must be in [0, 1], got nan"),
+        (["--gamma", "high"], "argument --gamma: must be a number, got 'high'"),
+        (["--tol", "0"], "argument --tol: must be positive and finite, got 0"),
+        (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+    ],
+)
+def test_bad_options(capsys, argv, message):
+    code, out, err = run(capsys, "solve", "FrozenLake-v1", *argv)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+def test_no_command_shows_the_help(capsys):
+    code, out, _ = run(capsys)
+    assert code == 2
+    assert "solve" in out
+    assert "list" in out
+
+
+class Loop(gym.Env):
+    """One state, two actions; `P` is set by each test."""
+
+    observation_space, action_space = gym.spaces.Discrete(1), gym.spaces.Discrete(2)
+    initial_state_distrib = np.ones(1)
+
+    def __init__(self, outcome):
+        self.P = {0: {0: [outcome], 1: [outcome]}}
+
+
+@pytest.fixture
+def register_loop():
+    def register(outcome):
+        gym.register("Loop-v0", entry_point=lambda: Loop(outcome), disable_env_checker=True)
+
+    yield register
+    gym.registry.pop("Loop-v0")
+
+
+def test_a_process_without_a_solution_exits_with_1(capsys, register_loop):
+    register_loop((1.0, 0, -1.0, False))
+    code, out, err = run(capsys, "solve", "Loop-v0", "--gamma", "1")
+    assert code == 1
+    assert "Loop-v0: with gamma 1 there is no solution" in err
+    assert out == ""
+
+
+def test_a_tolerance_out_of_reach_exits_with_1_and_still_reports(capsys, register_loop):
+    register_loop((1.0, 0, 1.0, False))
+    code, out, err = run(capsys, "solve", "Loop-v0", "--gamma", "0.999999", "--tol", "1e-9")
+    assert code == 1
+    assert "Loop-v0: not solved to 1e-09: after 100000 sweeps" in err
+    assert float(field(out, "error bound")) == pytest.approx(1e6 * 0.999999**100000, rel=1e-5)
+
+
+def loaded_by(code):
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_help_loads_nothing_heavy():
+    loaded = loaded_by("from tabular.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n")
+    assert "tabular.cli" in loaded
+    assert not loaded & {"numpy", "scipy", "torch", "gymnasium", "rich"}
+
+
+def test_solving_needs_no_torch():
+    assert "torch" not in loaded_by("import tabular.planning")
+
+
+def test_core_needs_torch_only():
+    modules = ["masked", "returns", "losses", "kl", "distributions", "schedules"]
+    loaded = loaded_by("; ".join(f"import tabular.core.{name}" for name in modules))
+    assert "torch" in loaded
+    assert not loaded & {"scipy", "gymnasium", "numba", "transformers", "accelerate", "peft", "datasets", "rlhf"}
+    assert not {name for name in loaded if name.startswith("tabular.")} - {
+        "tabular.core",
+        *(f"tabular.core.{name}" for name in modules),
+    }

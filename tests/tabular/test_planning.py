@@ -1,0 +1,319 @@
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tabular.mdp import MDP, line_world
+from tabular.planning import (
+    action_values,
+    greedy_actions,
+    iterative_policy_evaluation,
+    policy_evaluation,
+    policy_improvement,
+    policy_iteration,
+    value_iteration,
+)
+
+SOLVERS = [value_iteration, policy_iteration]
+
+
+def frozen_lake(gamma, **options):
+    return MDP.from_gym(gym.make("FrozenLake-v1", **options), gamma)
+
+
+def process(*states, gamma=1.0):
+    """An MDP from one list of actions per state; an action is a list of (probability, next state, reward, terminated)
+    or a single outcome `(next state, reward)` that does not end, or a number: the reward for ending at once."""
+
+    def outcomes(action):
+        if isinstance(action, int | float):
+            return [(1.0, 0, float(action), True)]
+        return [(1.0, action[0], float(action[1]), False)] if isinstance(action, tuple) else action
+
+    table = {s: {a: outcomes(action) for a, action in enumerate(actions)} for s, actions in enumerate(states)}
+    return MDP.from_table(table, gamma, np.eye(len(states))[0])
+
+
+def random_process(seed, gamma, n_states=30, n_actions=3):
+    """Some actions never end, so undiscounted rewards are costs: else one could be paid for ever."""
+    generator = np.random.default_rng(seed)
+    table = {}
+    for state in range(n_states):
+        table[state] = {}
+        for action in range(n_actions):
+            probabilities = generator.dirichlet(np.ones(3))
+            nexts = generator.integers(n_states, size=3)
+            ended = generator.random(3) < 0.1
+            rewards = generator.normal(size=3)
+            rewards = -np.abs(rewards) if gamma == 1 else rewards
+            table[state][action] = [
+                (float(p), int(s), float(r), bool(e))
+                for p, s, r, e in zip(probabilities, nexts, rewards, ended, strict=True)
+            ]
+    return MDP.from_table(table, gamma, np.eye(n_states)[0])
+
+
+# Exact values
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+@pytest.mark.parametrize(
+    ("mdp", "start_value"),
+    [
+        (frozen_lake(0.99), 0.542025932000),
+        (frozen_lake(1), 14 / 17),
+        (frozen_lake(0.99, is_slippery=False), 0.99**5),
+        (frozen_lake(1, is_slippery=False), 1.0),
+        (MDP.from_gym(gym.make("CliffWalking-v1"), 1), -13.0),
+        (MDP.from_gym(gym.make("CliffWalking-v1"), 0.9), -7.458134171671),
+        (line_world(), 7.29),
+    ],
+)
+def test_known_start_values(solve, mdp, start_value):
+    solution = solve(mdp)
+    assert solution.converged
+    assert mdp.start @ solution.values == pytest.approx(start_value, rel=1e-9)
+    earned = policy_evaluation(mdp, solution.policy)  # the policy is as good as the values say
+    assert earned == pytest.approx(solution.values, rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+@pytest.mark.parametrize(
+    ("mdp", "values"),
+    [
+        (line_world(), [7.29, 8.1, 9, 10]),
+        (line_world(goal_value=0, step_reward=-1, gamma=1), [-3, -2, -1, 0]),
+        (line_world(success=0.8), [(7.2 / 0.82) * (0.72 / 0.82) ** 2, (7.2 / 0.82) * (0.72 / 0.82), 7.2 / 0.82, 10]),
+        (line_world(success=0.5, goal_value=0, step_reward=-1, gamma=1), [-6, -4, -2, 0]),
+        (line_world(gamma=0), [0, 0, 0, 10]),
+    ],
+)
+def test_line_world(solve, mdp, values):
+    solution = solve(mdp)
+    assert solution.values == pytest.approx(values, abs=1e-9)
+    if mdp.gamma > 0:
+        assert (solution.policy[:-1] == 1).all()
+
+
+def test_sutton_and_barto_grid():
+    """Example 4.1: 4 x 4, two corners end it, -1 a step, the uniform policy, undiscounted."""
+
+    def cell(row, column):
+        return min(max(row, 0), 3) * 4 + min(max(column, 0), 3)
+
+    def actions(s):
+        row, column = divmod(s, 4)
+        nexts = [cell(row - 1, column), cell(row, column + 1), cell(row + 1, column), cell(row, column - 1)]
+        return [-1 if n in (0, 15) else (n, -1) for n in nexts]
+
+    expected = [0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0]
+    uniform = np.full((16, 4), 0.25)
+    for corner in ([0] * 4, None):  # the corners end the episode, or stay for ever without reward
+        states = [actions(s) for s in range(16)]
+        for s in (0, 15):
+            states[s] = corner or [(s, 0)] * 4
+        mdp = process(*states)
+        assert policy_evaluation(mdp, uniform) == pytest.approx(expected, abs=1e-9)
+        swept = iterative_policy_evaluation(mdp, uniform, tol=1e-12)
+        assert swept.converged
+        assert swept.values == pytest.approx(expected, abs=1e-9)
+
+
+def test_first_sweeps():
+    """As in figure 4.1, on a line of three: after two sweeps the state beside the end knows of it, the next not."""
+    mdp = process([0, 0], [-1, (2, -1)], [(1, -1), (2, -1)])
+    two = iterative_policy_evaluation(mdp, np.full((3, 2), 0.5), max_sweeps=2)
+    assert two.values.tolist() == [0, -1.5, -2]
+    assert not two.converged
+    assert "after 2 sweeps" in two.reason
+
+
+def test_random_walk():
+    """Example 6.2: five states, +1 at the right end."""
+    states = [[0, (1, 0)], *([(s - 1, 0), (s + 1, 0)] for s in (1, 2, 3)), [(3, 0), 1]]
+    values = policy_evaluation(process(*states), np.full((5, 2), 0.5))
+    assert values == pytest.approx(np.arange(1, 6) / 6, abs=1e-12)
+
+
+def test_frozen_lake_has_two_optimal_actions_in_state_6():
+    mdp = frozen_lake(0.99)
+    solution = value_iteration(mdp)
+    optimal = greedy_actions(action_values(mdp, solution.values))
+    assert optimal[6].tolist() == [True, False, True, False]
+    assert optimal[0].tolist() == [True, False, False, False]
+    assert optimal[np.arange(16), solution.policy].all()
+
+
+def test_the_goal_of_cliff_walking_is_an_end_though_the_table_walks_on():
+    env = gym.make("CliffWalking-v1").unwrapped
+    mdp = MDP.from_gym(env, 0.9)
+    ignoring = {s: {a: [(*o[:3], False) for o in env.P[s][a]] for a in env.P[s]} for s in env.P}
+    endless = MDP.from_table(ignoring, 0.9, env.initial_state_distrib)
+    assert value_iteration(endless).values[36] == pytest.approx(-10, abs=1e-9)
+    assert value_iteration(mdp).values[36] == pytest.approx(-7.458134171671, abs=1e-11)
+
+
+# Identities
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.99, 1])
+@pytest.mark.parametrize("seed", range(5))
+def test_methods_agree(seed, gamma):
+    mdp = random_process(seed, gamma)
+    by_values, by_policies = value_iteration(mdp, tol=1e-11), policy_iteration(mdp)
+    assert by_values.converged
+    assert by_policies.converged
+    assert by_values.values == pytest.approx(by_policies.values, abs=1e-9)
+    q_values = action_values(mdp, by_policies.values)
+    assert q_values.max(axis=1) == pytest.approx(by_policies.values, abs=1e-10)
+
+    uniform = np.full(mdp.rewards.shape, 1 / mdp.n_actions)
+    exact, swept = policy_evaluation(mdp, uniform), iterative_policy_evaluation(mdp, uniform, tol=1e-11)
+    assert swept.converged
+    assert swept.values == pytest.approx(exact, abs=1e-9)
+    assert (exact <= by_policies.values + 1e-9).all()
+    one_hot = np.eye(mdp.n_actions)[by_policies.policy]
+    assert policy_evaluation(mdp, one_hot) == pytest.approx(policy_evaluation(mdp, by_policies.policy), abs=1e-10)
+
+
+def test_policy_improvement_never_makes_it_worse():
+    mdp = random_process(0, 0.95)
+    policy = np.zeros(mdp.n_states, dtype=int)
+    for _ in range(3):
+        before = policy_evaluation(mdp, policy)
+        policy = policy_improvement(mdp, before, policy)
+        assert (policy_evaluation(mdp, policy) >= before - 1e-12).all()
+
+
+@pytest.mark.parametrize("sweeps", [1, 10, 100, 500])
+def test_error_bound_holds_and_is_more_than_the_last_change(sweeps):
+    mdp = random_process(1, 0.99)
+    exact = policy_iteration(mdp).values
+    solution = value_iteration(mdp, max_sweeps=sweeps)
+    previous = value_iteration(mdp, max_sweeps=sweeps - 1).values if sweeps > 1 else np.zeros(30)
+    error, change = np.abs(solution.values - exact).max(), np.abs(solution.values - previous).max()
+    assert error <= solution.error_bound
+    assert solution.error_bound == pytest.approx(99 * change, rel=1e-9)
+    assert not solution.converged
+
+
+def test_error_bound_is_tight_on_a_loop():
+    """V = 1 / (1 - gamma); after n sweeps the error is gamma^n / (1 - gamma), which is what the bound says."""
+    solution = value_iteration(process([(0, 1)], gamma=0.9), max_sweeps=5)
+    assert 10 - solution.values[0] == pytest.approx(0.9**5 * 10)
+    assert solution.error_bound == pytest.approx(0.9**5 * 10)
+
+
+def test_value_iteration_stops_at_the_tolerance():
+    mdp = frozen_lake(0.99)
+    exact = policy_iteration(mdp).values
+    for tol in (1e-3, 1e-6):
+        solution = value_iteration(mdp, tol=tol)
+        assert solution.converged
+        assert solution.error_bound <= tol
+        assert np.abs(solution.values - exact).max() <= tol
+    assert value_iteration(mdp, tol=1e-3).iterations < value_iteration(mdp, tol=1e-6).iterations
+
+
+def test_a_tolerance_below_the_precision_of_floats_ends_and_says_so():
+    solution = value_iteration(random_process(2, 0.999), tol=1e-300)
+    assert solution.iterations < 100_000
+    assert not solution.converged or solution.error_bound == 0
+    assert solution.values == pytest.approx(policy_iteration(random_process(2, 0.999)).values, abs=1e-9)
+
+
+# Undiscounted
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_no_way_out_is_an_error(solve):
+    trap = process([(1, -1), (0, -1)], [(1, -1), (1, -1)])
+    with pytest.raises(ValueError, match=r"gamma 1 there is no solution: from state 0 \(one of 2\)"):
+        solve(trap)
+    assert solve(replace(trap, gamma=0.5)).values == pytest.approx([-2, -2])
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_chance_of_the_trap_is_no_sure_end(solve):
+    """State 0 may end or fall into state 1, which pays -1 for ever."""
+    mdp = process([[(0.9, 0, 0.0, True), (0.1, 1, 0.0, False)]], [(1, -1)])
+    with pytest.raises(ValueError, match=r"from state 0 \(one of 2\)"):
+        solve(mdp)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_risky_way_is_avoided_for_the_sure_one(solve):
+    risky = [(0.9, 0, 100.0, True), (0.1, 2, 0.0, False)]
+    mdp = process([risky, (1, -1)], [-1, -1], [(0, -5), (2, -1)])
+    solution = solve(mdp)
+    # risky is worth 90 + 0.1 * (V0 - 5): V0 = 89.5 / 0.9
+    assert solution.values == pytest.approx([89.5 / 0.9, -1, 89.5 / 0.9 - 5], abs=1e-9)
+
+
+def test_being_paid_for_ever_is_reported():
+    mdp = process([(0, 1), 5])
+    with pytest.raises(ValueError, match="from state 0 it never ends and is paid for ever"):
+        policy_iteration(mdp)
+    solution = value_iteration(mdp, max_sweeps=500)
+    assert not solution.converged
+    assert "after 500 sweeps the values still changed by 1" in solution.reason
+    assert solution.error_bound == np.inf
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_standing_still_for_nothing_is_an_option(solve):
+    """Ending costs 1, staying nothing: the best total is 0."""
+    assert solve(process([-1, (0, 0)])).values.tolist() == [0]
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_loop_that_ties_with_the_way_out_does_not_win(solve):
+    """Staying in state 0 has the same action value as leaving, but a policy that stays is never paid."""
+    mdp = process([(0, 0), (1, 0)], [(0, 0), 1])
+    solution = solve(mdp)
+    assert solution.values.tolist() == [1, 1]
+    assert solution.policy.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_reward_that_must_be_paid_back_is_not_counted_alone(solve):
+    """Sweeps from 0 stop at the value 1: they always see the +1 and never the -2 that follows."""
+    mdp = process([(0, 0), (1, 1)], [-2, -2])
+    assert solve(mdp).values.tolist() == [0, -2]
+
+
+def test_evaluation_of_a_policy_without_a_value():
+    mdp = process([(0, -1), 0], [0, 0])
+    stay, leave = np.array([0, 0]), np.array([1, 0])
+    for evaluate in (policy_evaluation, iterative_policy_evaluation):
+        with pytest.raises(ValueError, match="from state 0 it never ends and is paid for ever"):
+            evaluate(mdp, stay)
+    assert policy_evaluation(mdp, leave).tolist() == [0, 0]
+    assert policy_evaluation(replace(mdp, gamma=0.5), stay).tolist() == [-2, 0]
+
+
+def test_evaluation_of_a_policy_that_rests():
+    """Paid once on the way into a loop that pays nothing."""
+    mdp = process([(1, 3)], [(2, 0)], [(1, 0)])
+    assert policy_evaluation(mdp, np.zeros(3, dtype=int)).tolist() == [3, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (np.array([0, 2]), "actions outside 0 to 1"),
+        (np.array([0]), r"\[S\] or \[S, A\]"),
+        (np.array([[0.5, 0.4], [1, 0]]), "sum to 1"),
+    ],
+)
+def test_policies_that_do_not_fit(policy, message):
+    with pytest.raises(ValueError, match=message):
+        policy_evaluation(process([0, 0], [0, 0]), policy)
+
+
+def test_large_processes_stay_sparse():
+    mdp = line_world(n_states=2000, step_reward=-1, gamma=0.99, success=0.9)
+    solution = policy_iteration(mdp, max_iterations=5000)
+    assert value_iteration(mdp).values == pytest.approx(solution.values, abs=1e-8)
+    assert mdp.transitions.nnz < 4 * 2 * 2000

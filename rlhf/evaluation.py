@@ -99,7 +99,7 @@ def summarise(answers: Sequence[Answer], start: Sequence[dict[str, float]] | Non
     The judge decides the wins where there is one, else the reward source; a tie is half a win.
     """
     lengths = [len(a["tokens"]) for a in answers]
-    found: dict[str, float] = {"prompts": len(answers)}
+    found: dict[str, float] = {"prompts": float(len(answers))}
     for name in answers[0]["scores"]:
         values = [a["scores"][name] for a in answers]
         found |= _with_interval(name, values)

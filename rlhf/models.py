@@ -7,6 +7,7 @@ Logits exist only where a response token was sampled: the trunk's states at thos
 import copy
 import functools
 import inspect
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ def resolve(path: str) -> str:
 
 def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     """The tokenizer beside a model; `UserError` where there is none."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = resolve(path)
+    kind = PreTrainedTokenizerFast if _is_generic_tokenizer(folder) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = kind.from_pretrained(folder)
     except Exception as error:
         raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
     if chat_template is not None:
@@ -50,6 +52,19 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
             raise UserError(f"model.chat_template {chat_template} does not exist")
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     return tokenizer
+
+
+def _is_generic_tokenizer(folder: str) -> bool:
+    """Whether a folder's tokenizer.json says all there is to know.
+
+    AutoTokenizer would take the class of the model's family instead (Qwen2Tokenizer for a Qwen2 with any tokenizer at
+    all), and that class rebuilds splitting and normalising by its own rules, without a word.
+    """
+    place = Path(folder)
+    if not (place / "tokenizer.json").exists() or not (place / "tokenizer_config.json").exists():
+        return False
+    named = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -271,11 +271,12 @@ def _step_axis(run: Run, size: tuple[int, int]) -> Axis:
 def smooth(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[len(at)] the running mean centred on the indices `at`, of the points that are there; NaN stays NaN.
 
-    Near the ends the window shrinks on both sides alike, so that a straight line stays one.
+    Near the ends the window shrinks on both sides alike, so that a line goes on straight, but not below a third: the
+    last value of a noisy curve should not be its last point.
     """
     half, last = smoothing_window(len(values)) // 2, len(values) - 1
-    reach = [min(half, i, last - i) for i in at]
-    means = [_mean(values[i - r : i + r + 1]) for i, r in zip(at, reach, strict=True)]
+    centres = np.clip(at, half // 3, last - half // 3)
+    means = [_mean(values[i - r : i + r + 1]) for i in centres for r in [min(half, i, last - i)]]
     return np.where(np.isfinite(values[at]), means, NAN)
 
 
@@ -374,17 +375,18 @@ def _held_out(run: Run, x: Axis, y: Axis, at: np.ndarray, name: str, labelled: S
 
 
 def stack(run: Run, metrics: Sequence[str], total: str) -> Chart | None:
-    """Metrics as layers under a line for the total that they are parts of. None if the total was not logged."""
-    sums = np.cumsum([np.zeros(len(run.rows)), *(np.nan_to_num(run.metric(name)) for name in metrics)], axis=0)
-    whole = run.metric(total)
+    """Smoothed metrics as layers under a line for the total that they are parts of. None if it was not logged."""
+    steps, whole = run.steps, run.metric(total)
     if not np.isfinite(whole).any():
         return None
-    x, y = _step_axis(run, SMALL), Axis.around(np.append(sums, whole), *_canvas(SMALL)[1], zero=True)
-    steps, kept = run.steps, _thin(whole)
+    kept = _thin(whole)
+    layers = [np.nan_to_num(smooth(run.metric(name), kept)) for name in metrics]
+    sums, line = np.cumsum([np.zeros(len(kept)), *layers], axis=0), smooth(whole, kept)
+    x, y = _step_axis(run, SMALL), Axis.around(np.append(sums, line), *_canvas(SMALL)[1], zero=True)
     chart = Chart(SMALL, x, y, latest=f"{number(_latest(whole))} s")
     for layer, (low, high) in enumerate(pairwise(sums), start=1):
-        chart.areas.append((f"layer-{layer}", _area(x, y, steps[kept], low[kept], high[kept])))
-    chart.lines = [("total", _path(x, y, steps[kept], whole[kept]))]
+        chart.areas.append((f"layer-{layer}", _area(x, y, steps[kept], low, high)))
+    chart.lines = [("total", _path(x, y, steps[kept], line))]
     chart.marks = _marks(x, y, steps[kept], whole[kept])
     return chart
 
@@ -432,7 +434,7 @@ def compare(run: Run) -> Comparison:
         marked = [row for row in later if row.get("best") is True]
         best = max(later, key=lambda row: np.nan_to_num(_float(row.get("score")), nan=-math.inf))
         return Comparison(run.evals[0], marked[-1] if marked else best, held_out=True)
-    names = {"score": "objective/score", "kl": "objective/kl", "entropy": "objective/entropy"}
+    names = {"score": "objective/score", "kl": "objective/kl", "entropy": "policy/entropy"}
     names |= {name: f"response/{name}" for name in ("length", "repetition", "eos_fraction")}
     first = {name: _mean(run.metric(metric)[: _tenth(run)]) for name, metric in names.items()}
     last = {name: _mean(run.metric(metric)[-_tenth(run) :]) for name, metric in names.items()}
@@ -462,7 +464,8 @@ def concerns(run: Run, outcome: Comparison) -> list[str]:
 
     found = []
     if now("score") <= was("score") and outcome.after["step"] > outcome.before["step"]:
-        found.append(f"The score did not rise: {number(was('score'))} before, {number(now('score'))} after.")
+        kept = ", so the first weights remain the best" if outcome.held_out else ""
+        found.append(f"The score did not rise: {number(was('score'))} before, {number(now('score'))} after{kept}.")
     kl = np.fmax(now("kl"), at_end("objective/kl"))
     if kl > 10:
         found.append(f"KL above 10 nats ({number(kl)}): the policy may have left what its reward was made for.")

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,7 @@ from rlhf.errors import UserError
 from rlhf.models import load_reward_model, load_tokenizer, pad_id, sequence_scores
 
 
+@runtime_checkable
 class RewardSource(Protocol):
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]: ...
 

@@ -103,12 +103,12 @@ def metric_rows(steps: int = STEPS) -> list[dict[str, Any]]:
                 "objective/kl": kl,
                 "objective/kl_k3": abs(kl * 1.05 + noise(0.1)),
                 "objective/reward": score - 0.05 * kl,
-                "objective/entropy": 4.1 - 1.3 * done + noise(0.05),
+                "objective/entropy": 80 - 20 * done + noise(2),
                 "objective/kl_coef": 0.05,
                 "policy/loss": -0.012 + noise(0.004),
                 "policy/approx_kl": 0.006 + abs(noise(0.002)),
                 "policy/clip_fraction": 0.08 + abs(noise(0.02)),
-                "policy/entropy": 4.08 - 1.32 * done + noise(0.05),
+                "policy/entropy": 4.12 - 1.32 * done + noise(0.05),
                 "policy/ratio_max": 1.8 + abs(noise(0.5)),
                 "policy/grad_norm": 0.8 + abs(noise(0.2)),
                 "policy/lr": 1e-4 * (1 - (step - 1) / steps),
@@ -131,7 +131,7 @@ def metric_rows(steps: int = STEPS) -> list[dict[str, Any]]:
 
 
 def eval_rows() -> list[dict[str, Any]]:
-    common = {"prompts": 256, "repetition": 0.06, "distinct_1": 0.93, "eos_fraction": 0.66}
+    common = {"prompts": 256.0, "repetition": 0.06, "distinct_1": 0.93, "eos_fraction": 0.66}
     wins = {"win_rate": 0.871, "win_rate_low": 0.832, "win_rate_high": 0.908}
     return [
         common
@@ -264,8 +264,8 @@ def test_table_compares_the_start_with_the_chosen_step(run_dir):
     table = page.text[page.text.index("Held-out measure") :]
     assert "Before (step 0) After (step 100) Change" in table
     assert "Score what training maximises 0.061 to 0.163 0.112 0.771 to 0.847 0.809 +0.697" in table
-    assert "Entropy of the policy, in nats 4.12 2.84 −1.28" in table
-    assert "256 held-out prompts" in page.text
+    assert "Entropy nats a token 4.12 2.84 −1.28" in table
+    assert "256 held-out prompts, answered at step 0 and at step 100, the checkpoint with the best score." in page.text
     evaluations = table[table.index("All 3 evaluations") : table.index("Curves")]
     assert re.search(r" 50 256 .*0\.655", evaluations)
 
@@ -287,6 +287,12 @@ def test_shapes_are_finite_and_inside_the_chart(run_dir):
     assert not any(re.search("nan|inf|None", path) for path in paths)
     pairs = [tuple(map(float, pair)) for path in paths for pair in re.findall(r"([\d.-]+),([\d.-]+)", path)]
     assert all(0 <= x <= 560 and 0 <= y <= 310 for x, y in pairs)
+
+
+def test_curves_carry_their_values_for_the_cursor(run_dir):
+    marks = [json.loads(str(svg["data-marks"])) for svg in page_of(run_dir).all("svg") if "data-marks" in svg]
+    assert [len(points) for points in marks] == [STEPS] * (len(CURVES) - 1)
+    assert marks[0][-1][2] == f"step 100: {number(metric_rows()[-1]['objective/score'])}"
 
 
 def test_held_out_points_lie_on_the_score_and_on_the_frontier(run_dir):
@@ -450,6 +456,7 @@ def test_values_may_be_missing_null_or_nan(run_dir):
     write_rows(run_dir / "eval.jsonl", evals)
     page = page_of(run_dir)
     assert page.text.count("Not logged in this run.") == 2
+    assert '<path class="layer-3"' in page.source, "the other layers are still drawn"
     assert "value/loss is not finite in 100 of 100 steps, first at step 1." in page.text
     assert not re.search(r"\bnan\b|\binf\b|None|Infinity", page.text + "".join(str(p["d"]) for p in page.all("path")))
 
@@ -481,7 +488,7 @@ def test_no_rows_is_an_error_that_names_the_file(tmp_path, content):
 
 
 def test_no_folder_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "nowhere"))):
+    with pytest.raises(ValueError, match=re.escape(f"no run folder at {tmp_path / 'nowhere'}")):
         write_report(tmp_path / "nowhere")
 
 
@@ -522,7 +529,7 @@ def test_a_healthy_run_raises_no_concern(run_dir):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": 0.1}, "The score did not rise: 0.112 before, 0.100 after."),
+        ({"score": 0.1}, "The score did not rise: 0.112 before, 0.100 after, so the first weights remain the best."),
         ({"kl": 10.1}, "KL above 10 nats (10.1)"),
         ({"length": 11.5}, "Responses fell to 59.9% of their first length"),
         ({"distinct_2": 0.79}, "Distinct-2 fell from 0.991 to 0.790"),
@@ -619,10 +626,11 @@ def test_axis_of_a_constant_has_room_around_it():
 
 def test_smoothing_keeps_a_straight_line_and_averages_noise():
     line, everywhere = np.arange(100.0), np.arange(100)
-    np.testing.assert_allclose(smooth(line, everywhere), line)
+    np.testing.assert_allclose(smooth(line, everywhere)[1:-1], line[1:-1])
     noise = np.random.default_rng(0).normal(size=100)
     assert smooth(noise, everywhere)[10:90].std() < 0.5 * noise.std()
     assert smooth(noise, np.array([50])) == pytest.approx(noise[47:54].mean())
+    assert smooth(noise, np.array([0, 99])) == pytest.approx([noise[:3].mean(), noise[-3:].mean()])
     assert smoothing_window(29) == 1
 
 

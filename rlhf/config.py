@@ -83,12 +83,15 @@ class ScratchConfig:
     num_heads: int = 4
     max_positions: int = 512
     """Longest text the model can read, in tokens."""
+    dropout: float = 0.1
+    """Dropout rates of the architecture, in SFT and reward modelling; PPO always runs without."""
     lowercase: bool = False
     """Lower-case all text in the tokenizer."""
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
             _check(getattr(self, name) > 0, f"scratch.{name}", getattr(self, name), "positive")
+        _check(0 <= self.dropout < 1, "scratch.dropout", self.dropout, "at least 0 and below 1")
         _check(self.vocab_size >= 260, "scratch.vocab_size", self.vocab_size, "at least 260 (256 bytes, special tokens)")
         _check(
             self.hidden_size % self.num_heads == 0,

@@ -96,14 +96,14 @@ def _describe(
 def summarise(answers: Sequence[Answer], start: Sequence[dict[str, float]] | None = None) -> dict[str, float]:
     """Means over answers, with 95% bootstrap intervals for scores, and the win rate against the scores at the start.
 
-    The judge decides the wins where there is one, else the reward source; a tie is half a win.
+    Lengths are in tokens, distinct-n in words. The judge decides the wins where there is one, else the reward source; a tie is half a win.
     """
     lengths = [len(a["tokens"]) for a in answers]
     found: dict[str, float] = {"prompts": float(len(answers))}
     for name in answers[0]["scores"]:
         values = [a["scores"][name] for a in answers]
         found |= _with_interval(name, values)
-    spoken = [a["tokens"] for a in answers]
+    spoken = [a["response"].split() for a in answers]
     found |= {
         "kl": float(np.mean([sum(a["token_kl"]) for a in answers])),
         "length": float(np.mean(lengths)),

@@ -90,7 +90,7 @@ def check_causal(path: str) -> Any:
 
 
 def load_causal_lm(config: ModelConfig) -> Any:
-    """A causal language model with its dropout at zero; adapters that lie in the folder are merged into its weights."""
+    """A causal language model; adapters that lie in the folder are merged into its weights."""
     from transformers import AutoModelForCausalLM
 
     assert config.path is not None
@@ -114,7 +114,6 @@ def load_causal_lm(config: ModelConfig) -> Any:
         raise
     except Exception as error:
         raise UserError(f"cannot load a model from {config.path}: {_first_line(error)}") from error
-    disable_dropout(lm)
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return lm

@@ -25,6 +25,7 @@ from rlhf.models import (
     add_lora,
     check_causal,
     check_head,
+    disable_dropout,
     export,
     load_causal_lm,
     load_tokenizer,
@@ -114,6 +115,7 @@ class PPOTrainer:
         lm = load_causal_lm(job.model)
         stops = stop_ids(self.tokenizer, lm.config, job.generation, lm.generation_config)
         self.sampler = Sampler(self.tokenizer, stops, job.generation)
+        disable_dropout(lm)
         check_head(lm)
         lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
         self.reference = Reference.of(lm).to(device)

@@ -271,11 +271,11 @@ def _step_axis(run: Run, size: tuple[int, int]) -> Axis:
 def smooth(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     """[len(at)] the running mean centred on the indices `at`, of the points that are there; NaN stays NaN.
 
-    Near the ends the window shrinks on both sides alike, so that a line goes on straight, but not below a third: the
+    Near the ends the window shrinks on both sides alike, so that a line goes on straight, but not below a fifth: the
     last value of a noisy curve should not be its last point.
     """
     half, last = smoothing_window(len(values)) // 2, len(values) - 1
-    centres = np.clip(at, half // 3, last - half // 3)
+    centres = np.clip(at, half // 5, last - half // 5)
     means = [_mean(values[i - r : i + r + 1]) for i in centres for r in [min(half, i, last - i)]]
     return np.where(np.isfinite(values[at]), means, NAN)
 
@@ -321,11 +321,13 @@ def curve(
     held_out: str = "",
     zero: bool = False,
     floor: float = -math.inf,
+    exact: bool = False,
     size: tuple[int, int] = SMALL,
 ) -> Chart | None:
     """One metric over the steps, with a second one faintly behind it and the held-out evaluations on top.
 
-    What lies below `floor` is drawn on the axis. None if the run has no finite value of `metric`.
+    What lies below `floor` is drawn on the axis; an `exact` metric has no noise to smooth away. None if the run has no
+    finite value of `metric`.
     """
     steps, values = run.steps, run.metric(metric)
     if not np.isfinite(values).any():
@@ -338,14 +340,15 @@ def curve(
     shown = np.maximum(np.concatenate([values, behind, marks, low, high]), floor)
     x, y = _step_axis(run, size), Axis.around(shown, *_canvas(size)[1], zero=zero)
     kept = _thin(values)
-    chart = Chart(size, x, y, latest=number(_latest(values)))
+    latest = values[np.isfinite(values)][-1] if exact else _latest(values)
+    chart = Chart(size, x, y, latest=number(latest))
     chart.areas = [("band", _area(x, y, at, low, high))]
-    if faint:
-        chart.lines.append(("faint", _path(x, y, steps[kept], smooth(behind, kept))))
-    if smoothing_window(len(values)) > 1:
-        chart.lines.append(("raw", _path(x, y, steps[kept], values[kept])))
-    chart.lines.append(("smooth", _path(x, y, steps[kept], smooth(values, kept))))
-    chart.lines.append(("held", _path(x, y, at, marks)))
+    chart.lines = [
+        ("faint", _path(x, y, steps[kept], smooth(behind, kept))),
+        ("raw", _path(x, y, steps[kept], values[kept])),
+        ("smooth", _path(x, y, steps[kept], values[kept] if exact else smooth(values, kept))),
+        ("held", _path(x, y, at, marks)),
+    ]
     chart.points = _held_out(run, x, y, at, held_out)
     chart.marks = _marks(x, y, steps[kept], values[kept])
     return chart
@@ -607,6 +610,7 @@ def render(run: Run) -> str:
         seconds_per_step=_mean(seconds),
         tokens_per_second=_mean(run.metric("throughput/response_tokens_per_s")),
         peak_memory=max(memory[np.isfinite(memory)], default=NAN),
+        is_ppo=any(name.startswith("objective/") for row in run.rows for name in row),
         window=smoothing_window(len(run.rows)),
         curve=lambda metric, **options: curve(run, metric, **options),
         stack=lambda metrics, total: stack(run, metrics, total),

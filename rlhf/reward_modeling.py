@@ -13,7 +13,6 @@ from rlhf.errors import UserError
 from rlhf.models import (
     add_lora,
     check_causal,
-    disable_dropout,
     inner,
     load_causal_lm,
     load_tokenizer,
@@ -126,7 +125,6 @@ def new_reward_model(job: RewardJob) -> Any:
     # The trunk is taken over, not loaded a second time: it may come from an adapter, and is in memory already.
     setattr(model, model.base_model_prefix, lm.base_model)
     nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
-    disable_dropout(model)
     if job.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -108,13 +108,21 @@ def open_accelerator(output: str, mixed_precision: str | None, trackers: list[An
     """The accelerator of a run: devices and processes as the launcher set them, trackers that write to the run folder."""
     import importlib.util
 
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
-    accelerator = Accelerator(mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
+    # Said outright: without a GPU and without this word, every launched process would believe that it is alone.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(f"the launcher started {launched} processes, but they found {accelerator.num_processes} of them")
     set_seed(seed)
     accelerator.wait_for_everyone()  # every process has looked at the run folder before one of them makes it
     return accelerator

@@ -15,7 +15,6 @@ from rlhf.models import (
     add_lora,
     check_causal,
     check_head,
-    disable_dropout,
     export_lm,
     inner,
     load_causal_lm,
@@ -68,7 +67,7 @@ def train_sft(job: SFTJob) -> None:
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
-    check_head(lm)
+    check_head(lm.eval())
     lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
     model = NextToken(lm)
 
@@ -176,7 +175,7 @@ def new_lm(config: ScratchConfig, tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    made = AutoConfig.for_model(config.model_type, **{name: v for name, v in sizes.items() if hasattr(known, name)})
-    lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
-    disable_dropout(lm)
-    return lm
+    rates = [name for name, v in vars(known).items() if isinstance(v, float) and ("dropout" in name or "pdrop" in name)]
+    settings = {name: value for name, value in sizes.items() if hasattr(known, name)}
+    made = AutoConfig.for_model(config.model_type, **settings, **dict.fromkeys(rates, config.dropout))
+    return AutoModelForCausalLM.from_config(made, dtype=torch.float32)

@@ -266,7 +266,7 @@ def test_table_compares_the_start_with_the_chosen_step(run_dir):
     assert "Score what training maximises 0.061 to 0.163 0.112 0.771 to 0.847 0.809 +0.697" in table
     assert "Entropy nats a token 4.12 2.84 −1.28" in table
     assert "256 held-out prompts, answered at step 0 and at step 100, the checkpoint with the best score." in page.text
-    evaluations = table[table.index("All 3 evaluations") : table.index("Curves")]
+    evaluations = table[table.index("All evaluations (3)") : table.index("Curves")]
     assert re.search(r" 50 256 .*0\.655", evaluations)
 
 
@@ -439,7 +439,7 @@ def test_a_run_that_was_killed_before_its_second_evaluation(run_dir):
     write_rows(run_dir / "samples.jsonl", sample_rows()[:8])
     page = page_of(run_dir)
     assert "Training score" in page.text
-    assert "All 1 evaluations" in page.text
+    assert "All evaluations (1)" in page.text
     assert page.text.count("Before · step 0") == 8
     assert "After · " not in page.text
 
@@ -461,13 +461,26 @@ def test_values_may_be_missing_null_or_nan(run_dir):
     assert not re.search(r"\bnan\b|\binf\b|None|Infinity", page.text + "".join(str(p["d"]) for p in page.all("path")))
 
 
-def test_rows_without_any_known_metric_still_make_a_page(run_dir):
-    for name in ("eval.jsonl", "samples.jsonl"):
-        (run_dir / name).unlink()
-    write_rows(run_dir / "metrics.jsonl", [{"step": 1, "train/loss": 2.5, "note": "text"}])
+def test_a_run_of_another_stage_shows_all_that_it_logged(run_dir):
+    (run_dir / "samples.jsonl").unlink()
+    write_rows(run_dir / "metrics.jsonl", [{"step": step, "loss": 2.5, "note": "text"} for step in (1, 2)])
+    write_rows(run_dir / "eval.jsonl", [{"step": 2, "loss": 2.25}])
     page = page_of(run_dir)
-    assert page.text.count("Not logged in this run.") == len(CURVES)
-    assert "train/loss 2.50 2.50 2.50 2.50" in page.text
+    assert [svg["aria-label"] for svg in page.all("svg")] == ["loss"]
+    assert "loss 2.50 2.50 2.50 2.50" in page.text
+    assert "All evaluations (1) step loss 2 2.25" in page.text
+    assert "<title>held-out, step 2: 2.25</title>" in page.source
+    assert "Not logged" not in page.text
+    assert "warning" not in page.text
+
+
+def test_what_a_schedule_sets_is_not_smoothed(run_dir):
+    rows = [row | {"policy/lr": 1.0 if row["step"] < STEPS else 0.5} for row in metric_rows()]
+    chart = curve(run_of(rows), "policy/lr", exact=True)
+    assert chart is not None
+    lines = dict(chart.lines)
+    assert lines["smooth"] == lines["raw"]
+    assert chart.latest == "0.500"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 29, 30, 3000])
@@ -516,8 +529,9 @@ def test_compares_with_the_marked_evaluation_else_with_the_best_score():
 
 
 def test_without_evaluations_compares_the_tenths_of_training():
-    rows = [{"step": step, "objective/score": float(step)} for step in range(1, 21)]
+    rows = [{"step": step, "objective/score": float(step), "policy/entropy": 4.0} for step in range(1, 21)]
     outcome = compare(run_of(rows))
+    assert outcome.change("entropy") == 0
     assert (outcome.before["score"], outcome.after["score"], outcome.held_out) == (1.5, 19.5, False)
 
 
@@ -626,11 +640,12 @@ def test_axis_of_a_constant_has_room_around_it():
 
 def test_smoothing_keeps_a_straight_line_and_averages_noise():
     line, everywhere = np.arange(100.0), np.arange(100)
-    np.testing.assert_allclose(smooth(line, everywhere)[1:-1], line[1:-1])
+    np.testing.assert_allclose(smooth(line, everywhere), line)
     noise = np.random.default_rng(0).normal(size=100)
     assert smooth(noise, everywhere)[10:90].std() < 0.5 * noise.std()
     assert smooth(noise, np.array([50])) == pytest.approx(noise[47:54].mean())
-    assert smooth(noise, np.array([0, 99])) == pytest.approx([noise[:3].mean(), noise[-3:].mean()])
+    noise = np.random.default_rng(0).normal(size=600)
+    assert smooth(noise, np.array([0, 599])) == pytest.approx([noise[:9].mean(), noise[-9:].mean()])
     assert smoothing_window(29) == 1
 
 

@@ -1,0 +1,10 @@
+"""Train a policy with PPO: `accelerate launch scripts/train_ppo.py --config FILE --ppo.lr 1e-5`."""
+
+from rlhf import PPOJob, PPOTrainer, parse
+from rlhf.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        job = parse(PPOJob)
+        trainer = PPOTrainer(job)
+        trainer.train()

@@ -1,0 +1,9 @@
+"""Train a reward model on preference pairs: `accelerate launch scripts/train_reward.py --config FILE`."""
+
+from rlhf import RewardJob, parse, train_reward_model
+from rlhf.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        job = parse(RewardJob)
+        train_reward_model(job)

@@ -1,0 +1,9 @@
+"""Fine-tune a language model on demonstrations, or train a new one: `accelerate launch scripts/train_sft.py --config FILE`."""
+
+from rlhf import SFTJob, parse, train_sft
+from rlhf.errors import reported
+
+if __name__ == "__main__":
+    with reported():
+        job = parse(SFTJob)
+        train_sft(job)

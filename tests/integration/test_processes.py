@@ -1,0 +1,56 @@
+"""Two gloo processes are one: the same rollouts, metrics and weights as a single process on the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from rlhf.config import to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(config: Path, output: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run the script as a user would, on the CPU."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if processes == 1:
+        start = [sys.executable]
+    else:
+        file = ROOT / "configs" / "accelerate" / "two_processes_cpu.yaml"
+        start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0"]
+    command = [*start, str(ROOT / "scripts" / "train_ppo.py"), "--config", str(config), "--output", str(output)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=config.parent, timeout=300)
+
+
+def test_two_processes_are_one(job, tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(job))
+    for processes in (1, 2):
+        done = launch(config, tmp_path / str(processes), processes)
+        assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / str(n)) for n in (1, 2))
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    for file in ("metrics", "eval"):
+        rows = [[json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()] for run in (one, two)]
+        assert len(rows[0]) == len(rows[1]) > 1
+        for a, b in zip(*rows, strict=True):
+            for name in (n for n in a if n.split("/")[0] not in ("time", "throughput", "memory")):
+                # A ratio or value that lies on a clip boundary may fall on either side of it: one token in 50.
+                slack = 0.02 if name.endswith("clip_fraction") else 1e-4 * max(1.0, abs(a[name] or 0.0))
+                assert a[name] == b[name] or abs(a[name] - b[name]) <= slack, (a["step"], name)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(change(job, ppo={"rollout_batch_size": 9, "minibatch_size": 3})))
+    done = launch(config, tmp_path / "two", 2)
+    assert done.returncode != 0
+    assert "ppo.minibatch_size is 3, which 2 processes cannot share evenly; use a multiple of 2" in done.stderr
+    assert not (tmp_path / "two").exists()

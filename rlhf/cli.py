@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
             raise UserError(
-                f"unknown command {argv[0]!r}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}")
+                f"unknown command {argv[0]!r}; "
+                + (f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}")
             )
         run: Callable[[list[str]], int | None] = globals()[f"_{argv[0]}"]
         return run(argv[1:]) or 0

@@ -7,7 +7,6 @@ setting's full name in the message, so that a mistake in a file, an option or a 
 import difflib
 import re
 import sys
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -92,12 +91,14 @@ class ScratchConfig:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
             _check(getattr(self, name) > 0, f"scratch.{name}", getattr(self, name), "positive")
         _check(0 <= self.dropout < 1, "scratch.dropout", self.dropout, "at least 0 and below 1")
-        _check(self.vocab_size >= 260, "scratch.vocab_size", self.vocab_size, "at least 260 (256 bytes, special tokens)")
+        _check(
+            self.vocab_size >= 260, "scratch.vocab_size", self.vocab_size, "at least 260 (256 bytes, special tokens)"
+        )
         _check(
             self.hidden_size % self.num_heads == 0,
             "scratch.num_heads",
             self.num_heads,
-            f"a divisor of scratch.hidden_size = {self.hidden_size}; near: {_divides(self.num_heads, self.hidden_size)}",
+            f"a divisor of scratch.hidden_size = {self.hidden_size}, such as {_divides(self.num_heads, self.hidden_size)}",
         )
 
 
@@ -141,7 +142,9 @@ class GenerationConfig:
     def __post_init__(self):
         _check(self.max_new_tokens > 0, "generation.max_new_tokens", self.max_new_tokens, "positive")
         _check(self.temperature > 0, "generation.temperature", self.temperature, "positive")
-        _check(self.stop_ids is None or len(self.stop_ids) > 0, "generation.stop_ids", self.stop_ids, "null or not empty")
+        _check(
+            self.stop_ids is None or len(self.stop_ids) > 0, "generation.stop_ids", self.stop_ids, "null or not empty"
+        )
         _check(self.max_rows is None or self.max_rows > 0, "generation.max_rows", self.max_rows, "null or positive")
 
 
@@ -438,7 +441,7 @@ def _require(job: object, *keys: str) -> None:
             raise UserError(f"{key} is not set; give it with --{key} or in a --config file")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------------------
 
 
 def parse(kind: type[Job], argv: Sequence[str] | None = None, prog: str | None = None) -> Job:
@@ -452,7 +455,9 @@ def parse(kind: type[Job], argv: Sequence[str] | None = None, prog: str | None =
     argv = list(sys.argv[1:] if argv is None else argv)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=kind.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; may come several times")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these settings; may come several times"
+    )
     parser.add_class_arguments(kind, None)
     _refuse_unknown(kind, argv)
     try:
@@ -485,13 +490,15 @@ def evaluation_of(run: Path, argv: Sequence[str]) -> EvaluateJob:
 
 def to_yaml(job: object) -> str:
     """All settings of a job; `parse(type(job), ["--config", file])` gives the same job back."""
-    assert is_dataclass(job) and not isinstance(job, type)
+    assert is_dataclass(job)
+    assert not isinstance(job, type)
     return yaml.safe_dump(_without_tuples(asdict(job)), sort_keys=False, allow_unicode=True)
 
 
 def flat(job: object) -> dict[str, Any]:
     """Dotted name -> value of every setting of a job."""
-    assert is_dataclass(job) and not isinstance(job, type)
+    assert is_dataclass(job)
+    assert not isinstance(job, type)
     return _flatten(asdict(job))
 
 
@@ -537,7 +544,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is not None and not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; a config file holds settings such as 'ppo: {{lr: 1e-5}}'")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}; a config file holds settings such as 'ppo: {{lr: 1e-5}}'"
+        )
     return content or {}
 
 
@@ -559,7 +568,11 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
+    return (
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
+    )
 
 
 def _without_tuples(value: Any) -> Any:

@@ -40,7 +40,7 @@ def load_rows(path: str, split: str) -> Any:
             rows = datasets.load_from_disk(str(place))
             if isinstance(rows, datasets.DatasetDict):
                 if split not in rows:
-                    raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(rows)}")
+                    raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(map(str, rows))}")
                 rows = rows[split]
         elif place.suffix in _FORMATS or path.startswith((".", "/", "~")):
             raise UserError(f"data file {path} does not exist")
@@ -85,17 +85,17 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
         raise UserError(f"{path} has no column {name!r}; it has {', '.join(map(repr, rows.column_names))}")
     values = list(rows[name])
     for i, value in enumerate(values):
-        if value is None or len(value) == 0 or (isinstance(value, str) and not value.strip()):
-            raise UserError(f"{path}, row {i + 1}: {name!r} is {'null' if value is None else 'empty'}")
-        if not isinstance(value, str | list):
+        if not isinstance(value, str | list | None):
             raise UserError(f"{path}, row {i + 1}: {name!r} is {value!r}, but must be text or a list of messages")
+        if not value or (isinstance(value, str) and not value.strip()):
+            raise UserError(f"{path}, row {i + 1}: {name!r} is {'null' if value is None else 'empty'}")
     return values
 
 
-# ---------------------------------------------------------------------------------------------------------- text to ids
+# --------------------------------------------------------------------------------------------------- text to ids
 
 
-def render_chat(tokenizer: Any, messages: list[dict[str, Any]], generation_prompt: bool) -> str:
+def render_chat(tokenizer: Any, messages: list[Any], generation_prompt: bool) -> str:
     """Messages as the tokenizer's chat template writes them."""
     if not tokenizer.chat_template:
         raise UserError(
@@ -194,7 +194,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, 
     return ids, mask
 
 
-# -------------------------------------------------------------------------------------------------------------- prompts
+# ------------------------------------------------------------------------------------------------------- prompts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The whole road on film reviews: a new language model, a reward model, PPO, evaluation, report; in minutes on a CPU."""
+"""The whole road on film reviews: a new language model, a reward model, PPO, evaluation, report; minutes on a CPU."""
 
 import time
 from dataclasses import dataclass

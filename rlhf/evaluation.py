@@ -96,7 +96,8 @@ def _describe(
 def summarise(answers: Sequence[Answer], start: Sequence[dict[str, float]] | None = None) -> dict[str, float]:
     """Means over answers, with 95% bootstrap intervals for scores, and the win rate against the scores at the start.
 
-    Lengths are in tokens, distinct-n in words. The judge decides the wins where there is one, else the reward source; a tie is half a win.
+    Lengths are in tokens, distinct-n in words. The judge decides the wins where there is one, else the reward source;
+    a tie is half a win.
     """
     lengths = [len(a["tokens"]) for a in answers]
     found: dict[str, float] = {"prompts": float(len(answers))}
@@ -138,7 +139,7 @@ def samples(answers: Sequence[Answer], step: int, count: int) -> list[dict[str, 
     ]
 
 
-# ----------------------------------------------------------------------------------------------- the `evaluate` command
+# ---------------------------------------------------------------------------------------- the `evaluate` command
 
 
 def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:

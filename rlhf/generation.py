@@ -38,7 +38,9 @@ def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generatio
     return sorted(found)
 
 
-def uniforms(key: Sequence[int], rows: Int[Tensor, "N"] | Sequence[int], total: int, length: int) -> Float[Tensor, "N R"]:
+def uniforms(
+    key: Sequence[int], rows: Int[Tensor, "N"] | Sequence[int], total: int, length: int
+) -> Float[Tensor, "N R"]:
     """The numbers that decide the responses of the given rows of a batch of `total`, as a function of `key` alone."""
     seed = int.from_bytes(_digest(key), "little")
     noise = torch.rand(total, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

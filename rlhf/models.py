@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.types import PolicyOutput
 from tabular.core.distributions import logprob_and_entropy
 
-# -------------------------------------------------------------------------------------------------- what a path stands for
+# ---------------------------------------------------------------------------------------- what a path stands for
 
 
 def resolve(path: str) -> str:
@@ -135,7 +135,9 @@ def load_policy(path: str) -> tuple[Any, Any]:
     else:
         config = from_dict(SFTJob, settings).model
         if config.path is None:
-            raise UserError(f"{path} is a checkpoint of a model from scratch: its tokenizer lies in the finished run only")
+            raise UserError(
+                f"{path} is a checkpoint of a model from scratch: its tokenizer lies in the finished run only"
+            )
         whole = nn.ModuleDict({"lm": add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM")})
     assert config.path is not None
     load_weights(place / WEIGHTS, {name: p for name, p in whole.named_parameters() if p.requires_grad})
@@ -193,7 +195,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- the trunk
+# ----------------------------------------------------------------------------------------------------- the trunk
 
 
 def inner(lm: Any) -> Any:
@@ -261,7 +263,7 @@ def check_head(lm: Any) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------------ actor and critic
+# ---------------------------------------------------------------------------------------------- actor and critic
 
 
 class ActorCritic(nn.Module):
@@ -352,7 +354,7 @@ def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     tokenizer.save_pretrained(folder)
 
 
-# ---------------------------------------------------------------------------------------------------------- reward model
+# -------------------------------------------------------------------------------------------------- reward model
 
 
 def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -5,7 +5,7 @@ and statistics are then computed on all of it, everywhere alike, and processes s
 backward passes of each minibatch. What one process computes, several compute too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 class PPOTrainer:
     """Everything of a run, made from its job. `train()` is the loop, `step()` one turn of it."""
 
-    def __init__(self, job: PPOJob, reward: RewardSource | Any = None):
+    def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None):
         """Check all input, then load the models.
 
         Args:
@@ -63,11 +63,12 @@ class PPOTrainer:
         job.ppo.check_processes(self.accelerator.num_processes)
         self.resume_from = checkpoint.find(self.run.path, job.resume)
         self._load_data()
-        self._load_models(FunctionReward(reward, reward.__name__) if reward is not None else None)
+        self._load_models(FunctionReward(reward, getattr(reward, "__name__", "reward")) if reward else None)
         config = job.ppo
-        fixed = config.kl_target is None
         self.kl_coef = (
-            FixedKL(config.kl_coef) if fixed else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+            FixedKL(config.kl_coef)
+            if config.kl_target is None
+            else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
         )
         self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
         self.state = checkpoint.TrainState()
@@ -130,7 +131,7 @@ class PPOTrainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
 
-    # ------------------------------------------------------------------------------------------------------ the loop
+    # -------------------------------------------------------------------------------------------------- the loop
 
     def train(self) -> dict[str, float]:
         """Train to the end, or until asked to stop; returns the last step's metrics."""
@@ -157,7 +158,7 @@ class PPOTrainer:
         return metrics
 
     def step(self) -> dict[str, float]:
-        """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust the KL's price."""
+        """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
         self.clock = clock = Clock()
         with clock("step"):
             rollout = self.collect(self._next_prompts())
@@ -237,7 +238,7 @@ class PPOTrainer:
         }
         return surrogate + config.vf_coef * error - config.ent_coef * entropy, metrics
 
-    # ------------------------------------------------------------------------------------------------ parts of a step
+    # ------------------------------------------------------------------------------------------- parts of a step
 
     def _minibatches(self) -> Iterator[Tensor]:
         """Row numbers of each minibatch of each epoch.
@@ -301,7 +302,7 @@ class PPOTrainer:
                 "be the same model; does the model behave at random, or depend on more than its inputs?"
             )
 
-    # --------------------------------------------------------------------------------------------- around the steps
+    # ------------------------------------------------------------------------------------------ around the steps
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0

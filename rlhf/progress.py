@@ -11,7 +11,14 @@ from typing import Any
 def progress(title: str, total: int, done: int = 0, visible: bool = True) -> Iterator["Bar"]:
     """A bar with the time left and live numbers on a terminal; a plain line every tenth of the way elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     bar = Progress(

@@ -110,7 +110,7 @@ def train_reward_model(job: RewardJob) -> None:
 
 
 def new_reward_model(job: RewardJob) -> Any:
-    """A classifier with one label on the language model's trunk; its head is N(0, 1/sqrt(d + 1)) (Stiennon et al., 2020)."""
+    """A classifier with one label on the model's trunk; its head is N(0, 1/sqrt(d + 1)) (Ziegler et al., 2019)."""
     from transformers import AutoModelForSequenceClassification
 
     lm = load_causal_lm(job.model)
@@ -139,7 +139,7 @@ def encode_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> lis
 
 
 def save(model: Any, tokenizer: Any, run: RunFolder, facts: dict[str, Any]) -> None:
-    """Write a folder that `AutoModelForSequenceClassification` loads, with what is known of its scores in its config."""
+    """Write what `AutoModelForSequenceClassification` loads, with what is known of its scores in its config."""
     whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     for name, value in facts.items():
         setattr(inner(whole).config, name, value)

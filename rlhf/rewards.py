@@ -48,7 +48,8 @@ def load_function(where: str) -> Callable[..., Any]:
             if not Path(place).is_file():
                 raise UserError(f"reward function file {place} does not exist")
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:

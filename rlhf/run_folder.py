@@ -26,9 +26,7 @@ class RunFolder:
         """
         self.path = Path(path).expanduser()
         if resume is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(
-                f"run folder {path} exists; continue it with --resume auto, or name another with --output"
-            )
+            raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
         if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
             raise UserError(f"{path} exists but is no run folder (it has no config.yaml); name another with --output")
         parent = next(p for p in (self.path, *self.path.parents) if p.exists())
@@ -98,14 +96,16 @@ class RunFolder:
         """Say which settings differ from those that the folder's run began with."""
         path = self.path / "config.yaml"
         if path.exists():
-            lines = difflib.unified_diff(path.read_text(encoding="utf-8").split("\n"), config.split("\n"), n=0, lineterm="")
+            lines = difflib.unified_diff(
+                path.read_text(encoding="utf-8").split("\n"), config.split("\n"), n=0, lineterm=""
+            )
             changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
             if changed:
                 print("settings that changed since this run began:", *changed, sep="\n  ")
 
 
 def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
-    """The accelerator of a run: devices and processes as the launcher set them, trackers that write to the run folder."""
+    """The accelerator of a run: devices and processes as launched, trackers that write to the run folder."""
     import importlib.util
 
     import torch
@@ -117,12 +117,12 @@ def open_accelerator(output: str, mixed_precision: str | None, trackers: list[An
             raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
     # Said outright: without a GPU and without this word, every launched process would believe that it is alone.
     cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output
-    )
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
-        raise UserError(f"the launcher started {launched} processes, but they found {accelerator.num_processes} of them")
+        raise UserError(
+            f"the launcher started {launched} processes, but they found {accelerator.num_processes} of them"
+        )
     set_seed(seed)
     accelerator.wait_for_everyone()  # every process has looked at the run folder before one of them makes it
     return accelerator

@@ -80,7 +80,9 @@ def train_sft(job: SFTJob) -> None:
     def evaluate() -> dict[str, float]:
         if not tests:
             return {}
-        batches = [tests[i : i + job.training.microbatch_size] for i in range(0, len(tests), job.training.microbatch_size)]
+        batches = [
+            tests[i : i + job.training.microbatch_size] for i in range(0, len(tests), job.training.microbatch_size)
+        ]
         total = sum(float(loss(model, batch)[0]) for batch in batches)
         mean = total / sum(map(learnt, tests))
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
@@ -106,7 +108,9 @@ def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demo
             f"{path} has the columns {', '.join(map(repr, rows.column_names))}, but demonstrations need 'text', "
             "'messages', or 'prompt' and 'completion'"
         )
-    needed = ["messages"] if "messages" in columns else ["prompt", "completion"] if "completion" in columns else ["text"]
+    needed = (
+        ["messages"] if "messages" in columns else ["prompt", "completion"] if "completion" in columns else ["text"]
+    )
     examples = []
     for i, row in enumerate(rows):
         for name in needed:
@@ -120,7 +124,7 @@ def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demo
     return examples
 
 
-# ----------------------------------------------------------------------------------------------------------- from scratch
+# -------------------------------------------------------------------------------------------------- from scratch
 
 
 def _texts(rows: Any, path: str | None) -> Iterable[str]:
@@ -160,7 +164,7 @@ def new_lm(config: ScratchConfig, tokenizer: Any) -> Any:
         known = AutoConfig.for_model(config.model_type)
     except ValueError:
         raise UserError(
-            f"scratch.model_type {config.model_type!r} is no architecture that transformers knows; try llama, gpt2 or qwen2"
+            f"scratch.model_type {config.model_type!r} is no architecture of transformers; try llama or gpt2"
         ) from None
     sizes = {
         "vocab_size": len(tokenizer),

@@ -48,7 +48,9 @@ def batch_at(step: int, lengths: Sequence[int], size: int, seed: int) -> list[in
     turn, index = divmod(step, len(lengths) // size)
     random = np.random.default_rng([seed, turn])
     order = random.permutation(len(lengths))[: len(lengths) // size * size]
-    pools = [sorted(pool, key=lambda i: lengths[i]) for pool in np.split(order, range(32 * size, len(order), 32 * size))]
+    pools = [
+        sorted(pool, key=lambda i: lengths[i]) for pool in np.split(order, range(32 * size, len(order), 32 * size))
+    ]
     batches = np.concatenate(pools).reshape(-1, size)
     return random.permutation(batches)[index].tolist()
 

@@ -49,7 +49,11 @@ def main() -> None:
     names = list(rows[0])
     print("\n| " + " | ".join(names) + " |\n|" + " ---: |" * len(names))
     for row in rows:
-        print("| " + " | ".join(f"{v:.0f}" if isinstance(v, int) or n == "seconds" else f"{v:.3f}" for n, v in row.items()) + " |")
+        print(
+            "| "
+            + " | ".join(f"{v:.0f}" if isinstance(v, int) or n == "seconds" else f"{v:.3f}" for n, v in row.items())
+            + " |"
+        )
 
 
 if __name__ == "__main__":

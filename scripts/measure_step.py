@@ -43,6 +43,10 @@ class Spent:
         return timed
 
 
+def reading() -> str:
+    return "policy's forward, training" if torch.is_grad_enabled() else "policy's forward, scoring"
+
+
 def measure(run: Path, steps: int, threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
@@ -55,8 +59,7 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
         rollout.sample = spent.wrap(generation.sample, "sampling")
         rewards.sequence_scores = spent.wrap(rewards.sequence_scores, "reward model's forward")
         Reference.logprobs = spent.wrap(Reference.logprobs, "reference's forward")
-        kind = lambda: "policy's forward, training" if torch.is_grad_enabled() else "policy's forward, scoring"  # noqa: E731
-        ActorCritic.forward = spent.wrap(ActorCritic.forward, kind)
+        ActorCritic.forward = spent.wrap(ActorCritic.forward, reading)
         trainer.accelerator.backward = spent.wrap(trainer.accelerator.backward, "backward")
         models = {"sampling", "reward model's forward", "reference's forward", "backward"} | {
             f"policy's forward, {what}" for what in ("training", "scoring")
@@ -75,7 +78,7 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Where the time of one PPO step goes.")
     parser.add_argument("run", type=Path, help="folder of a finished PPO run")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, help="torch threads; default: torch's choice")

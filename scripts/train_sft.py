@@ -1,4 +1,4 @@
-"""Fine-tune a language model on demonstrations, or train a new one: `accelerate launch scripts/train_sft.py --config FILE`."""
+"""Fine-tune a language model, or train a new one: `accelerate launch scripts/train_sft.py --config FILE`."""
 
 from rlhf import SFTJob, parse, train_sft
 from rlhf.errors import reported

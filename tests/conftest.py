@@ -13,12 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.config import CheckpointConfig, DataConfig, EvalConfig, GenerationConfig, ModelConfig, PPOConfig, PPOJob
-from rlhf.config import RewardConfig
+from rlhf.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    GenerationConfig,
+    ModelConfig,
+    PPOConfig,
+    PPOJob,
+    RewardConfig,
+)
 
 torch.set_num_threads(1)  # two spinning threads on a busy machine are slower than one
 
-WORDS = "the film is a good bad fine dull warm cold story with heart and no end in sight of it".split()
+WORDS = tuple(  # fmt: skip
+    "the film is a good bad fine dull warm cold story with heart and no end in sight of it".split()  # noqa: SIM905
+)
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -21,7 +21,15 @@ def launch(config: Path, output: Path, processes: int) -> subprocess.CompletedPr
         start = [sys.executable]
     else:
         file = ROOT / "configs" / "accelerate" / "two_processes_cpu.yaml"
-        start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", "0"]
+        start = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(file),
+            "--main_process_port",
+            "0",
+        ]
     command = [*start, str(ROOT / "scripts" / "train_ppo.py"), "--config", str(config), "--output", str(output)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=config.parent, timeout=300)
 

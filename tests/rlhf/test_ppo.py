@@ -91,7 +91,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
     trainer = PPOTrainer(job)
     before = {name: p.detach().clone() for name, p in trainer.weights.items()}
     honest = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda batch, denom: (honest(batch, denom)[0] * torch.nan, honest(batch, denom)[1]))
+    monkeypatch.setattr(
+        trainer, "loss", lambda batch, denom: (honest(batch, denom)[0] * torch.nan, honest(batch, denom)[1])
+    )
     assert trainer.step()["policy/optimizer_steps"] == 0
     assert all(torch.equal(before[name], p) for name, p in trainer.weights.items())
     trainer.step()
@@ -100,7 +102,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
 
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
-    whole = change(job, output=str(tmp_path / "whole"), checkpoint={"every": 2}, ppo={"kl_target": 1.0}, eval={"every": 1})
+    whole = change(
+        job, output=str(tmp_path / "whole"), checkpoint={"every": 2}, ppo={"kl_target": 1.0}, eval={"every": 1}
+    )
     PPOTrainer(whole).train()
 
     part = change(whole, output=str(tmp_path / "part"))
@@ -110,7 +114,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
         trainer.run.log(trainer.accelerator, trainer.state.step + 1, trainer.step())
         trainer.evaluate()
     trainer.save()
-    trainer.run.log(trainer.accelerator, 3, trainer.step())  # a step that the checkpoint knows nothing of, then the kill
+    trainer.run.log(
+        trainer.accelerator, 3, trainer.step()
+    )  # a step that the checkpoint knows nothing of, then the kill
     with open(tmp_path / "part" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "objec')
 
@@ -128,8 +134,10 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
         assert torch.equal(p, q), name
     for file in ("metrics", "eval", "samples"):
         rows = [
-            [{k: v for k, v in json.loads(line).items() if k.split("/")[0] not in ("time", "throughput", "memory")}
-             for line in (tmp_path / which / f"{file}.jsonl").read_text().splitlines()]
+            [
+                {k: v for k, v in json.loads(line).items() if k.split("/")[0] not in ("time", "throughput", "memory")}
+                for line in (tmp_path / which / f"{file}.jsonl").read_text().splitlines()
+            ]
             for which in ("whole", "part")
         ]
         assert rows[0] == rows[1], file

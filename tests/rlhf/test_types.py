@@ -1,0 +1,114 @@
+"""Records: rows chosen, padding dropped, ranks' shares put together again."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from rlhf.types import PPOBatch, Prompts, Rollout, interleave, microbatches, select, to_device, trim
+
+PER_TOKEN = ("response_ids", "response_mask", "old_logprobs", "ref_logprobs", "old_values")
+
+
+def ragged(lengths, prompt_lengths, width=None, prompt_width=None):
+    """A rollout in which every entry is a different number, and nothing but zeros stands under padding."""
+    rows, width, prompt_width = len(lengths), width or max(lengths), prompt_width or max(prompt_lengths)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    prompt_mask = torch.arange(prompt_width) >= prompt_width - torch.tensor(prompt_lengths)[:, None]
+    numbers = 1 + torch.arange(rows * width).reshape(rows, width)
+    prompts = Prompts(
+        (100 + torch.arange(rows * prompt_width).reshape(rows, prompt_width)) * prompt_mask,
+        prompt_mask,
+        [f"prompt {i}" for i in range(rows)],
+        {"wanted": [f"word {i}" for i in range(rows)], "number": list(range(rows))},
+    )
+    return Rollout(
+        prompts=prompts,
+        response_ids=numbers * mask,
+        response_mask=mask,
+        truncated=torch.arange(rows) % 2 == 0,
+        completions=[f"answer {i}" for i in range(rows)],
+        old_logprobs=-1.0 * numbers * mask,
+        ref_logprobs=-2.0 * numbers * mask,
+        old_values=0.5 * numbers * mask,
+        scores=torch.arange(rows) * 0.25,
+    )
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    for name in [f.name for f in fields(a)]:
+        one, two = getattr(a, name), getattr(b, name)
+        if isinstance(one, Prompts):
+            assert_same(one, two)
+        elif isinstance(one, torch.Tensor):
+            assert one.dtype == two.dtype, name
+            assert torch.equal(one, two), name
+        else:
+            assert one == two, name
+
+
+def test_select_takes_the_same_rows_of_every_field():
+    rollout = ragged([3, 1, 4, 2], [1, 2, 3, 4])
+    picked = select(rollout, torch.tensor([2, 0, 2]))
+    assert len(picked) == 3
+    assert picked.response_ids.tolist() == [[9, 10, 11, 12], [1, 2, 3, 0], [9, 10, 11, 12]]
+    assert picked.truncated.tolist() == [True, True, True]
+    assert picked.scores.tolist() == [0.5, 0.0, 0.5]
+    assert picked.completions == ["answer 2", "answer 0", "answer 2"]
+    assert picked.prompts.prompts == ["prompt 2", "prompt 0", "prompt 2"]
+    assert picked.prompts.columns == {"wanted": ["word 2", "word 0", "word 2"], "number": [2, 0, 2]}
+    assert picked.prompts.prompt_mask.sum(-1).tolist() == [3, 1, 3]
+
+
+def test_select_goes_through_a_batch_into_its_rollout():
+    rollout = ragged([2, 1, 2], [1, 1, 1])
+    batch = PPOBatch(rollout, rollout.old_logprobs, rollout.old_values, rollout.ref_logprobs)
+    picked = select(batch, torch.tensor([1]))
+    assert_same(picked.rollout, select(rollout, torch.tensor([1])))
+    assert torch.equal(picked.rewards, rollout.old_logprobs[1:2])
+    assert torch.equal(picked.advantages, rollout.old_values[1:2])
+    assert torch.equal(picked.returns, rollout.ref_logprobs[1:2])
+
+
+def test_moving_to_a_device_keeps_what_is_no_tensor():
+    rollout = ragged([2, 1], [1, 2])
+    moved = to_device(rollout, "meta")
+    assert {getattr(moved, name).device.type for name in PER_TOKEN} == {"meta"}
+    assert moved.prompts.prompt_ids.device.type == moved.scores.device.type == "meta"
+    assert moved.completions == rollout.completions
+    assert moved.prompts.columns == rollout.prompts.columns
+    assert_same(to_device(rollout, "cpu"), rollout)
+
+
+def test_trim_drops_the_columns_that_are_padding_in_every_row_and_no_other():
+    assert_same(trim(ragged([3, 1], [1, 2], width=6, prompt_width=5)), _rewidened([3, 1], [1, 2]))
+    tight = ragged([3, 1], [1, 2])
+    assert_same(trim(tight), tight)
+
+
+def _rewidened(lengths, prompt_lengths):
+    """What `trim` must leave of the wide rollout above: its last prompt columns and first response columns."""
+    wide = ragged(lengths, prompt_lengths, width=6, prompt_width=5)
+    prompts = Prompts(
+        wide.prompts.prompt_ids[:, 3:], wide.prompts.prompt_mask[:, 3:], wide.prompts.prompts, wide.prompts.columns
+    )
+    cut = {name: getattr(wide, name)[:, :3] for name in PER_TOKEN}
+    return Rollout(prompts=prompts, truncated=wide.truncated, completions=wide.completions, scores=wide.scores, **cut)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_shares_of_every_rank_put_together_are_the_whole(ranks):
+    """Rows r, r + ranks, ... on rank r, each share trimmed to a width of its own, as sampling leaves it."""
+    whole = ragged([5, 1, 2, 4, 1, 1], [3] * 6)
+    shares = [trim(select(whole, torch.arange(rank, 6, ranks))) for rank in range(ranks)]
+    assert ranks == 1 or len({share.response_ids.shape[1] for share in shares}) > 1
+    assert_same(interleave(shares), whole)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
+def test_microbatches_are_consecutive_and_cover_all_rows_once(size, sizes):
+    rows = torch.tensor([4, 2, 0, 1, 3])
+    groups = list(microbatches(rows, size))
+    assert [len(group) for group in groups] == sizes
+    assert torch.equal(torch.cat(groups), rows)

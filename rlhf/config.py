@@ -78,8 +78,11 @@ class ScratchConfig:
     vocab_size: int = 4096
     """Entries of the new tokenizer."""
     hidden_size: int = 128
+    """Width of the model; its feed-forward layers are four times as wide where the architecture lets one choose."""
     num_layers: int = 2
+    """Transformer blocks."""
     num_heads: int = 4
+    """Attention heads; a divisor of hidden_size."""
     max_positions: int = 512
     """Longest text the model can read, in tokens."""
     dropout: float = 0.1
@@ -98,7 +101,8 @@ class ScratchConfig:
             self.hidden_size % self.num_heads == 0,
             "scratch.num_heads",
             self.num_heads,
-            f"a divisor of scratch.hidden_size = {self.hidden_size}, such as {_divides(self.num_heads, self.hidden_size)}",
+            f"a divisor of scratch.hidden_size = {self.hidden_size}, "
+            f"such as {_divides(self.num_heads, self.hidden_size)}",
         )
 
 
@@ -209,14 +213,19 @@ class PPOConfig:
     ppo_epochs: int = 4
     """Passes over a rollout batch."""
     lr: float = 1e-5
+    """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How lr falls to 0 over the steps."""
     warmup_steps: int = 0
     """Steps over which lr rises from 0."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
     adam_eps: float = 1e-5
+    """AdamW's epsilon."""
     weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to at most this norm."""
     gamma: float = 1.0
     """Discount per token."""
     lam: float = 0.95
@@ -329,12 +338,19 @@ class TrainingConfig:
     max_length: int = 512
     """Longest example, in tokens; longer ones are cut at the end."""
     lr: float = 2e-5
+    """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How lr falls to 0 over the steps."""
     warmup_steps: int = 0
+    """Steps over which lr rises from 0."""
     adam_betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
     adam_eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to at most this norm."""
     eval_every: int = 0
     """Optimizer steps between evaluations; 0 evaluates only at the end."""
 

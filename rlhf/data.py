@@ -49,6 +49,8 @@ def load_rows(path: str, split: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen kinds for bad files, refused downloads and wrong splits
+        if "corresponds to no data" in str(error):
+            raise UserError(f"data file {path} holds no rows") from error
         cause = error.__cause__ or error
         raise UserError(f"cannot read data from {path} (split {split}): {type(cause).__name__}: {cause}") from error
     if len(rows) == 0:

@@ -41,7 +41,9 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         seed=seed,
         model=ModelConfig(path=sft.output),
         data=DataConfig(path=data["pairs"], eval_path=data["pairs_test"]),
-        training=TrainingConfig(epochs=1, batch_size=32, microbatch_size=32, max_length=64, lr=5e-4, warmup_steps=20),
+        training=TrainingConfig(
+            epochs=1, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=3.0
+        ),
         checkpoint=off,
     )
     ppo = PPOJob(

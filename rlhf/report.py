@@ -1,31 +1,26 @@
 """A run folder as one HTML page: what changed, whether the training was healthy, and what the model now writes.
 
-Three steps: `load` reads the folder into a `Run`, small pure functions turn it into numbers and shapes, and
-`templates/report.html.jinja` says what goes where and what a healthy curve looks like. The charts are SVG written
-here rather than by a plotting library: their text is the page's text, their colours follow the reader's light or dark
-theme, and the same folder gives the same bytes. The page needs nothing from outside and no JavaScript.
+Three steps: `load` reads the folder into a `Run`, small pure functions turn it into findings, numbers and text (here)
+and into shapes (`charts.py`), and `templates/report.html.jinja` says what goes where and what a healthy curve looks
+like. The same folder gives the same bytes; the page needs nothing from outside and no JavaScript.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 import yaml
 
+from rlhf.charts import LARGE, NAN, Row, curve, finite, mean, number, score_against_kl, series, smoothing_window, stack
 from rlhf.errors import UserError
 
-Row = Mapping[str, Any]
-
-NAN = float("nan")
-SMALL, LARGE = (360, 190), (560, 310)
-"""Width and height of a chart in SVG units, about one CSS pixel each."""
 LEVELS = (0.1, 0.5, 1.0, 2.0)
 """|log pi - log pi_ref| in nats from which a token is drawn in the next stronger colour."""
 
@@ -41,12 +36,12 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     page = render(load(run_dir))
     output = output or run_dir / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(page.encode("utf-8", errors="replace"))  # a sampled text may hold lone surrogates
-        os.replace(partial, output)
+        unfinished.write_bytes(page.encode("utf-8", errors="replace"))  # a sampled text may hold lone surrogates
+        os.replace(unfinished, output)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return output
 
 
@@ -67,14 +62,9 @@ class Run:
     sources: list[tuple[str, str]]
     """Each file of the folder and what was found in it, for the footer."""
 
-    @property
-    def steps(self) -> np.ndarray:
-        """[N] the steps of `rows`."""
-        return np.array([row["step"] for row in self.rows], dtype=float)
-
     def metric(self, name: str) -> np.ndarray:
         """[N] one metric, NaN where it is missing, null or infinite."""
-        return np.array([_float(row.get(name)) for row in self.rows])
+        return series(self.rows, name)
 
 
 def load(run_dir: Path) -> Run:
@@ -130,37 +120,15 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], sources: list[tuple[s
     return content
 
 
-def _float(value: Any) -> float:
-    """A finite number as a float, everything else (null, NaN, infinity, text) as NaN."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else NAN
-
-
 # ---------------------------------------------------------------------------------------------------- numbers
 
 
-def number(value: Any) -> str:
-    """Three significant digits, with a true minus; a dash for what is missing or not finite."""
-    value = _float(value)
-    size = abs(value)
-    if math.isnan(value):
-        return "–"
-    if size and not 0.001 <= size < 1e7:
-        return _scientific(value)
-    decimals = next((d for d, edge in enumerate((100, 10, 1, 0.01)) if size >= edge), 4) if size else 0
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-
-
 def signed(value: Any) -> str:
-    return ("+" if _float(value) > 0 else "") + number(value)
+    return ("+" if finite(value) > 0 else "") + number(value)
 
 
 def percent(value: Any) -> str:
-    value = _float(value)
+    value = finite(value)
     return "–" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
@@ -177,243 +145,6 @@ def duration(seconds: float | int) -> str:
     return f"{int(minutes)} min {int(seconds % 60)} s" if hours < 1 else f"{int(hours)} h {int(minutes % 60)} min"
 
 
-# ---------------------------------------------------------------------------------------------------- charts
-
-
-@dataclass
-class Chart:
-    """Shapes in SVG units; the template draws them in this order and gives each class its colour."""
-
-    size: tuple[int, int]
-    x: "Axis"
-    y: "Axis"
-    x_name: str = "step"
-    latest: str = ""
-    areas: list[tuple[str, str]] = field(default_factory=list)
-    """(class, path)"""
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    """(class, path)"""
-    timed: list[tuple[str, str]] = field(default_factory=list)
-    """(progress through the run as "37%", path)"""
-    points: list["Point"] = field(default_factory=list)
-    marks: list[tuple[float, float, str]] = field(default_factory=list)
-    """(x, y, text) of what the cursor can read off"""
-
-
-class Point(NamedTuple):
-    x: float
-    y: float
-    low: float
-    """y of the interval's lower end"""
-    high: float
-    tooltip: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A linear map from [low, high] to the SVG units [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    whole: bool = False
-    """Ticks at whole numbers only."""
-
-    @classmethod
-    def around(cls, values: np.ndarray, start: float, end: float, zero: bool = False) -> "Axis":
-        """The axis that holds all finite values with a little air, from (or around) zero if asked."""
-        values = np.append(values[np.isfinite(values)], [0.0] if zero else [])
-        low, high = float(values.min()), float(values.max())
-        span = (high - low) or abs(high) or 1.0
-        return cls(low if zero and low == 0 else low - 0.06 * span, high + 0.06 * span, start, end)
-
-    def __call__(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """(position, label) of a few round numbers."""
-        rough = (self.high - self.low) / 4
-        base = 10.0 ** math.floor(math.log10(rough))
-        steps = [base * m for m in (1, 2, 2.5, 5, 10) if not self.whole or (base * m).is_integer()]
-        step = next(step for step in steps if step >= 0.999 * rough)
-        values = step * np.arange(math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6) + 1)
-        return [(self(float(v)), self._label(float(v), step)) for v in values]
-
-    @staticmethod
-    def _label(value: float, step: float) -> str:
-        """As many decimals as the distance between two ticks needs."""
-        if abs(value) < step / 2:
-            return "0"
-        if not 5e-4 <= step < 5e5:
-            return _scientific(value)
-        if step >= 500:
-            return f"{value / 1000:g}k".replace("-", "−")
-        half = f"{step:.1e}"[2] == "5"  # 2.5, 0.25: one digit more
-        return f"{value:.{max(0, math.ceil(-math.log10(step) - 1e-6) + half)}f}".replace("-", "−")
-
-
-def _canvas(size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The SVG units between which x and y run: what is left beside the tick labels."""
-    width, height = size
-    return (42.0, width - 8.0), (height - 22.0, 8.0)
-
-
-def _step_axis(run: Run, size: tuple[int, int]) -> Axis:
-    """All curves share it, so that one can be read above the other."""
-    last = max(row["step"] for row in [*run.rows, *run.evals])
-    return Axis(0.0, float(max(last, 1)), *_canvas(size)[0], whole=True)
-
-
-def smooth(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """[len(at)] the running mean centred on the indices `at`, of the points that are there; NaN stays NaN.
-
-    Near the ends the window shrinks on both sides alike, so that a line goes on straight, but not below a fifth: the
-    last value of a noisy curve should not be its last point.
-    """
-    half, last = smoothing_window(len(values)) // 2, len(values) - 1
-    centres = np.clip(at, half // 5, last - half // 5)
-    means = [_mean(values[i - r : i + r + 1]) for i in centres for r in [min(half, i, last - i)]]
-    return np.where(np.isfinite(values[at]), means, NAN)
-
-
-def smoothing_window(points: int) -> int:
-    """Odd; 1 for so few points that each one can be seen."""
-    return max(5, points // 15) | 1 if points >= 30 else 1
-
-
-def _thin(values: np.ndarray, buckets: int = 200) -> np.ndarray:
-    """Indices of at most 2 points a bucket, its lowest and its highest: long runs stay small and keep their spikes."""
-    if len(values) <= 2 * buckets:
-        return np.arange(len(values))
-    keep = {0, len(values) - 1}
-    for chunk in np.array_split(np.arange(len(values)), buckets):
-        there = chunk[np.isfinite(values[chunk])]
-        keep |= {there[values[there].argmin()], there[values[there].argmax()]} if there.size else {chunk[0]}
-    return np.array(sorted(keep))
-
-
-def _path(x: Axis, y: Axis, xs: np.ndarray, ys: np.ndarray) -> str:
-    """SVG path data; a NaN interrupts the line, a lone point is a dot."""
-    commands, pen = [], "M"
-    for x_value, y_value in zip(xs, ys, strict=True):
-        if math.isnan(x_value) or math.isnan(y_value):
-            pen = "M"
-        else:
-            commands.append(f"{pen}{x(x_value):g},{y(y_value):g}" + ("h0" if pen == "M" else ""))
-            pen = "L"
-    return "".join(commands)
-
-
-def _area(x: Axis, y: Axis, xs: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-    there = np.isfinite(low) & np.isfinite(high)
-    xs, low, high = xs[there], low[there], high[there]
-    return _path(x, y, np.concatenate([xs, xs[::-1]]), np.concatenate([high, low[::-1]])) + "Z" if xs.size else ""
-
-
-def curve(
-    run: Run,
-    metric: str,
-    faint: str = "",
-    held_out: str = "",
-    zero: bool = False,
-    floor: float = -math.inf,
-    exact: bool = False,
-    size: tuple[int, int] = SMALL,
-) -> Chart | None:
-    """One metric over the steps, with a second one faintly behind it and the held-out evaluations on top.
-
-    What lies below `floor` is drawn on the axis; an `exact` metric has no noise to smooth away. None if the run has no
-    finite value of `metric`.
-    """
-    steps, values = run.steps, run.metric(metric)
-    if not np.isfinite(values).any():
-        return None
-    behind = run.metric(faint) if faint else np.full_like(values, NAN)
-    at = np.array([row["step"] for row in run.evals], dtype=float)
-    marks, low, high = (
-        np.array([_float(row.get(held_out + end)) for row in run.evals]) for end in ("", "_low", "_high")
-    )
-    shown = np.maximum(np.concatenate([values, behind, marks, low, high]), floor)
-    x, y = _step_axis(run, size), Axis.around(shown, *_canvas(size)[1], zero=zero)
-    kept = _thin(values)
-    latest = values[np.isfinite(values)][-1] if exact else _latest(values)
-    chart = Chart(size, x, y, latest=number(latest))
-    chart.areas = [("band", _area(x, y, at, low, high))]
-    chart.lines = [
-        ("faint", _path(x, y, steps[kept], smooth(behind, kept))),
-        ("raw", _path(x, y, steps[kept], values[kept])),
-        ("smooth", _path(x, y, steps[kept], values[kept] if exact else smooth(values, kept))),
-        ("held", _path(x, y, at, marks)),
-    ]
-    chart.points = _held_out(run, x, y, at, held_out)
-    chart.marks = _marks(x, y, steps[kept], values[kept])
-    return chart
-
-
-def _latest(values: np.ndarray) -> float:
-    return _mean(values[-smoothing_window(len(values)) :])
-
-
-def _marks(x: Axis, y: Axis, steps: np.ndarray, values: np.ndarray) -> list[tuple[float, float, str]]:
-    pairs = zip(steps.tolist(), values.tolist(), strict=True)
-    return [(x(at), y(value), f"step {at:.0f}: {number(value)}") for at, value in pairs if math.isfinite(value)]
-
-
-def _held_out(run: Run, x: Axis, y: Axis, at: np.ndarray, name: str, labelled: Sequence[int] = ()) -> list[Point]:
-    """A point with its interval for each evaluation's measure `name`; `at` is where they stand on the x axis."""
-    points = []
-    for position, row in zip(at, run.evals, strict=True):
-        value = _float(row.get(name))
-        if math.isfinite(value) and math.isfinite(position):
-            low, high = (_float(row.get(name + end)) for end in ("_low", "_high"))
-            low, high = (value if math.isnan(bound) else bound for bound in (low, high))
-            text = f"held-out, step {row['step']}: {number(value)}"
-            label = f"step {row['step']}" if row["step"] in labelled else ""
-            points.append(Point(x(position), y(value), y(low), y(high), text, label))
-    return points
-
-
-def stack(run: Run, metrics: Sequence[str], total: str) -> Chart | None:
-    """Smoothed metrics as layers under a line for the total that they are parts of. None if it was not logged."""
-    steps, whole = run.steps, run.metric(total)
-    if not np.isfinite(whole).any():
-        return None
-    kept = _thin(whole)
-    layers = [np.nan_to_num(smooth(run.metric(name), kept)) for name in metrics]
-    sums, line = np.cumsum([np.zeros(len(kept)), *layers], axis=0), smooth(whole, kept)
-    x, y = _step_axis(run, SMALL), Axis.around(np.append(sums, line), *_canvas(SMALL)[1], zero=True)
-    chart = Chart(SMALL, x, y, latest=f"{number(_latest(whole))} s")
-    for layer, (low, high) in enumerate(pairwise(sums), start=1):
-        chart.areas.append((f"layer-{layer}", _area(x, y, steps[kept], low, high)))
-    chart.lines = [("total", _path(x, y, steps[kept], line))]
-    chart.marks = _marks(x, y, steps[kept], whole[kept])
-    return chart
-
-
-def score_against_kl(run: Run, labelled: Sequence[int]) -> Chart | None:
-    """The frontier: what each nat of KL bought. Training as a line coloured by step, held-out evaluations on top."""
-    kl, score = run.metric("objective/kl"), run.metric("objective/score")
-    if not np.isfinite(kl + score).any():
-        return None
-    at = np.array([_float(row.get("kl")) for row in run.evals])
-    bounds = np.array([_float(row.get(name)) for row in run.evals for name in ("score", "score_low", "score_high")])
-    nodes = np.unique(np.linspace(0, len(kl) - 1, 120).astype(int))
-    kl, score = smooth(kl, nodes), smooth(score, nodes)
-    x_range, y_range = _canvas(LARGE)
-    x = Axis.around(np.append(kl, at), *x_range, zero=True)
-    y = Axis.around(np.append(score, bounds), *y_range)
-    chart = Chart(LARGE, x, y, x_name="KL, nats")
-    for i in range(len(nodes) - 1):
-        chart.timed.append((f"{100 * i / len(nodes):.0f}%", _path(x, y, kl[i : i + 2], score[i : i + 2])))
-    chart.lines = [("held", _path(x, y, at, np.array([_float(row.get("score")) for row in run.evals])))]
-    chart.points = _held_out(run, x, y, at, "score", labelled)
-    return chart
-
-
 # ---------------------------------------------------------------------------------------------------- findings
 
 
@@ -427,7 +158,7 @@ class Comparison:
     """False: there are not two evaluations to compare, so these are means over the first and last tenth of training."""
 
     def change(self, name: str) -> float:
-        return _float(self.after.get(name)) - _float(self.before.get(name))
+        return finite(self.after.get(name)) - finite(self.before.get(name))
 
 
 def compare(run: Run) -> Comparison:
@@ -435,12 +166,12 @@ def compare(run: Run) -> Comparison:
     if len(run.evals) >= 2:
         later = run.evals[1:]
         marked = [row for row in later if row.get("best") is True]
-        best = max(later, key=lambda row: np.nan_to_num(_float(row.get("score")), nan=-math.inf))
+        best = max(later, key=lambda row: np.nan_to_num(finite(row.get("score")), nan=-math.inf))
         return Comparison(run.evals[0], marked[-1] if marked else best, held_out=True)
     names = {"score": "objective/score", "kl": "objective/kl", "entropy": "policy/entropy"}
     names |= {name: f"response/{name}" for name in ("length", "repetition", "eos_fraction")}
-    first = {name: _mean(run.metric(metric)[: _tenth(run)]) for name, metric in names.items()}
-    last = {name: _mean(run.metric(metric)[-_tenth(run) :]) for name, metric in names.items()}
+    first = {name: mean(run.metric(metric)[: _tenth(run)]) for name, metric in names.items()}
+    last = {name: mean(run.metric(metric)[-_tenth(run) :]) for name, metric in names.items()}
     return Comparison({"step": run.rows[0]["step"], **first}, {"step": run.rows[-1]["step"], **last}, held_out=False)
 
 
@@ -448,22 +179,17 @@ def _tenth(run: Run) -> int:
     return max(1, len(run.rows) // 10)
 
 
-def _mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else NAN
-
-
 def concerns(run: Run, outcome: Comparison) -> list[str]:
     """What deserves a second look before the model is trusted. What was not logged gives no concern."""
 
     def was(name: str) -> float:
-        return _float(outcome.before.get(name))
+        return finite(outcome.before.get(name))
 
     def now(name: str) -> float:
-        return _float(outcome.after.get(name))
+        return finite(outcome.after.get(name))
 
     def at_end(metric: str) -> float:
-        return _mean(run.metric(metric)[-_tenth(run) :])
+        return mean(run.metric(metric)[-_tenth(run) :])
 
     found = []
     if now("score") <= was("score") and outcome.after["step"] > outcome.before["step"]:
@@ -486,7 +212,7 @@ def concerns(run: Run, outcome: Comparison) -> list[str]:
     if (explained := at_end("value/explained_variance")) < 0:
         found.append(f"Explained variance negative at the end ({number(explained)}): the critic is worse than a mean.")
     for name in ("policy/loss", "value/loss", "policy/grad_norm"):
-        broken = [row["step"] for row in run.rows if name in row and math.isnan(_float(row[name]))]
+        broken = [row["step"] for row in run.rows if name in row and math.isnan(finite(row[name]))]
         if broken:
             found.append(f"{name} is not finite in {len(broken)} of {len(run.rows)} steps, first at step {broken[0]}.")
     return found
@@ -499,7 +225,7 @@ def metric_table(run: Run) -> list[tuple[str, float, float, float, float]]:
         values = run.metric(name)
         there = values[np.isfinite(values)]
         if there.size:
-            first, last = _mean(values[: _tenth(run)]), _mean(values[-_tenth(run) :])
+            first, last = mean(values[: _tenth(run)]), mean(values[-_tenth(run) :])
             table.append((name, first, last, float(there.min()), float(there.max())))
     return table
 
@@ -522,7 +248,7 @@ class Answer:
 
     @property
     def kl(self) -> float:
-        return sum(_float(value) for value in self.row.get("token_kl") or [])
+        return sum(finite(value) for value in self.row.get("token_kl") or [])
 
 
 def answers(run: Run, chosen: int) -> list[tuple[Row, list[Answer]]]:
@@ -548,7 +274,7 @@ def coloured(row: Row) -> list[tuple[str, str, str]]:
     if len(tokens) != len(divergences):
         return []
     pieces = []
-    for token, divergence in zip(tokens, map(_float, divergences), strict=True):
+    for token, divergence in zip(tokens, map(finite, divergences), strict=True):
         level = sum(abs(divergence) >= edge for edge in LEVELS)
         style = f"{'more' if divergence > 0 else 'less'}-{level}" if level else ""
         pieces.append((str(token), style, f"{signed(divergence)} nats"))
@@ -595,7 +321,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     engine.globals |= {f.__name__: f for f in (number, signed, percent, duration, parameters)}
-    engine.tests["known"] = lambda value: math.isfinite(_float(value))
+    engine.tests["known"] = lambda value: math.isfinite(finite(value))
     outcome = compare(run)
     seconds, memory = run.metric("time/step"), run.metric("memory/peak_mb")
     batch = setting(run.config, "ppo.rollout_batch_size")
@@ -607,14 +333,14 @@ def render(run: Run) -> str:
         outcome=outcome,
         warnings=concerns(run, outcome),
         seconds=float(np.nansum(seconds)),
-        seconds_per_step=_mean(seconds),
-        tokens_per_second=_mean(run.metric("throughput/response_tokens_per_s")),
+        seconds_per_step=mean(seconds),
+        tokens_per_second=mean(run.metric("throughput/response_tokens_per_s")),
         peak_memory=max(memory[np.isfinite(memory)], default=NAN),
         is_ppo=any(name.startswith("objective/") for row in run.rows for name in row),
         window=smoothing_window(len(run.rows)),
-        curve=lambda metric, **options: curve(run, metric, **options),
-        stack=lambda metrics, total: stack(run, metrics, total),
-        frontier=score_against_kl(run, (outcome.before["step"], outcome.after["step"])),
+        curve=partial(curve, run.rows, run.evals),
+        stack=partial(stack, run.rows, run.evals),
+        frontier=score_against_kl(run.rows, run.evals, (outcome.before["step"], outcome.after["step"])),
         LARGE=LARGE,
         LEVELS=LEVELS,
         evaluated=evaluated(run),

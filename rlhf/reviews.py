@@ -56,7 +56,7 @@ def reviews() -> tuple[Review, ...]:
     return tuple(found.values())
 
 
-def write_files(folder: Path, pairs: int = 12_000) -> dict[str, Path]:
+def write_files(folder: Path, pairs: int = 8_000) -> dict[str, Path]:
     """Write demonstrations, preference pairs and prompts as jsonl files, the way a user would bring them."""
     dealt: dict[str, list[Review]] = defaultdict(list)
     for review in reviews():
@@ -65,8 +65,8 @@ def write_files(folder: Path, pairs: int = 12_000) -> dict[str, Path]:
     rows = {
         "demonstrations": [{"text": r.text} for r in dealt["train"]],
         "demonstrations_test": [{"text": r.text} for r in dealt["test"]],
-        "pairs": _pairs(dealt["train"])[:pairs],
-        "pairs_test": _pairs(dealt["test"])[:1_000],
+        "pairs": _pairs_across(dealt["train"], pairs),
+        "pairs_test": _pairs_within(dealt["test"])[:2_000],
         "prompts": _prompts(dealt["train"]),
         "prompts_test": _prompts(dealt["test"]),
     }
@@ -76,8 +76,15 @@ def write_files(folder: Path, pairs: int = 12_000) -> dict[str, Path]:
     return paths
 
 
-def _pairs(some: list[Review]) -> list[dict[str, str]]:
-    """Every praise of a film over every complaint about the same film, shuffled."""
+def _pairs_across(some: list[Review], count: int) -> list[dict[str, str]]:
+    """Praise over complaint, of any two films: more different texts to learn from than pairs within a film give."""
+    random_ = random.Random(0)
+    good, bad = ([r.text for r in some if r.fresh is fresh] for fresh in (True, False))
+    return [{"chosen": random_.choice(good), "rejected": random_.choice(bad)} for _ in range(count)]
+
+
+def _pairs_within(some: list[Review]) -> list[dict[str, str]]:
+    """Every praise of a film over every complaint about the same film, shuffled: the harder question, to test with."""
     films: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for review in some:
         films[review.film][0 if review.fresh else 1].append(review.text)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,7 @@ from rlhf.config import (
 
 torch.set_num_threads(1)  # two spinning threads on a busy machine are slower than one
 
-WORDS = tuple(  # fmt: skip
-    "the film is a good bad fine dull warm cold story with heart and no end in sight of it".split()  # noqa: SIM905
-)
+WORDS = "the film is a good bad fine dull warm cold story with heart and no end in sight of it".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -161,3 +160,9 @@ def change() -> Callable[..., PPOJob]:
         )
 
     return changed
+
+
+@pytest.fixture(scope="session")
+def build() -> SimpleNamespace:
+    """`build.config("bert")`, `build.tokenizer(pad=None)`: parts for a model of one's own."""
+    return SimpleNamespace(config=make_config, tokenizer=make_tokenizer)

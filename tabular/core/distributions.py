@@ -55,10 +55,8 @@ def categorical_sample(
     cumulative = _log_softmax(logits, action_mask).exp().cumsum(-1)
     if uniforms is None:
         uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
-    total = cumulative[..., -1:]
-    actions = (cumulative <= uniforms[..., None] * total).sum(-1)
-    # The product may round up to the total: then the last action that adds to it, not one of probability 0 behind it.
-    return torch.minimum(actions, (cumulative < total).sum(-1))
+    # Scaled by what the probabilities add up to in floats, a uniform below 1 stays below the end of the last action.
+    return (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
 
 
 def _log_softmax(logits: Tensor, action_mask: Tensor | None) -> Tensor:

@@ -113,12 +113,6 @@ def test_split_that_a_saved_folder_does_not_have_is_refused_with_those_it_has(tm
         load_rows(str(tmp_path / "rows"), "test")
 
 
-def test_saved_folder_without_rows_is_refused(tmp_path):
-    rows_of(prompt=[]).save_to_disk(str(tmp_path / "rows"))
-    with pytest.raises(UserError, match="holds no rows"):
-        load_rows(str(tmp_path / "rows"), "train")
-
-
 # -------------------------------------------------------------------------------------------------------- held-out rows
 
 

@@ -11,23 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rlhf.report import (
-    Axis,
-    Run,
-    coloured,
-    compare,
-    concerns,
-    curve,
-    duration,
-    load,
-    number,
-    parameters,
-    percent,
-    signed,
-    smooth,
-    smoothing_window,
-    write_report,
-)
+from rlhf.charts import number
+from rlhf.report import Run, coloured, compare, concerns, duration, load, parameters, percent, signed, write_report
 
 STEPS = 100
 HOSTILE = '</pre></style></script><script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
@@ -265,6 +250,7 @@ def test_table_compares_the_start_with_the_chosen_step(run_dir):
     assert "Before (step 0) After (step 100) Change" in table
     assert "Score what training maximises 0.061 to 0.163 0.112 0.771 to 0.847 0.809 +0.697" in table
     assert "Entropy nats a token 4.12 2.84 −1.28" in table
+    assert "Distinct-2 different word pairs among all 0.991 0.977 −0.014" in table
     assert "256 held-out prompts, answered at step 0 and at step 100, the checkpoint with the best score." in page.text
     evaluations = table[table.index("All evaluations (3)") : table.index("Curves")]
     assert re.search(r" 50 256 .*0\.655", evaluations)
@@ -474,15 +460,6 @@ def test_a_run_of_another_stage_shows_all_that_it_logged(run_dir):
     assert "warning" not in page.text
 
 
-def test_what_a_schedule_sets_is_not_smoothed(run_dir):
-    rows = [row | {"policy/lr": 1.0 if row["step"] < STEPS else 0.5} for row in metric_rows()]
-    chart = curve(run_of(rows), "policy/lr", exact=True)
-    assert chart is not None
-    lines = dict(chart.lines)
-    assert lines["smooth"] == lines["raw"]
-    assert chart.latest == "0.500"
-
-
 @pytest.mark.parametrize("steps", [1, 2, 29, 30, 3000])
 def test_runs_of_any_length(run_dir, steps):
     write_rows(run_dir / "metrics.jsonl", metric_rows(steps))
@@ -580,93 +557,8 @@ def test_concerns_about_the_training(change, message):
 # ---------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (0.1234, "0.123"),
-        (-0.5, "−0.500"),
-        (1.234, "1.23"),
-        (12.34, "12.3"),
-        (123.4, "123"),
-        (12345, "12,345"),
-        (0.00712, "0.0071"),
-        (1e-5, "1e−5"),
-        (2.53e-6, "2.5e−6"),
-        (3e12, "3e12"),
-        (None, "–"),
-        (float("nan"), "–"),
-        (float("inf"), "–"),
-        ("text", "–"),
-    ],
-)
-def test_number(value, text):
-    assert number(value) == text
-
-
 def test_other_units():
     assert [signed(x) for x in (0.25, -0.25, 0, None)] == ["+0.250", "−0.250", "0", "–"]
     assert [percent(x) for x in (0.8714, None)] == ["87.1%", "–"]
     assert [duration(x) for x in (4.2, 202, 11_520)] == ["4.20 s", "3 min 22 s", "3 h 12 min"]
     assert [parameters(x) for x in (950_000, 1_235_814_400, 124_439_808, 12)] == ["950k", "1.24B", "124M", "12"]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "whole", "labels"),
-    [
-        (0, 100, True, ["0", "25", "50", "75", "100"]),
-        (0, 3, True, ["0", "1", "2", "3"]),
-        (0, 1, True, ["0", "1"]),
-        (0, 9, True, ["0", "5"]),
-        (-1.1, 1.1, False, ["−1", "0", "1"]),
-        (0, 0.1, False, ["0", "0.025", "0.050", "0.075", "0.100"]),
-        (0, 1e-4, False, ["0", "2.5e−5", "5e−5", "7.5e−5", "1e−4"]),
-        (0, 6000, False, ["0", "2k", "4k", "6k"]),
-        (0, 4e30, False, ["0", "1e30", "2e30", "3e30", "4e30"]),
-    ],
-)
-def test_ticks_are_round_numbers(low, high, whole, labels):
-    axis = Axis(float(low), float(high), 0.0, 100.0, whole=whole)
-    assert [label for _, label in axis.ticks] == labels
-    assert all(0 <= position <= 100 for position, _ in axis.ticks)
-
-
-def test_axis_of_a_constant_has_room_around_it():
-    for constant in (0.0, 0.05, -3.0, 1e-5):
-        axis = Axis.around(np.array([constant, np.nan]), 0.0, 100.0)
-        assert axis.low < constant < axis.high
-        assert axis(constant) == pytest.approx(50.0)
-
-
-def test_smoothing_keeps_a_straight_line_and_averages_noise():
-    line, everywhere = np.arange(100.0), np.arange(100)
-    np.testing.assert_allclose(smooth(line, everywhere), line)
-    noise = np.random.default_rng(0).normal(size=100)
-    assert smooth(noise, everywhere)[10:90].std() < 0.5 * noise.std()
-    assert smooth(noise, np.array([50])) == pytest.approx(noise[47:54].mean())
-    noise = np.random.default_rng(0).normal(size=600)
-    assert smooth(noise, np.array([0, 599])) == pytest.approx([noise[:9].mean(), noise[-9:].mean()])
-    assert smoothing_window(29) == 1
-
-
-def test_smoothing_leaves_gaps_and_ignores_them():
-    values = np.ones(60)
-    values[[20, 21]] = np.nan
-    smoothed = smooth(values, np.arange(60))
-    assert np.flatnonzero(np.isnan(smoothed)).tolist() == [20, 21]
-    np.testing.assert_allclose(smoothed[np.isfinite(smoothed)], 1.0)
-
-
-def test_a_huge_spike_spoils_only_its_neighbours():
-    values = np.ones(60)
-    values[30] = 1e30
-    np.testing.assert_allclose(smooth(values, np.array([20, 40])), 1.0)
-
-
-def test_a_long_run_keeps_its_spikes():
-    rows = [{"step": step, "policy/grad_norm": 1.0} for step in range(1, 5001)]
-    rows[2345]["policy/grad_norm"] = 50.0
-    chart = curve(run_of(rows), "policy/grad_norm")
-    assert chart is not None
-    assert len(chart.marks) <= 402
-    assert "step 2346: 50.0" in [text for *_, text in chart.marks]

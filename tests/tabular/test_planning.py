@@ -145,6 +145,12 @@ def test_frozen_lake_has_two_optimal_actions_in_state_6():
     assert optimal[np.arange(16), solution.policy].all()
 
 
+def test_greedy_actions_include_near_ties():
+    q_values = np.array([[1, 1 - 1e-12, 1 - 1e-6], [-100, -100.1, -99.9]])
+    assert greedy_actions(q_values).tolist() == [[True, True, False], [False, False, True]]
+    assert greedy_actions(q_values, tolerance=0.0).tolist() == [[True, False, False], [False, False, True]]
+
+
 def test_the_goal_of_cliff_walking_is_an_end_though_the_table_walks_on():
     env = gym.make("CliffWalking-v1").unwrapped
     mdp = MDP.from_gym(env, 0.9)

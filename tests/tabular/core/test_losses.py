@@ -196,17 +196,17 @@ def test_kl_penalty_pulls_back_to_the_old_policy():
 def test_value_loss_by_hand():
     values = torch.tensor([1.0, 3.0, 0.0, 2.0], requires_grad=True)
     old_values = torch.tensor([1.0, 2.0, 2.0, 2.5])
-    returns = torch.tensor([2.0, 3.0, -1.0, 0.0])
+    returns = torch.tensor([2.0, 3.0, 3.0, 0.0])
     loss, metrics = value_loss(values, old_values, returns, REAL, 2)
-    assert loss == 0.5 * (1 + 0 + 1 + 4) / 2
+    assert loss == 0.5 * (1 + 0 + 9 + 4) / 2
     assert metrics["clip_fraction"] == 0
 
     loss, metrics = value_loss(values, old_values, returns, REAL, 2, clip_range=0.5)
     loss.backward()
-    # clipped values 1, 2.5, 1.5, 2: errors 1, 0.25, 6.25, 4
-    assert loss == 0.5 * (1 + 0.25 + 6.25 + 4) / 2
-    assert metrics["clip_fraction"] == 1  # the two clipped ones, over 2
-    assert values.grad.tolist() == [-0.5, 0, 0, 1]
+    # clipped values 1, 2.5, 1.5, 2: squared errors 1, 0.25, 2.25, 4
+    assert loss == 0.5 * (1 + 0.25 + 9 + 4) / 2
+    assert metrics["clip_fraction"] == 0.5  # only the second, over 2: clipping the third makes its error smaller
+    assert values.grad.tolist() == [-0.5, 0, -1.5, 1]
 
 
 @pytest.mark.parametrize(

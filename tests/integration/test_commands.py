@@ -1,0 +1,344 @@
+"""The commands as a user types them: good input on tiny models, then everything a user can get wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.cli import main
+from rlhf.config import to_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def rlhf(capsys, *argv) -> tuple[int, str]:
+    """Exit status and all output of one command."""
+    try:
+        status = main([str(a) for a in argv])
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    out = capsys.readouterr()
+    return status, out.out + out.err
+
+
+def refused(capsys, *argv) -> str:
+    """The one-line message of a command that must fail because of its input."""
+    status, output = rlhf(capsys, *argv)
+    assert status == 2, output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+@pytest.fixture
+def config(job, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(to_yaml(job))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- good input
+
+
+def test_the_whole_road_by_commands(capsys, tmp_path):
+    """From two jsonl files to a report: sft from nothing, reward, ppo, evaluate, generate, report."""
+    lines = [f"the film number {i} is {'good and warm' if i % 2 else 'bad and cold'} ." for i in range(64)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    pairs = [{"chosen": a, "rejected": b} for a, b in zip(lines[1::2], lines[::2], strict=True)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"the film number {i}"}) + "\n" for i in range(20))
+    )
+    small = ["--training.batch_size", "8", "--training.max_length", "32", "--checkpoint.every", "0", "--trackers", "[]"]
+    sft, reward, ppo = tmp_path / "sft", tmp_path / "reward", tmp_path / "ppo"
+
+    status, output = rlhf(
+        capsys, "sft", "--scratch.model_type", "gpt2", "--scratch.vocab_size", "300", "--scratch.hidden_size", "32",
+        "--data.path", tmp_path / "text.jsonl", "--output", sft, "--training.lr", "3e-3", "--training.epochs", "3", *small,
+    )  # fmt: skip
+    assert status == 0, output
+    status, output = rlhf(
+        capsys, "reward", "--model.path", sft, "--data.path", tmp_path / "pairs.jsonl", "--output", reward,
+        "--data.eval_fraction", "0.2", "--training.lr", "3e-3", *small,
+    )  # fmt: skip
+    assert status == 0, output
+    status, output = rlhf(
+        capsys, "ppo", "--model.path", sft, "--data.path", tmp_path / "prompts.jsonl", "--reward.model", reward,
+        "--output", ppo, "--data.eval_fraction", "0.2", "--generation.max_new_tokens", "12", "--ppo.total_episodes", "16",
+        "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8", "--eval.prompts", "4",
+    )  # fmt: skip
+    assert status == 0, output
+    assert "2 steps of 8 responses" in output
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "report.html"):
+        assert (ppo / name).stat().st_size > 0, name
+    assert list(ppo.rglob("events.out.tfevents*"))
+
+    status, output = rlhf(capsys, "evaluate", ppo, "--output", tmp_path / "evaluation")
+    assert status == 0, output
+    result = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert result["before"]["kl"] == 0.0
+    assert 0 <= result["after"]["win_rate"] <= 1
+    logged = json.loads((ppo / "eval.jsonl").read_text().splitlines()[0])
+    assert result["before"]["score"] == pytest.approx(logged["score"], abs=1e-5)  # the start, measured twice
+
+    status, output = rlhf(capsys, "generate", ppo, "--prompt", "the film", "--max_new_tokens", "5")
+    assert status == 0
+    assert output.startswith("the film")
+    file = tmp_path / "said.jsonl"
+    assert rlhf(capsys, "generate", ppo, "--file", tmp_path / "prompts.jsonl", "--count", "2", "--output", file)[0] == 0
+    assert len(file.read_text().splitlines()) == 40
+    assert "exists" in refused(capsys, "generate", ppo, "--prompt", "x", "--output", file)
+
+    (ppo / "report.html").unlink()
+    assert rlhf(capsys, "report", ppo)[0] == 0
+    assert (ppo / "report.html").exists()
+
+
+def test_metrics_are_those_of_the_readme(capsys, config, job):
+    """The README's table names every metric that a run logs, and no other."""
+    assert rlhf(capsys, "ppo", "--config", config)[0] == 0
+    logged = set(json.loads((Path(job.output) / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
+    table = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name.strip(" `") for row in rows for name in row.split(",")} == logged
+
+
+def test_a_checkpoint_can_be_asked_to_speak(capsys, config, job):
+    assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1", "--model.lora.rank", "2")[0] == 0
+    last = Path(job.output) / "checkpoints" / "latest"
+    status, output = rlhf(capsys, "generate", last, "--prompt", "the film", "--max_new_tokens", "4")
+    assert status == 0, output
+    assert output.startswith("the film")
+
+
+def test_resume_auto_starts_and_continues(capsys, config, job):
+    options = ["ppo", "--config", config, "--resume", "auto", "--checkpoint.every", "1"]
+    assert rlhf(capsys, *options, "--ppo.total_episodes", "8", "--ppo.lr_schedule", "constant")[0] == 0
+    status, output = rlhf(capsys, *options, "--ppo.lr_schedule", "constant")
+    assert status == 0, output
+    assert "+  total_episodes: 24" in output  # what changed is said
+    steps = [json.loads(line)["step"] for line in (Path(job.output) / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_chat(capsys, models, monkeypatch):
+    told = iter(["the film", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(told))
+    status, output = rlhf(capsys, "generate", models("llama", chat=True), "--chat", "--max_new_tokens", "3")
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_reward.py", "train_ppo.py"])
+def test_scripts_say_what_is_wrong(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, "--data.pth", "x"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: unknown setting data.pth; did you mean data.path?"
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_unknown_command(capsys):
+    assert refused(capsys, "evalute") == "error: unknown command 'evalute'; did you mean evaluate?"
+    assert rlhf(capsys, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.path", "/no/such/folder"], "model folder /no/such/folder does not exist"),
+        (["--model.path", "."], "folder . holds no model: there is no config.json"),
+        (["--data.path", "/no/such.jsonl"], "data file /no/such.jsonl does not exist"),
+        (["--data.path", "data.txt"], "data file data.txt ends in '.txt'; known: .json, .jsonl, .csv, .parquet"),
+        (["--reward.function", "/no/such.py:f"], "reward function file /no/such.py does not exist"),
+        (["--reward.function", "json:nothing"], "json has no function 'nothing'; it has "),
+        (["--reward.function", "no_such_module:f"], "cannot import no_such_module for the reward function"),
+        (["--reward.function", "null"], "no score: set reward.model to a reward model or reward.function"),
+        (["--generation.max_new_tokens", "500"], "tokens, but"),
+        (["--generation.stop_ids", "[9999]"], "generation.stop_ids names 9999, but the model's tokens are 0 to"),
+        (
+            ["--ppo.rollout_batch_size", "64", "--ppo.minibatch_size", "64"],
+            "fewer than one batch of ppo.rollout_batch_size",
+        ),
+        (["--data.max_prompt_length", "2"], "prompts are longer than data.max_prompt_length = 2 tokens (row"),
+        (["--resume", "nowhere"], "cannot resume from nowhere: weights.safetensors is missing"),
+        (["--model.lora.rank", "2", "--model.lora.targets", "[nothing]"], "model.lora.targets is ['nothing']"),
+        (["--trackers", "[wandb]"], "trackers names wandb, which is not installed; pip install wandb"),
+        (["--model.chat_template", "none.jinja"], "model.chat_template none.jinja does not exist"),
+    ],
+)
+def test_bad_settings_of_ppo(capsys, config, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.txt").write_text("x")
+    assert message in refused(capsys, "ppo", "--config", config, *options)
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("[]", "holds no rows"),
+        ("not json at all\n", "cannot read data from"),
+        ('{"text": "a"}\n', "has no column 'prompt'; it has 'text'"),
+        ('{"prompt": "a"}\n{"prompt": null}\n', "row 2: 'prompt' is null"),
+        ('{"prompt": "a"}\n{"prompt": "  "}\n', "row 2: 'prompt' is empty"),
+        ('{"prompt": [{"role": "user", "content": "hi"}]}\n', "the tokenizer has no chat template"),
+    ],
+)
+def test_bad_data(capsys, config, tmp_path, content, message):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+    assert message in refused(capsys, "ppo", "--config", config, "--data.path", file)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("return [1.0]", "returned 1 scores for 4 completions"),
+        ("return [float('nan')] * len(completions)", "returned nan for the completion"),
+        ("return ['good'] * len(completions)", "returned 'good' for the completion"),
+        ("return 'good'", "returned 'good', but must return a list of numbers"),
+        ("return None", "returned None, but must return a list of numbers"),
+    ],
+)
+def test_bad_reward_functions(capsys, config, tmp_path, body, message):
+    file = tmp_path / "bad_reward.py"
+    file.write_text(f"def f(prompts, completions, **columns):\n    {body}\n")
+    assert message in refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
+
+
+def test_a_reward_function_without_kwargs(capsys, config, tmp_path):
+    (tmp_path / "r.py").write_text("def f(prompts, completions):\n    return [0.0 for _ in prompts]\n")
+    assert "must take **kwargs" in refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/r.py:f")
+
+
+def test_wrong_kinds_of_model(capsys, config, tmp_path, models, reward_folder, build):
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    assert "LlamaForSequenceClassification, which is no causal" in refused(
+        capsys, "ppo", "--config", config, "--model.path", reward_folder
+    )
+    assert "LlamaForCausalLM, which is no reward model; train one" in refused(
+        capsys, "ppo", "--config", config, "--reward.function", "null", "--reward.model", models("llama")
+    )
+    AutoModel.from_config(build.config("bert")).save_pretrained(tmp_path / "bert")
+    assert "BertModel, which is no causal language model" in refused(
+        capsys, "ppo", "--config", config, "--model.path", tmp_path / "bert"
+    )
+    AutoModelForSequenceClassification.from_config(build.config("llama", num_labels=3)).save_pretrained(
+        tmp_path / "three"
+    )
+    build.tokenizer().save_pretrained(tmp_path / "three")
+    assert "has 3 labels, but a score needs exactly 1" in refused(
+        capsys, "ppo", "--config", config, "--reward.function", "null", "--reward.model", tmp_path / "three"
+    )
+
+
+def test_a_tokenizer_without_an_end_token(capsys, config, tmp_path, models):
+    folder = tmp_path / "endless"
+    shutil.copytree(models("llama"), folder)
+    for name, keys in (("tokenizer_config.json", ["eos_token"]), ("config.json", ["eos_token_id"])):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({k: None if k in keys else v for k, v in content.items()}))
+    (folder / "generation_config.json").unlink()
+    message = refused(capsys, "ppo", "--config", config, "--model.path", folder)
+    assert "names an end token, so no response could end; name its ids with --generation.stop_ids" in message
+    assert rlhf(capsys, "ppo", "--config", config, "--model.path", folder, "--generation.stop_ids", "[1]")[0] == 0
+
+
+def test_a_tokenizer_without_padding_or_with_pad_as_end_works(capsys, config, models, tmp_path):
+    for name, pad in (("none", None), ("end", "<|end|>")):
+        status, output = rlhf(
+            capsys, "ppo", "--config", config, "--model.path", models("llama", pad=pad), "--output", tmp_path / name
+        )
+        assert status == 0, output
+
+
+def test_an_existing_run_folder_is_left_alone(capsys, config, job):
+    folder = Path(job.output)
+    folder.mkdir()
+    (folder / "diary.txt").write_text("mine")
+    message = refused(capsys, "ppo", "--config", config)
+    assert "exists; continue it with --resume auto, or name another with --output" in message
+    assert "is no run folder" in refused(capsys, "ppo", "--config", config, "--resume", "auto")
+    assert [p.name for p in folder.iterdir()] == ["diary.txt"]
+
+
+def test_a_full_disk_is_seen_before_the_first_step(capsys, config, job, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 0))
+    assert "has 0 MB free, but a run with this model takes about" in refused(capsys, "ppo", "--config", config)
+    assert not Path(job.output).exists()
+
+
+def test_a_checkpoint_with_a_part_missing(capsys, config, job):
+    assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1")[0] == 0
+    (Path(job.output) / "checkpoints" / "step_000003" / "optimizer.pt").unlink()
+    assert "step_000003: optimizer.pt is missing" in refused(capsys, "ppo", "--config", config, "--resume", "auto")
+
+
+def test_a_checkpoint_of_another_model(capsys, config, job, models):
+    assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1")[0] == 0
+    message = refused(capsys, "ppo", "--config", config, "--resume", "auto", "--model.path", models("gpt2"))
+    assert "does not fit this model" in message
+
+
+def test_report_of_nothing(capsys, tmp_path):
+    assert "there is no run folder" in refused(capsys, "report", tmp_path / "none")
+
+
+def test_generate_refuses_reward_models(capsys, reward_folder):
+    assert "no causal language model" in refused(capsys, "generate", reward_folder, "--prompt", "x")
+
+
+def test_sft_without_the_right_columns(capsys, tmp_path, prompts_file, models):
+    base = ["sft", "--model.path", models("llama"), "--output", tmp_path / "s"]
+    assert "but demonstrations need 'text'" in refused(capsys, *base, "--data.path", prompts_file)
+    (tmp_path / "t.jsonl").write_text('{"text": "the film"}\n')
+    assert "fewer than training.batch_size = 32" in refused(capsys, *base, "--data.path", tmp_path / "t.jsonl")
+
+
+def test_reward_without_the_right_columns(capsys, tmp_path, prompts_file, models):
+    base = ["reward", "--model.path", models("llama"), "--output", tmp_path / "r"]
+    assert "has no column 'chosen'; it has 'prompt', 'wanted'" in refused(capsys, *base, "--data.path", prompts_file)
+
+
+def test_killed_for_real_and_resumed(job, change, tmp_path):
+    """SIGKILL in the middle of a run; the resumed run ends with the weights of one that was never killed."""
+    import signal
+    import time
+
+    from safetensors.torch import load_file
+
+    steps = change(job, checkpoint={"every": 1}, ppo={"total_episodes": 8 * 12})
+    script, env = ROOT / "scripts" / "train_ppo.py", {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(steps))
+
+    def start(name, *more):
+        return subprocess.Popen(
+            [sys.executable, script, "--config", config, "--output", tmp_path / name, *more], env=env, cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    victim = start("killed")
+    while not (tmp_path / "killed" / "checkpoints" / "step_000003").exists():
+        assert victim.poll() is None, victim.stderr.read().decode()
+        time.sleep(0.05)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed" / "model").exists()
+    again, whole = start("killed", "--resume", "auto"), start("whole")
+    assert again.wait(240) == 0, again.stderr.read().decode()
+    assert whole.wait(240) == 0, whole.stderr.read().decode()
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

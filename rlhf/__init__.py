@@ -13,7 +13,7 @@ _HOME = {
     "SFTJob": "config",
     "RewardJob": "config",
     "EvaluateJob": "config",
-    "parse": "config",
+    "parse": "parsing",
     "UserError": "errors",
     "Prompts": "types",
     "Rollout": "types",

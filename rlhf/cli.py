@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sft(argv: list[str]) -> None:
-    from rlhf.config import SFTJob, parse
+    from rlhf.config import SFTJob
+    from rlhf.parsing import parse
 
     job = parse(SFTJob, argv, "rlhf sft")
     _quiet()
@@ -57,7 +58,8 @@ def _sft(argv: list[str]) -> None:
 
 
 def _reward(argv: list[str]) -> None:
-    from rlhf.config import RewardJob, parse
+    from rlhf.config import RewardJob
+    from rlhf.parsing import parse
 
     job = parse(RewardJob, argv, "rlhf reward")
     _quiet()
@@ -67,7 +69,8 @@ def _reward(argv: list[str]) -> None:
 
 
 def _ppo(argv: list[str]) -> None:
-    from rlhf.config import PPOJob, parse
+    from rlhf.config import PPOJob
+    from rlhf.parsing import parse
 
     job = parse(PPOJob, argv, "rlhf ppo")
     _quiet()
@@ -78,7 +81,8 @@ def _ppo(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     """`rlhf evaluate RUN` takes everything from the run; options override it, or stand alone without a RUN."""
-    from rlhf.config import EvaluateJob, evaluation_of, parse
+    from rlhf.config import EvaluateJob, evaluation_of
+    from rlhf.parsing import parse
 
     if argv and not argv[0].startswith("-"):
         job = evaluation_of(Path(argv[0]), argv[1:])

@@ -122,7 +122,8 @@ def load_causal_lm(config: ModelConfig) -> Any:
 def load_policy(path: str) -> tuple[Any, Any]:
     """Model and tokenizer of a model folder, a run folder, or a checkpoint inside a run folder."""
     from rlhf.checkpoint import WEIGHTS, load_weights
-    from rlhf.config import PPOJob, SFTJob, from_dict, read_yaml
+    from rlhf.config import PPOJob, SFTJob
+    from rlhf.parsing import from_dict, read_yaml
 
     place = Path(path)
     if not (place / WEIGHTS).exists():

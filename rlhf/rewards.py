@@ -61,8 +61,11 @@ def load_function(where: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{place} has no function {name!r}; it has {', '.join(_functions(module)) or 'none'}")
-    parameters = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # a built-in whose arguments nobody can tell
+        parameters = []
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise UserError(
             f"reward function {where} must take **kwargs: it is called as "
             f"{name}(prompts=..., completions=..., <every other column of the dataset>=...)"
@@ -94,13 +97,19 @@ class FunctionReward:
                 f"reward function {self.name} returned {len(scores)} scores for {len(completions)} completions"
             )
         for score, completion in zip(scores, completions, strict=True):
-            number = isinstance(score, int | float) or hasattr(score, "__float__")
-            if not number or not math.isfinite(score):
+            if not _is_finite(score):
                 raise UserError(
                     f"reward function {self.name} returned {score!r} for the completion {completion!r:.120}, "
                     "but a score must be a finite number"
                 )
         return [float(score) for score in scores]
+
+
+def _is_finite(score: Any) -> bool:
+    try:
+        return math.isfinite(score)
+    except (TypeError, ValueError, OverflowError):  # no number, several of them, one that no float can hold
+        return False
 
 
 class ModelReward:

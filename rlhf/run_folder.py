@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import flat, to_yaml
 from rlhf.errors import UserError
+from rlhf.parsing import flat, to_yaml
 
 
 class RunFolder:

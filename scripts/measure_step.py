@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from rlhf import PPOJob, PPOTrainer, generation, rewards, rollout
-from rlhf.config import CheckpointConfig, from_dict, read_yaml
+from rlhf.config import CheckpointConfig
 from rlhf.errors import reported
 from rlhf.models import ActorCritic, Reference
+from rlhf.parsing import from_dict, read_yaml
 
 
 class Spent:

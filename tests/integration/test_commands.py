@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf.cli import main
-from rlhf.config import to_yaml
+from rlhf.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config import to_yaml
+from rlhf.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,18 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.config import (
-    EvaluateJob,
-    PPOConfig,
-    PPOJob,
-    RewardJob,
-    SFTJob,
-    evaluation_of,
-    from_dict,
-    keys_of,
-    parse,
-    to_yaml,
-)
+from rlhf.config import EvaluateJob, PPOConfig, PPOJob, RewardJob, SFTJob, evaluation_of
+from rlhf.parsing import from_dict, keys_of, parse, to_yaml
 from rlhf.errors import UserError
 
 ROOT = Path(__file__).parents[2]

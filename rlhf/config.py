@@ -257,6 +257,18 @@ class PPOConfig:
         _check(self.clip_range < 1, "ppo.clip_range", self.clip_range, "below 1")
         _check(all(0 <= b < 1 for b in self.adam_betas), "ppo.adam_betas", self.adam_betas, "at least 0 and below 1")
         _check(
+            self.lr_schedule == "constant" or self.warmup_steps < self.steps,
+            "ppo.warmup_steps",
+            self.warmup_steps,
+            f"below the run's {self.steps} steps (ppo.total_episodes / ppo.rollout_batch_size)",
+        )
+        _check(
+            self.kl_target is None or 5 * self.kl_horizon > self.rollout_batch_size,
+            "ppo.kl_horizon",
+            self.kl_horizon,
+            f"above a fifth of ppo.rollout_batch_size = {self.rollout_batch_size}, or kl_coef could fall to 0 at once",
+        )
+        _check(
             self.rollout_batch_size % self.minibatch_size == 0,
             "ppo.minibatch_size",
             self.minibatch_size,

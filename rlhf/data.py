@@ -35,6 +35,7 @@ def load_rows(path: str, split: str) -> Any:
                 raise UserError(f"data file {path} ends in {place.suffix!r}; known: {', '.join(_FORMATS)}")
             if place.stat().st_size == 0:
                 raise UserError(f"data file {path} is empty")
+            _refuse_split(path, split)
             rows = datasets.load_dataset(_FORMATS[place.suffix], data_files=str(place), split="train")
         elif place.is_dir() and ((place / "state.json").exists() or (place / "dataset_dict.json").exists()):
             rows = datasets.load_from_disk(str(place))
@@ -42,6 +43,8 @@ def load_rows(path: str, split: str) -> Any:
                 if split not in rows:
                     raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(map(str, rows))}")
                 rows = rows[split]
+            else:
+                _refuse_split(path, split)
         elif place.suffix in _FORMATS or path.startswith((".", "/", "~")):
             raise UserError(f"data file {path} does not exist")
         else:
@@ -56,6 +59,11 @@ def load_rows(path: str, split: str) -> Any:
     if len(rows) == 0:
         raise UserError(f"data file {path} holds no rows")
     return rows
+
+
+def _refuse_split(path: str, split: str) -> None:
+    if split != "train":
+        raise UserError(f"{path} is not divided into splits, so it has no split {split!r}; name a file of its own")
 
 
 def split_rows(config: DataConfig, seed: int) -> tuple[Any, Any | None]:
@@ -112,18 +120,18 @@ def render_chat(tokenizer: Any, messages: list[Any], generation_prompt: bool) ->
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     """Token ids of prompts, ready to be continued: start tokens once, no end token."""
-    chats = [isinstance(prompt, list) for prompt in prompts]
-    texts = [render_chat(tokenizer, p, True) if chat else p for p, chat in zip(prompts, chats, strict=True)]
-    encoded = [
-        # A chat template writes its own start token: the tokenizer must not add a second one.
-        tokenizer(text, add_special_tokens=not chat).input_ids
-        for text, chat in zip(texts, chats, strict=True)
-    ]
-    eos = tokenizer.eos_token_id
-    return [
-        ids[:-1] if not chat and len(ids) > 1 and ids[-1] == eos else ids
-        for ids, chat in zip(encoded, chats, strict=True)
-    ]
+    found: list[list[int]] = [[]] * len(prompts)
+    chats = [i for i, prompt in enumerate(prompts) if isinstance(prompt, list)]
+    plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    if chats:  # a chat template writes its own start token: the tokenizer must not add a second one
+        texts = [render_chat(tokenizer, prompts[i], True) for i in chats]
+        for i, ids in zip(chats, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
+            found[i] = ids
+    if plain:
+        eos = tokenizer.eos_token_id
+        for i, ids in zip(plain, tokenizer([prompts[i] for i in plain]).input_ids, strict=True):
+            found[i] = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+    return found
 
 
 def encode_demonstration(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[bool]]:

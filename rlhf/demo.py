@@ -31,9 +31,11 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
     sft = SFTJob(
         output=str(folder / "sft"),
         seed=seed,
-        scratch=ScratchConfig(model_type="llama", lowercase=True, max_positions=128),
+        scratch=ScratchConfig(model_type="llama", lowercase=True, max_positions=128, dropout=0.0),
         data=DataConfig(path=data["demonstrations"], eval_path=data["demonstrations_test"]),
-        training=TrainingConfig(epochs=6, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20),
+        training=TrainingConfig(
+            epochs=5, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
+        ),
         checkpoint=off,
     )
     reward = RewardJob(
@@ -58,11 +60,13 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
             rollout_batch_size=64,
             minibatch_size=32,
             microbatch_size=32,
-            lr=3e-4,
+            lr=5e-4,
             warmup_steps=5,
             kl_coef=0.1 if kl_coef is None else kl_coef,
+            kl_target=7.0 if kl_coef is None else None,
+            kl_horizon=1_000,
         ),
-        eval=EvalConfig(every=50, judge=JudgeConfig(function="rlhf.reviews:judge")),
+        eval=EvalConfig(every=25, judge=JudgeConfig(function="rlhf.reviews:judge")),
         checkpoint=off,
     )
     return sft, reward, ppo

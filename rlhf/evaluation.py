@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from rlhf.config import EvalConfig, EvaluateJob
 from rlhf.data import PromptSet, held_out_rows, prepare_prompts, render_chat
@@ -50,7 +51,6 @@ def answer(
     ranks, rank = accelerator.num_processes, accelerator.process_index
     noise = uniforms([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
     answers: list[Answer] = []
-    # Full passes for every rank, so that all meet in as many collectives; surplus rows are dropped below.
     for start in range(0, len(indices), config.batch_size * ranks):
         rows = list(range(start + rank, min(start + config.batch_size * ranks, len(indices)), ranks))
         if rows:
@@ -60,8 +60,6 @@ def answer(
                 rollout = respond(policy, reference, sampler, batch, noise[rows], groups, Clock())
             answers += _describe(rollout, sampler.tokenizer, [indices[i] for i in rows], sources)
     if ranks > 1:
-        from accelerate.utils import gather_object
-
         answers = gather_object(answers)
     return sorted(answers, key=lambda a: a["index"])
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from rlhf import checkpoint, evaluation
@@ -188,13 +189,11 @@ class PPOTrainer:
         with self.accelerator.autocast():
             rollout = respond(self.policy, self.reference, self.sampler, share, noise[mine], groups, self.clock)
         with self.clock("score"):
-            rollout = score(rollout, self.source, self.job.reward)
+            rollout = self._score(rollout)
         if self.state.step == 0:
             self._check_start(rollout)
         if ranks == 1:
             return rollout
-        from accelerate.utils import gather_object
-
         return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
@@ -292,6 +291,21 @@ class PPOTrainer:
         return self.prompts.batch(
             self.prompts.stream(self.state.episodes, self.job.ppo.rollout_batch_size, self.job.seed)
         )
+
+    def _score(self, rollout: Rollout) -> Rollout:
+        """Scores from the source; where it fails on one process all of them save what they have and end together."""
+        failure = None
+        try:
+            rollout = score(rollout, self.source, self.job.reward)
+        except UserError as error:
+            failure = str(error)
+        failures = [failure] if self.accelerator.num_processes == 1 else gather_object([failure])
+        for said in failures:
+            if said is not None:
+                if self.state.step > 0:
+                    self.save()
+                raise UserError(said)
+        return rollout
 
     def _check_start(self, rollout: Rollout) -> None:
         """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""

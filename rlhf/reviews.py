@@ -110,7 +110,8 @@ def _judge() -> Any:
         raise UserError("the demo's judge needs scikit-learn: pip install 'tabular-rlhf[demo]'") from None
     seen = [r for r in reviews() if hand_of(r.film) == "judge"]
     model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=4.0, max_iter=1000)
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000),  # 0.5 is neither praise nor complaint
     )
     return model.fit([r.text.lower() for r in seen], [r.fresh for r in seen])
 

@@ -28,6 +28,11 @@ def check_batches(config: TrainingConfig, rows: int, processes: int, path: str |
             f"{path} holds {rows} examples to train on, fewer than training.batch_size = {config.batch_size}; "
             "lower it or bring more examples"
         )
+    steps = steps_of(config, rows)
+    if config.lr_schedule != "constant" and config.warmup_steps >= steps:
+        raise UserError(
+            f"training.warmup_steps is {config.warmup_steps}, but the whole run has {steps} steps; lower it"
+        )
     if config.batch_size % processes:
         raise UserError(
             f"training.batch_size is {config.batch_size}, which {processes} processes cannot share evenly; "

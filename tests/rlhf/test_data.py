@@ -1,4 +1,4 @@
-"""Files -> rows -> token ids, ids spelled out: <|end|> 1, <|start|> 3, <|user|> 4, <|assistant|> 5, the 7, film 8, is 9,
+"""Files -> rows -> token ids, spelled out: <|end|> 1, <|start|> 3, <|user|> 4, <|assistant|> 5, the 7, film 8, is 9,
 a 10, good 11, bad 12."""
 
 import json
@@ -73,7 +73,7 @@ def write(path, kind):
         datasets.DatasetDict({"train": rows.select([0]), "other": rows}).save_to_disk(str(path))
 
 
-# ----------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "folder", "folder of splits"])
@@ -89,8 +89,8 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
     [
         ("rows.txt", "the film", r"ends in '.txt'; known: .json, .jsonl, .csv, .parquet"),
         ("rows.jsonl", "", "is empty"),
-        ("rows.json", "[]", "cannot read data from .*no data"),
-        ("rows.csv", "prompt\n", "cannot read data from .*no data"),
+        ("rows.json", "[]", "holds no rows"),
+        ("rows.csv", "prompt\n", "holds no rows"),
         ("rows.jsonl", '{"prompt": ', "cannot read data from .*rows.jsonl"),
         ("rows.parquet", "no parquet", "cannot read data from .*rows.parquet"),
     ],
@@ -147,7 +147,7 @@ def test_held_out_split_of_data_without_splits_is_refused(tmp_path, kind):
         split_rows(DataConfig(path=str(tmp_path / f"rows.{kind}"), eval_split="test"), 0)
 
 
-# ------------------------------------------------------------------------------------------------------------- bad values
+# ----------------------------------------------------------------------------------------------------------- bad values
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_missing_column_is_named_with_those_that_are_there(tokenizer):
         prepare_prompts(tokenizer, rows_of(text=["the"], label=["a"]), DataConfig(path="file.csv"), 2)
 
 
-# --------------------------------------------------------------------------------------------------------------- prompts
+# -------------------------------------------------------------------------------------------------------------- prompts
 
 
 def test_prompts_begin_with_one_start_token_and_end_open(tokenizer, bos_tokenizer):
@@ -242,7 +242,7 @@ def test_dropping_every_prompt_is_an_error(tokenizer):
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------- stream
+# --------------------------------------------------------------------------------------------------------------- stream
 
 FIVE = PromptSet(list("abcde"), [[7]] * 5, {}, 2)
 
@@ -261,7 +261,7 @@ def test_stream_says_every_prompt_once_a_pass_in_a_new_order():
     assert len(set(map(tuple, passes))) > 4
 
 
-# -------------------------------------------------------------------------------------------------------- demonstrations
+# ------------------------------------------------------------------------------------------------------- demonstrations
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_demonstrations_begin_with_one_start_token(bos_tokenizer):
         assert encode_demonstration(bos_tokenizer, row)[0] == [3, 7, 8, 1]
 
 
-# --------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
 @pytest.mark.parametrize(

@@ -138,14 +138,14 @@ def test_frequencies_are_those_that_are_scored(load, family):
 def test_cold_limit_is_transformers_greedy_search(load, family):
     lm = load(family)
     ids, mask = pad(PROMPTS, 2, "left")
-    ours, real, _ = together(lm, temperature=1e-4)
+    ours, _, _ = together(lm, temperature=1e-4)
     theirs = lm.generate(
         ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=LENGTH, eos_token_id=STOPS, pad_token_id=0
     )
     assert torch.equal(ours, theirs[:, ids.shape[1] :])
 
 
-# --------------------------------------------------------------------------------------------------------- random numbers
+# ------------------------------------------------------------------------------------------------------- random numbers
 
 
 @pytest.mark.parametrize("rows", [[3], [5, 0, 2], list(range(8)), torch.tensor([7, 7])])
@@ -167,7 +167,7 @@ def test_numbers_are_uniform_and_differ_with_every_part_of_the_key():
     assert len({float(numbers[0, 0]) for numbers in (whole, *others)}) == 7
 
 
-# ----------------------------------------------------------------------------------------------------------------- stops
+# ---------------------------------------------------------------------------------------------------------------- stops
 
 
 def named(tokenizer=None, model=None, generation=None, **config):

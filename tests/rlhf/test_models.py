@@ -56,7 +56,7 @@ def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
-# ------------------------------------------------------------------------------------------------ actor, critic, padding
+# ----------------------------------------------------------------------------------------------- actor, critic, padding
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,7 +163,7 @@ def test_no_dropout_is_left_in_training_mode(models, family):
     assert torch.equal(one, two)
 
 
-# ------------------------------------------------------------------------------------------------------------ the head
+# ------------------------------------------------------------------------------------------------------------- the head
 
 
 @torch.no_grad()
@@ -274,7 +274,7 @@ def test_adapter_targets_that_no_module_has_are_refused(models):
         add_lora(load(models, "llama"), LoraConfig(rank=2, targets=["nothing"]), "CAUSAL_LM")
 
 
-# ----------------------------------------------------------------------------------------------------------------- paths
+# ---------------------------------------------------------------------------------------------------------------- paths
 
 
 def test_run_folder_stands_for_its_model(models, tmp_path):

@@ -228,3 +228,18 @@ def test_checkpoint_survives_a_full_disk(job, monkeypatch, capsys):
     assert (folder / "latest").resolve().name == "step_000001"
     assert not list(folder.glob(".*partial"))
     assert "No space left" in capsys.readouterr().out
+
+
+def test_a_reward_that_fails_in_the_middle_loses_no_finished_step(job, change):
+    calls = []
+
+    def moody(prompts, completions, **columns):
+        calls.append(1)
+        if len(calls) > 3:  # the evaluation at the start, then two steps
+            raise ConnectionError("the server went away")
+        return [float(len(c)) for c in completions]
+
+    with pytest.raises(ValueError, match="reward function moody raised ConnectionError: the server went away"):
+        PPOTrainer(job, reward=moody).train()
+    state = checkpoint.read_state(Path(job.output) / "checkpoints" / "latest")
+    assert (state.step, state.episodes) == (2, 16)

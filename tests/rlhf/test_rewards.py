@@ -20,7 +20,7 @@ def ask(returned):
     return FunctionReward(lambda **_: returned, "mine")(["p", "p"], ["left", "right"], {})
 
 
-# ------------------------------------------------------------------------------------------------------------- functions
+# ------------------------------------------------------------------------------------------------------------ functions
 
 
 def test_function_is_called_by_keyword_with_texts_and_every_column():
@@ -119,7 +119,7 @@ def test_config_opens_the_source_it_names(reward_file, reward_folder):
     assert open_source(JudgeConfig(), "cpu") is None
 
 
-# ---------------------------------------------------------------------------------------------------------------- models
+# --------------------------------------------------------------------------------------------------------------- models
 
 
 def theirs(folder, tokenizer, texts):
@@ -209,7 +209,7 @@ def test_models_that_give_no_single_score_are_refused(changed_folder, models, tm
         ModelReward(str(tmp_path / "three"), "cpu")
 
 
-# ----------------------------------------------------------------------------------------------------------------- rules
+# ---------------------------------------------------------------------------------------------------------------- rules
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def load_weights(path: Path, weights: dict[str, nn.Parameter]) -> None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step_[0-9]*"))
+    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
 
 
 def find(run: Path, resume: str | None) -> Path | None:

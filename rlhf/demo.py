@@ -34,7 +34,7 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         scratch=ScratchConfig(model_type="llama", lowercase=True, max_positions=128, dropout=0.0),
         data=DataConfig(path=data["demonstrations"], eval_path=data["demonstrations_test"]),
         training=TrainingConfig(
-            epochs=5, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
+            epochs=4, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
         ),
         checkpoint=off,
     )
@@ -56,7 +56,7 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         generation=GenerationConfig(max_new_tokens=32),
         reward=RewardConfig(model=reward.output, missing_eos_penalty=1.0, min_length=12, short_penalty=1.0),
         ppo=PPOConfig(
-            total_episodes=100 * 64,
+            total_episodes=80 * 64,
             rollout_batch_size=64,
             minibatch_size=32,
             microbatch_size=32,
@@ -66,7 +66,7 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
             kl_target=7.0 if kl_coef is None else None,
             kl_horizon=1_000,
         ),
-        eval=EvalConfig(every=25, judge=JudgeConfig(function="rlhf.reviews:judge")),
+        eval=EvalConfig(every=20, judge=JudgeConfig(function="rlhf.reviews:judge")),
         checkpoint=off,
     )
     return sft, reward, ppo

@@ -20,6 +20,7 @@ from rlhf.metrics import Clock, distinct_n, repetition
 from rlhf.models import ActorCritic, Reference, load_causal_lm, load_tokenizer, pad_id
 from rlhf.rewards import RewardSource, open_source
 from rlhf.rollout import Sampler, forward_groups, respond
+from rlhf.run_folder import RunFolder, plain
 from rlhf.types import Rollout, to_device
 
 Answer = dict[str, Any]
@@ -148,6 +149,8 @@ def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:
     """
     from accelerate import Accelerator
 
+    if job.output is not None:
+        RunFolder(job.output, resume=None)  # an existing folder is refused before the work, not after it
     accelerator = Accelerator(mixed_precision=job.model.mixed_precision)
     device = accelerator.device
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template)
@@ -190,12 +193,10 @@ def open_sources(reward: Any, config: EvalConfig, device: Any) -> dict[str, Rewa
 def _write(job: EvaluateJob, result: dict[str, dict[str, float]], kept: list[dict[str, Any]]) -> None:
     import json
 
-    from rlhf.run_folder import RunFolder
-
     assert job.output is not None
     folder = RunFolder(job.output, resume=None)
     folder.path.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**result, "config": asdict(job)}, indent=2) + "\n"
+    text = json.dumps(plain({**result, "config": asdict(job)}), indent=2) + "\n"
     (folder.path / "evaluation.json").write_text(text, encoding="utf-8")
     folder.append("samples", kept)
 

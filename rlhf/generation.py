@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf.config import GenerationConfig
 from rlhf.errors import UserError
 from rlhf.models import inner, logits_of, trunk_inputs
+from tabular.core.distributions import categorical_sample
 
 
 def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generation_config: Any = None) -> list[int]:
@@ -103,7 +104,8 @@ def _sample_together(
         if "position_ids" in known:
             known["position_ids"] = known["position_ids"][:, -fed.shape[1] :]
         out = model.base_model(input_ids=fed, past_key_values=cache, use_cache=True, **known)
-        picked = _invert(logits_of(lm, out.last_hidden_state[:, -1]) / temperature, noise[rows, t])
+        logits = logits_of(lm, out.last_hidden_state[:, -1]) / temperature
+        picked = categorical_sample(logits, uniforms=noise[rows, t])
         ids[rows, t] = torch.where(live, picked, 0)
         mask[rows, t] = live
         live = live & ~torch.isin(picked, stop)
@@ -117,10 +119,3 @@ def _sample_together(
         fed = picked.unsqueeze(-1)
         seen = torch.cat([seen, torch.ones_like(fed, dtype=torch.bool)], dim=1)
     return ids, mask
-
-
-def _invert(logits: Float[Tensor, "B V"], u: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """The token at which the cumulative distribution passes `u`; in double, so that rare tokens keep their share."""
-    cumulative = logits.softmax(-1).double().cumsum(-1)
-    threshold = (u * cumulative[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -71,7 +71,7 @@ class RunFolder:
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to `name`.jsonl."""
         with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The complete rows of `name`.jsonl; a line that a kill cut short is left out."""
@@ -159,10 +159,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no nan and no infinity: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -52,11 +52,12 @@ def categorical_sample(
     stream, else they are drawn from `generator` (None: torch's global one). An action of probability 0 is never
     returned. Raises ValueError if a row has no legal action.
     """
-    cumulative = _log_softmax(logits, action_mask).exp().cumsum(-1)
+    # In double: over a large vocabulary a float32 sum would take a rare token's share away.
+    cumulative = _log_softmax(logits, action_mask).exp().double().cumsum(-1)
     if uniforms is None:
-        uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=logits.dtype, device=logits.device)
+        uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=torch.float64, device=logits.device)
     # Scaled by what the probabilities add up to in floats, a uniform below 1 stays below the end of the last action.
-    return (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(-1)
+    return torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
 
 
 def _log_softmax(logits: Tensor, action_mask: Tensor | None) -> Tensor:

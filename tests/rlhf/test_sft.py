@@ -16,10 +16,9 @@ from rlhf.models import load_tokenizer
 from rlhf.sft import encode, learnt, new_lm, train_sft, train_tokenizer
 from rlhf.supervised import batch_at, steps_of
 
-THINGS = "the film|a story|it|the end|a good film|the dull story".split("|")
-VERDICTS = (
-    "is good|is bad|is warm|is cold|has no heart|is fine and warm|is not bad|is dull|is in sight|has a heart".split("|")
-)
+THINGS = ["the film", "a story", "it", "the end", "a good film", "the dull story"]
+VERDICTS = ["is good", "is bad", "is warm", "is cold", "is fine", "is dull and cold", "has no heart"]
+ENDS = ["", " with no end"]
 
 
 def read(run, name="metrics"):
@@ -29,7 +28,7 @@ def read(run, name="metrics"):
 @pytest.fixture
 def lines(tmp_path):
     path = tmp_path / "lines.jsonl"
-    texts = [f"{thing} {verdict}" for thing in THINGS for verdict in VERDICTS]
+    texts = [thing + " " + verdict + end for thing in THINGS for verdict in VERDICTS for end in ENDS][:60]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
@@ -75,7 +74,7 @@ def loss_of(folder, job):
 def test_model_from_nothing_learns_sixty_lines(scratch_job, tmp_path):
     job = replace(
         scratch_job,
-        training=TrainingConfig(epochs=12, batch_size=8, microbatch_size=8, lr=2e-2, warmup_steps=5, eval_every=50),
+        training=TrainingConfig(epochs=12.0, batch_size=8, microbatch_size=8, lr=2e-2, warmup_steps=5, eval_every=50),
     )
     train_sft(job)
     rows, evals = read(tmp_path / "run"), read(tmp_path / "run", "eval")
@@ -179,7 +178,7 @@ def test_fewer_rows_than_a_batch_are_refused(sft_job):
 
 def test_texts_longer_than_the_model_reads_are_refused(sft_job, models, tmp_path):
     (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": "the film " * 100}) + "\n" for _ in range(10)))
-    data = DataConfig(path=str(tmp_path / "long.jsonl"), eval_fraction=0)
+    data = DataConfig(path=str(tmp_path / "long.jsonl"), eval_fraction=0.0)
     with pytest.raises(UserError, match="128"):
         train_sft(replace(sft_job, model=ModelConfig(path=str(models("gpt2"))), data=data))
 
@@ -232,7 +231,7 @@ def test_batches_of_a_pass_hold_every_row_at_most_once_and_every_pass_differs(ro
         assert all(len(batch) == size for batch in batches)
         assert len(set(seen)) == len(seen) == per_pass * size
     assert passes[0] != passes[1] != passes[2]
-    assert batch_at(1, lengths, size, 0) == passes[0][1] != batch_at(1, lengths, size, 9)
+    assert [batch_at(i, lengths, size, 9) for i in range(per_pass)] not in passes
 
 
 def test_rows_of_like_length_share_a_batch():
@@ -244,7 +243,7 @@ def test_rows_of_like_length_share_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "rows", "steps"), [(1, 48, 6), (1, 50, 6), (2.5, 48, 15), (0.01, 48, 1), (0.5, 8, 1)]
+    ("epochs", "rows", "steps"), [(1.0, 48, 6), (1.0, 50, 6), (2.5, 48, 15), (0.01, 48, 1), (0.5, 8, 1)]
 )
 def test_steps_of_a_run(epochs, rows, steps):
     assert steps_of(TrainingConfig(epochs=epochs, batch_size=8), rows) == steps
@@ -272,7 +271,7 @@ def test_new_model_has_the_sizes_and_the_dropout_asked_for(kind):
 
 
 def test_unknown_architecture_and_data_without_text_are_refused(scratch_job, prompts_file):
-    with pytest.raises(UserError, match="'lama' is no architecture that transformers knows"):
+    with pytest.raises(UserError, match="'lama' is no architecture"):
         train_sft(replace(scratch_job, scratch=ScratchConfig(model_type="lama")))
     with pytest.raises(UserError, match="a new tokenizer is trained on a column 'text'"):
         train_sft(replace(scratch_job, data=DataConfig(path=str(prompts_file))))

@@ -245,7 +245,7 @@ def _ending_policy(mdp: MDP) -> Int[np.ndarray, "S"]:
 
     rests = np.ones(mdp.n_states, dtype=bool)
     while True:
-        idle = (mdp.rewards == 0) & ~ends & ~can_enter(~rests)
+        idle = (mdp.rewards == 0) & ~can_enter(~rests)
         if (idle.any(axis=1) == rests).all():
             break
         rests = idle.any(axis=1)

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from rlhf.config import EvaluateJob, PPOConfig, PPOJob, RewardJob, SFTJob, evaluation_of
-from rlhf.parsing import from_dict, keys_of, parse, to_yaml
 from rlhf.errors import UserError
+from rlhf.parsing import from_dict, keys_of, parse, to_yaml
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ["--model.path", "m", "--data.path", "d", "--reward.function", "f.py:g"]

@@ -274,6 +274,17 @@ def test_standing_still_for_nothing_is_an_option(solve):
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
+def test_a_free_step_into_a_costly_loop_is_no_rest(solve):
+    mdp = process([(1, 0), -5], [(0, -1)])
+    assert solve(mdp).values == pytest.approx([-5, -6])
+
+
+def test_undiscounted_values_are_exact_whatever_the_tolerance():
+    """A change of 1e-3 a sweep leaves the values off by more than that; the policy's own values are not."""
+    assert value_iteration(frozen_lake(1), tol=1e-3).values[0] == pytest.approx(14 / 17, rel=1e-12)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
 def test_a_loop_that_ties_with_the_way_out_does_not_win(solve):
     """Staying in state 0 has the same action value as leaving, but a policy that stays is never paid."""
     mdp = process([(0, 0), (1, 0)], [(0, 0), 1])
@@ -296,7 +307,10 @@ def test_evaluation_of_a_policy_without_a_value():
         with pytest.raises(ValueError, match="from state 0 it never ends and is paid for ever"):
             evaluate(mdp, stay)
     assert policy_evaluation(mdp, leave).tolist() == [0, 0]
-    assert policy_evaluation(replace(mdp, gamma=0.5), stay).tolist() == [-2, 0]
+    for gamma in (0.5, 0.99):
+        discounted = replace(mdp, gamma=gamma)
+        assert policy_evaluation(discounted, stay) == pytest.approx([-1 / (1 - gamma), 0])
+        assert iterative_policy_evaluation(discounted, stay).values == pytest.approx([-1 / (1 - gamma), 0])
 
 
 def test_evaluation_of_a_policy_that_rests():

@@ -59,7 +59,8 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
 
     status, output = rlhf(
         capsys, "sft", "--scratch.model_type", "gpt2", "--scratch.vocab_size", "300", "--scratch.hidden_size", "32",
-        "--data.path", tmp_path / "text.jsonl", "--output", sft, "--training.lr", "3e-3", "--training.epochs", "3", *small,
+        "--data.path", tmp_path / "text.jsonl", "--output", sft, "--training.lr", "3e-3", "--training.epochs", "3",
+        *small,
     )  # fmt: skip
     assert status == 0, output
     status, output = rlhf(
@@ -70,7 +71,8 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
     status, output = rlhf(
         capsys, "ppo", "--model.path", sft, "--data.path", tmp_path / "prompts.jsonl", "--reward.model", reward,
         "--output", ppo, "--data.eval_fraction", "0.2", "--generation.max_new_tokens", "12",
-        "--ppo.total_episodes", "16", "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8", "--eval.prompts", "4",
+        "--ppo.total_episodes", "16", "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8",
+        "--eval.prompts", "4",
     )  # fmt: skip
     assert status == 0, output
     assert "2 steps of 8 responses" in output

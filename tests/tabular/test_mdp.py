@@ -33,8 +33,8 @@ def test_from_gym_needs_a_table():
 
 
 def test_rounding_does_not_look_like_an_ending():
-    outcomes = [(0.7, 0, 0.0, False), (0.2, 1, 0.0, False), (0.1, 2, 0.0, False)]
-    mdp = MDP.from_table({state: {0: outcomes} for state in range(3)}, 0.9, np.eye(3)[0])
+    outcomes = [(p, state, 0.0, False) for state, p in enumerate((0.1, 0.1, 0.1, 0.7))]
+    mdp = MDP.from_table({state: {0: outcomes} for state in range(4)}, 0.9, np.eye(4)[0])
     assert (mdp.transitions.sum(axis=1) < 1).any()
     assert not mdp.end_probability.any()
 

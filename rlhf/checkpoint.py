@@ -71,7 +71,8 @@ def save(
         accelerator.print(f"warning: no checkpoint at step {state.step}: {error}; training goes on")
         return None
     if keep is not None:
-        for old in list_checkpoints(run)[:-keep]:
+        # Later steps are of a run that went back to an earlier checkpoint: they are not the oldest, and not this run's.
+        for old in [c for c in list_checkpoints(run) if _step_of(c) <= state.step][:-keep]:
             shutil.rmtree(old)
     return folder
 
@@ -113,11 +114,15 @@ def load_weights(path: Path, weights: dict[str, nn.Parameter]) -> None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
+    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def find(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint that `resume` means: None, `auto` for the newest there is, or a folder's name.
+    """The checkpoint that `resume` means: None, `auto` for the one that was saved last, or a folder's name.
 
     Raises:
         UserError: the named folder is no checkpoint, or a part of it is missing.
@@ -125,7 +130,8 @@ def find(run: Path, resume: str | None) -> Path | None:
     if resume is None:
         return None
     if resume == "auto":
-        folder = next(reversed(list_checkpoints(run)), None)
+        latest = run / "checkpoints" / "latest"
+        folder = latest.resolve() if latest.exists() else next(reversed(list_checkpoints(run)), None)
         if folder is None:
             return None
     else:

@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ def check_causal(path: str) -> Any:
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise UserError(f"{path} holds a {kinds[0]}, which is no causal language model")
     return config
+
+
+def room_of(config: Any) -> int | None:
+    """The longest text that a model reads, in tokens; None where nothing bounds it."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def load_causal_lm(config: ModelConfig) -> Any:
@@ -179,17 +185,23 @@ def add_lora(lm: Any, config: LoraConfig, task: str, **extra: Any) -> Any:
         raise UserError(f"model.lora.targets is {config.targets!r}: {_first_line(error)}") from error
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: Any) -> dict[str, float]:
     """Set every dropout rate to zero; otherwise two forwards differ and the first ratio is not 1.
 
-    Rates, not `eval()`: evaluation mode would switch gradient checkpointing off as well.
+    Rates, not `eval()`: evaluation mode would switch gradient checkpointing off as well. Some families read them from
+    the config at every forward, so they are zero there too; returns what they were, for the config that is saved.
     """
+    config = model.config.get_text_config()
+    rates = {name: rate for name, rate in vars(config).items() if "drop" in name and isinstance(rate, float)}
+    for name in rates:
+        setattr(config, name, 0.0)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+    return rates
 
 
 def _first_line(error: Exception) -> str:
@@ -336,10 +348,12 @@ class Reference:
         return spread(logprobs, response_mask)
 
 
-def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig) -> None:
-    """Write a policy as `export_lm` does, and its value head beside it."""
+def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig, rates: Mapping[str, float]) -> None:
+    """Write a policy as `export_lm` does, with the dropout rates it had, and its value head beside it."""
     from safetensors.torch import save_file
 
+    for name, rate in rates.items():
+        setattr(inner(policy.lm).config.get_text_config(), name, rate)
     export_lm(policy.lm, tokenizer, folder, config)
     head = {name: p.detach().cpu().contiguous() for name, p in policy.value_head.named_parameters()}
     save_file(head, str(folder / "value_head.safetensors"))

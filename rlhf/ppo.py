@@ -31,6 +31,7 @@ from rlhf.models import (
     load_causal_lm,
     load_tokenizer,
     pad_id,
+    room_of,
 )
 from rlhf.progress import progress, stop_requests
 from rlhf.rewards import FunctionReward, RewardSource, load_function, open_source
@@ -94,7 +95,7 @@ class PPOTrainer:
         self.held_out = held_out and prepare_prompts(self.tokenizer, held_out, job.data, filler, where)
         self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
         longest = max(map(len, self.prompts.ids)) + job.generation.max_new_tokens
-        room = getattr(config.get_text_config(), "max_position_embeddings", None)
+        room = room_of(config)
         if room is not None and longest > room:
             raise UserError(
                 f"the longest prompt and generation.max_new_tokens = {job.generation.max_new_tokens} make {longest} "
@@ -117,7 +118,7 @@ class PPOTrainer:
         lm = load_causal_lm(job.model)
         stops = stop_ids(self.tokenizer, lm.config, job.generation, lm.generation_config)
         self.sampler = Sampler(self.tokenizer, stops, job.generation)
-        disable_dropout(lm)
+        self.dropout_rates = disable_dropout(lm)
         check_head(lm)
         lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
         self.reference = Reference.of(lm).to(device)
@@ -390,7 +391,7 @@ class PPOTrainer:
         if self.accelerator.is_main_process:
             if best is not None and best != self.state.step:
                 checkpoint.load_weights(self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS, self.weights)
-            export(self.policy, self.tokenizer, self.run.path / "model", self.job.model)
+            export(self.policy, self.tokenizer, self.run.path / "model", self.job.model, self.dropout_rates)
             from rlhf.report import write_report
 
             report = write_report(self.run.path)

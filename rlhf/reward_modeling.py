@@ -17,16 +17,21 @@ from rlhf.models import (
     load_causal_lm,
     load_tokenizer,
     pad_id,
+    room_of,
     sequence_scores,
 )
 from rlhf.run_folder import RunFolder, open_accelerator
-from rlhf.supervised import check_batches, fit
+from rlhf.supervised import check_batches, check_lengths, fit
 
 
 @dataclass(frozen=True)
 class Pair:
     chosen: list[int]
     rejected: list[int]
+
+
+def length(pair: Pair) -> int:
+    return max(len(pair.chosen), len(pair.rejected))
 
 
 class Scorer(nn.Module):
@@ -54,7 +59,7 @@ def train_reward_model(job: RewardJob) -> None:
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
     assert job.model.path is not None
-    check_causal(job.model.path)
+    config = check_causal(job.model.path)
     tokenizer = load_tokenizer(job.model.path, job.model.chat_template)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {job.model.path} has no eos_token, at which a reward model reads its score")
@@ -63,6 +68,7 @@ def train_reward_model(job: RewardJob) -> None:
     pairs = encode_pairs(tokenizer, rows, limit, job.data.path)
     tests = encode_pairs(tokenizer, held_out, limit, job.data.eval_path) if held_out is not None else []
     check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
+    check_lengths(map(length, pairs + tests), room_of(config), job.data.path)
 
     model = Scorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS", modules_to_save=["score"]))
     filler, device = pad_id(tokenizer), accelerator.device
@@ -93,9 +99,6 @@ def train_reward_model(job: RewardJob) -> None:
             "loss": float(pairwise_loss(chosen, rejected)) / len(tests),
             "margin": float((chosen - rejected).mean()),
         }
-
-    def length(pair: Pair) -> int:
-        return max(len(pair.chosen), len(pair.rejected))
 
     if fit(job, run, accelerator, model, pairs, length, lambda pair: 1, loss, evaluate, "reward model"):
         if accelerator.is_main_process:

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf.config import RewardConfig, SourceConfig
 from rlhf.data import encode_answers, pad
 from rlhf.errors import UserError
-from rlhf.models import load_reward_model, load_tokenizer, pad_id, sequence_scores
+from rlhf.models import load_reward_model, load_tokenizer, pad_id, room_of, sequence_scores
 
 
 @runtime_checkable
@@ -128,7 +128,7 @@ class ModelReward:
         self.append_eos = bool(getattr(config, "append_eos", False))
         self.mean = float(getattr(config, "score_mean", 0.0)) if normalize else 0.0
         self.std = float(getattr(config, "score_std", 1.0)) if normalize else 1.0
-        self.max_length = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1_000_000)
+        self.max_length = room_of(config) or 1_000_000
 
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:

@@ -21,10 +21,11 @@ from rlhf.models import (
     load_tokenizer,
     logits_of,
     pad_id,
+    room_of,
     trunk_inputs,
 )
 from rlhf.run_folder import RunFolder, open_accelerator
-from rlhf.supervised import check_batches, fit
+from rlhf.supervised import check_batches, check_lengths, fit
 
 Demonstration = tuple[list[int], list[bool]]
 """Token ids, and True where a token is to be learnt."""
@@ -65,6 +66,8 @@ def train_sft(job: SFTJob) -> None:
     examples = encode(tokenizer, rows, job.training.max_length, job.data.path)
     tests = encode(tokenizer, held_out, job.training.max_length, job.data.eval_path) if held_out is not None else []
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
+    room = room_of(check_causal(job.model.path)) if job.model.path is not None else job.scratch.max_positions
+    check_lengths((len(ids) for ids, _ in examples + tests), room, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())

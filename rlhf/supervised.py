@@ -1,7 +1,7 @@
 """The loop under SFT and reward modelling: batches of rows, a loss that sums, and a denominator counted beforehand."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,6 +37,16 @@ def check_batches(config: TrainingConfig, rows: int, processes: int, path: str |
         raise UserError(
             f"training.batch_size is {config.batch_size}, which {processes} processes cannot share evenly; "
             f"use a multiple of {processes}"
+        )
+
+
+def check_lengths(lengths: Iterable[int], room: int | None, path: str | None) -> None:
+    """Refuse texts that are longer than the model reads (`room` tokens; None: any)."""
+    longest = max(lengths)
+    if room is not None and longest > room:
+        raise UserError(
+            f"{path} holds a text of {longest} tokens, but the model reads at most {room}; "
+            f"set training.max_length to {room} or less, to cut longer ones"
         )
 
 

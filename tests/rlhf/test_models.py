@@ -263,7 +263,7 @@ def test_adapter_of_an_earlier_stage_is_part_of_the_reference(models, tmp_path):
         if "lora_B" in name:
             p.fill_(0.3)
     moved = ActorCritic(lm)(*padded(), 1.0).logprobs
-    export(ActorCritic(lm), load_tokenizer(str(tmp_path / "sft")), tmp_path / "ppo", second)
+    export(ActorCritic(lm), load_tokenizer(str(tmp_path / "sft")), tmp_path / "ppo", second, {})
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")
     assert_close(ActorCritic(alone)(*padded(), 1.0).logprobs, moved)
     assert (moved - expected).abs().max() > 0.01

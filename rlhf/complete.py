@@ -8,7 +8,7 @@ from rlhf.config import DataConfig, GenerationConfig
 from rlhf.data import encode_prompts, load_rows, pad, prepare_prompts
 from rlhf.errors import UserError
 from rlhf.generation import sample, stop_ids, uniforms
-from rlhf.models import load_policy, pad_id
+from rlhf.loading import load_policy, pad_id
 from rlhf.rollout import decode
 
 

@@ -16,8 +16,9 @@ from rlhf.config import EvalConfig, EvaluateJob
 from rlhf.data import PromptSet, held_out_rows, prepare_prompts, render_chat
 from rlhf.errors import UserError
 from rlhf.generation import stop_ids, uniforms
+from rlhf.loading import load_causal_lm, load_tokenizer, pad_id
 from rlhf.metrics import Clock, distinct_n, repetition
-from rlhf.models import ActorCritic, Reference, load_causal_lm, load_tokenizer, pad_id
+from rlhf.models import ActorCritic, Reference
 from rlhf.rewards import RewardSource, open_source
 from rlhf.rollout import Sampler, forward_groups, respond
 from rlhf.run_folder import RunFolder, plain

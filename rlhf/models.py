@@ -1,4 +1,4 @@
-"""Actor and critic on one trunk, the reference, and the reward model. The one place that turns hidden states to logits.
+"""Actor and critic on one trunk, the reference, and how a score is read. The one place that turns states to logits.
 
 Logits exist only where a response token was sampled: the trunk's states at those places are gathered into one
 [N, hidden] matrix first, so neither prompts nor padding ever meet the vocabulary.
@@ -7,182 +7,21 @@ Logits exist only where a response token was sampled: the trunk's states at thos
 import copy
 import functools
 import inspect
-import json
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rlhf.config import LoraConfig, ModelConfig
 from rlhf.errors import UserError
 from rlhf.types import PolicyOutput
 from tabular.core.distributions import logprob_and_entropy
 
-# ---------------------------------------------------------------------------------------- what a path stands for
 
-
-def resolve(path: str) -> str:
-    """The folder or hub id to load for a path: a run folder stands for the model it holds."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        for folder in (place, place / "model"):
-            if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
-                return str(folder)
-        raise UserError(f"folder {path} holds no model: there is no config.json in it or in its model folder")
-    if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"model folder {path} does not exist" if not place.exists() else f"{path} is no folder")
-    return path
-
-
-def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
-    """The tokenizer beside a model; `UserError` where there is none."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    folder = resolve(path)
-    kind = PreTrainedTokenizerFast if _is_generic_tokenizer(folder) else AutoTokenizer
-    try:
-        tokenizer = kind.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
-    if chat_template is not None:
-        if not Path(chat_template).is_file():
-            raise UserError(f"model.chat_template {chat_template} does not exist")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-    return tokenizer
-
-
-def _is_generic_tokenizer(folder: str) -> bool:
-    """Whether a folder's tokenizer.json says all there is to know.
-
-    AutoTokenizer would take the class of the model's family instead (Qwen2Tokenizer for a Qwen2 with any tokenizer at
-    all), and that class rebuilds splitting and normalising by its own rules, without a word.
-    """
-    place = Path(folder)
-    if not (place / "tokenizer.json").exists() or not (place / "tokenizer_config.json").exists():
-        return False
-    named = json.loads((place / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
-    return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
-
-
-def pad_id(tokenizer: Any) -> int:
-    """An id to fill places that every mask hides; which one makes no difference, so any tokenizer has one."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
-def check_causal(path: str) -> Any:
-    """The config of a causal language model, read without its weights; `UserError` where it is something else."""
-    from transformers import AutoConfig
-
-    folder = resolve(path)
-    if (Path(folder) / "adapter_config.json").exists():
-        return check_causal(_adapter_base(folder))
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(f"cannot load a model from {path}: {_first_line(error)}") from error
-    kinds = config.architectures or []
-    if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-        raise UserError(f"{path} holds a {kinds[0]}, which is no causal language model")
-    return config
-
-
-def room_of(config: Any) -> int | None:
-    """The longest text that a model reads, in tokens; None where nothing bounds it."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def load_causal_lm(config: ModelConfig) -> Any:
-    """A causal language model; adapters that lie in the folder are merged into its weights."""
-    from transformers import AutoModelForCausalLM
-
-    assert config.path is not None
-    check_causal(config.path)
-    folder = resolve(config.path)
-    base = _adapter_base(folder) if is_adapter(config.path) else folder
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-        )
-        if base != folder:
-            from peft import PeftModel
-
-            # The adapter becomes part of the weights, so that switching a new adapter off leaves the model of this
-            # folder, not the base beneath it, as the reference.
-            lm = PeftModel.from_pretrained(lm, folder).merge_and_unload()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot load a model from {config.path}: {_first_line(error)}") from error
-    if config.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return lm
-
-
-def load_policy(path: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a model folder, a run folder, or a checkpoint inside a run folder."""
-    from rlhf.checkpoint import WEIGHTS, load_weights
-    from rlhf.config import PPOJob, SFTJob
-    from rlhf.parsing import from_dict, read_yaml
-
-    place = Path(path)
-    if not (place / WEIGHTS).exists():
-        return load_causal_lm(ModelConfig(path=path)), load_tokenizer(path)
-    run = place.resolve().parents[1]
-    settings = read_yaml(run / "config.yaml")
-    if "ppo" in settings:
-        config = from_dict(PPOJob, settings).model
-        whole: nn.Module = ActorCritic(add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM"))
-    else:
-        config = from_dict(SFTJob, settings).model
-        if config.path is None:
-            raise UserError(
-                f"{path} is a checkpoint of a model from scratch: its tokenizer lies in the finished run only"
-            )
-        whole = nn.ModuleDict({"lm": add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM")})
-    assert config.path is not None
-    load_weights(place / WEIGHTS, {name: p for name, p in whole.named_parameters() if p.requires_grad})
-    return whole.lm, load_tokenizer(config.path, config.chat_template)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a path holds a PEFT adapter instead of whole weights."""
-    return (Path(resolve(path)) / "adapter_config.json").exists()
-
-
-def _adapter_base(folder: str) -> str:
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if not base:
-        raise UserError(f"adapter folder {folder} does not name the model it belongs to")
-    return base
-
-
-def add_lora(lm: Any, config: LoraConfig, task: str, **extra: Any) -> Any:
-    """The model with trainable low-rank adapters and frozen weights; unchanged where the rank is 0."""
-    if config.rank == 0:
-        return lm
-    import peft
-
-    settings = peft.LoraConfig(
-        task_type=task,
-        r=config.rank,
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=config.targets or "all-linear",
-        lora_dropout=0.0,
-        **extra,
-    )
-    try:
-        return peft.get_peft_model(lm, settings)
-    except ValueError as error:
-        raise UserError(f"model.lora.targets is {config.targets!r}: {_first_line(error)}") from error
+def inner(lm: Any) -> Any:
+    """The transformers model itself, without PEFT's wrapping; its adapters stay active."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
 def disable_dropout(model: Any) -> dict[str, float]:
@@ -202,18 +41,6 @@ def disable_dropout(model: Any) -> dict[str, float]:
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
     return rates
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-# ----------------------------------------------------------------------------------------------------- the trunk
-
-
-def inner(lm: Any) -> Any:
-    """The transformers model itself, without PEFT's wrapping; its adapters stay active."""
-    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
 
 def positions(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
@@ -274,9 +101,6 @@ def check_head(lm: Any) -> None:
             f"{type(model).__name__} changes its logits after the head in a way that is not known here "
             f"(largest difference {float((whole - parts).abs().max()):.3g}); it cannot be trained"
         )
-
-
-# ---------------------------------------------------------------------------------------------- actor and critic
 
 
 class ActorCritic(nn.Module):
@@ -346,51 +170,6 @@ class Reference:
             logits = logits_of(self.lm, states) / temperature
         logprobs, _ = logprob_and_entropy(logits, response_ids[response_mask])
         return spread(logprobs, response_mask)
-
-
-def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig, rates: Mapping[str, float]) -> None:
-    """Write a policy as `export_lm` does, with the dropout rates it had, and its value head beside it."""
-    from safetensors.torch import save_file
-
-    for name, rate in rates.items():
-        setattr(inner(policy.lm).config.get_text_config(), name, rate)
-    export_lm(policy.lm, tokenizer, folder, config)
-    head = {name: p.detach().cpu().contiguous() for name, p in policy.value_head.named_parameters()}
-    save_file(head, str(folder / "value_head.safetensors"))
-
-
-def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> None:
-    """Write what plain `from_pretrained` loads: whole weights, or an adapter as PEFT saves it.
-
-    An adapter that was trained on top of another one belongs to merged weights that lie in no folder, so it is merged.
-    """
-    stacked = config.lora.rank > 0 and config.path is not None and is_adapter(config.path)
-    (lm.merge_and_unload() if stacked else lm).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-# -------------------------------------------------------------------------------------------------- reward model
-
-
-def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A sequence-classification model with one label; `UserError` where it has several."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    if is_adapter(path):
-        raise UserError(f"reward model {path} is an adapter alone; merge it into its base model first")
-    folder = resolve(path)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(f"cannot load a reward model from {path}: {_first_line(error)}") from error
-    if not any("SequenceClassification" in kind for kind in config.architectures or []):
-        kind = (config.architectures or ["model of unknown kind"])[0]
-        raise UserError(f"{path} holds a {kind}, which is no reward model; train one with `rlhf reward`")
-    if config.num_labels != 1:
-        raise UserError(f"reward model {path} has {config.num_labels} labels, but a score needs exactly 1")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    disable_dropout(model)
-    return model
 
 
 def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:

@@ -19,20 +19,9 @@ from rlhf.config import PPOJob
 from rlhf.data import prepare_prompts, split_rows
 from rlhf.errors import UserError
 from rlhf.generation import stop_ids, uniforms
+from rlhf.loading import add_lora, check_causal, export, load_causal_lm, load_tokenizer, pad_id, room_of
 from rlhf.metrics import Clock, Metrics, add_up, over_ranks, peak_memory_mb, rollout_metrics
-from rlhf.models import (
-    ActorCritic,
-    Reference,
-    add_lora,
-    check_causal,
-    check_head,
-    disable_dropout,
-    export,
-    load_causal_lm,
-    load_tokenizer,
-    pad_id,
-    room_of,
-)
+from rlhf.models import ActorCritic, Reference, check_head, disable_dropout
 from rlhf.progress import progress, stop_requests
 from rlhf.rewards import FunctionReward, RewardSource, load_function, open_source
 from rlhf.rollout import Sampler, forward_groups, make_batch, respond, score, tokens

@@ -10,16 +10,8 @@ from torch import Tensor, nn
 from rlhf.config import RewardJob
 from rlhf.data import column, encode_answers, pad, split_rows
 from rlhf.errors import UserError
-from rlhf.models import (
-    add_lora,
-    check_causal,
-    inner,
-    load_causal_lm,
-    load_tokenizer,
-    pad_id,
-    room_of,
-    sequence_scores,
-)
+from rlhf.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, pad_id, room_of
+from rlhf.models import inner, sequence_scores
 from rlhf.run_folder import RunFolder, open_accelerator
 from rlhf.supervised import check_batches, check_lengths, fit
 

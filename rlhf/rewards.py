@@ -19,7 +19,8 @@ from torch import Tensor
 from rlhf.config import RewardConfig, SourceConfig
 from rlhf.data import encode_answers, pad
 from rlhf.errors import UserError
-from rlhf.models import load_reward_model, load_tokenizer, pad_id, room_of, sequence_scores
+from rlhf.loading import load_reward_model, load_tokenizer, pad_id, room_of
+from rlhf.models import sequence_scores
 
 
 @runtime_checkable

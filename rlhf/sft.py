@@ -11,19 +11,8 @@ from torch import Tensor, nn
 from rlhf.config import ScratchConfig, SFTJob
 from rlhf.data import encode_demonstration, pad, split_rows
 from rlhf.errors import UserError
-from rlhf.models import (
-    add_lora,
-    check_causal,
-    check_head,
-    export_lm,
-    inner,
-    load_causal_lm,
-    load_tokenizer,
-    logits_of,
-    pad_id,
-    room_of,
-    trunk_inputs,
-)
+from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, pad_id, room_of
+from rlhf.models import check_head, inner, logits_of, trunk_inputs
 from rlhf.run_folder import RunFolder, open_accelerator
 from rlhf.supervised import check_batches, check_lengths, fit
 

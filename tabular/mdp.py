@@ -76,12 +76,15 @@ class MDP:
         """From `table[state][action]`, a list of outcomes. An outcome that terminates has no continuation, whatever
         the table says about the state it names: gymnasium's CliffWalking lets one walk on from the goal.
 
-        Raises ValueError where the probabilities of an action do not sum to 1.
+        Raises ValueError where the probabilities of an action do not sum to 1, and where a state has not as many
+        actions as state 0.
         """
         n_states, n_actions = len(table), len(table[0])
         rewards = np.zeros((n_states, n_actions))
         rows, columns, probabilities = [], [], []
         for state in range(n_states):
+            if len(table[state]) != n_actions:
+                raise ValueError(f"state {state} has {len(table[state])} actions, state 0 has {n_actions}")
             for action in range(n_actions):
                 total = 0.0
                 for probability, next_state, reward, terminated in table[state][action]:

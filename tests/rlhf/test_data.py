@@ -21,7 +21,7 @@ from rlhf.data import (
     split_rows,
 )
 from rlhf.errors import UserError
-from rlhf.models import load_tokenizer
+from rlhf.loading import load_tokenizer
 
 ROWS = [
     {"prompt": "the film", "wanted": "good"},

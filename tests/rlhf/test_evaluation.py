@@ -14,7 +14,8 @@ from rlhf.config import EvalConfig, EvaluateJob, GenerationConfig, JudgeConfig, 
 from rlhf.data import PromptSet
 from rlhf.errors import UserError
 from rlhf.evaluation import answer, choose, evaluate_policy, samples, summarise, table
-from rlhf.models import ActorCritic, Reference, load_causal_lm, load_tokenizer
+from rlhf.loading import load_causal_lm, load_tokenizer
+from rlhf.models import ActorCritic, Reference
 from rlhf.rollout import Sampler
 
 

@@ -9,7 +9,8 @@ from rlhf.config import GenerationConfig, ModelConfig
 from rlhf.data import pad
 from rlhf.errors import UserError
 from rlhf.generation import sample, stop_ids, uniforms
-from rlhf.models import ActorCritic, load_causal_lm, load_tokenizer
+from rlhf.loading import load_causal_lm, load_tokenizer
+from rlhf.models import ActorCritic
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]
 PROMPTS = [[7, 8, 9, 10], [11], [12, 13], [14, 15, 16], [17], [18, 19]]

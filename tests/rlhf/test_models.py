@@ -5,21 +5,8 @@ import torch
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.errors import UserError
-from rlhf.models import (
-    ActorCritic,
-    Reference,
-    add_lora,
-    check_causal,
-    check_head,
-    disable_dropout,
-    export,
-    export_lm,
-    load_causal_lm,
-    load_tokenizer,
-    logits_of,
-    pad_id,
-    resolve,
-)
+from rlhf.loading import add_lora, check_causal, export, export_lm, load_causal_lm, load_tokenizer, pad_id, resolve
+from rlhf.models import ActorCritic, Reference, check_head, disable_dropout, logits_of
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]
 PROMPTS = [[7, 8, 9], [10], [11, 12]]

@@ -10,7 +10,7 @@ import torch
 from rlhf.config import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, RewardJob, TrainingConfig
 from rlhf.data import split_rows
 from rlhf.errors import UserError
-from rlhf.models import load_causal_lm, load_tokenizer
+from rlhf.loading import load_causal_lm, load_tokenizer
 from rlhf.reward_modeling import Scorer, encode_pairs, new_reward_model, pairwise_loss, train_reward_model
 from rlhf.rewards import ModelReward
 

@@ -8,7 +8,7 @@ import torch
 
 from rlhf.config import JudgeConfig, RewardConfig
 from rlhf.errors import UserError
-from rlhf.models import load_tokenizer
+from rlhf.loading import load_tokenizer
 from rlhf.rewards import FunctionReward, ModelReward, RewardSource, apply_rules, load_function, open_source
 
 PROMPTS = ["the film is ", "a story ", "it is "]

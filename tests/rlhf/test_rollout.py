@@ -7,8 +7,9 @@ import torch
 
 from rlhf.config import GenerationConfig, ModelConfig, PPOConfig, RewardConfig
 from rlhf.generation import uniforms
+from rlhf.loading import load_causal_lm, load_tokenizer
 from rlhf.metrics import Clock
-from rlhf.models import ActorCritic, Reference, load_causal_lm, load_tokenizer
+from rlhf.models import ActorCritic, Reference
 from rlhf.rollout import Sampler, decode, forward_groups, make_batch, respond, score, token_rewards, tokens
 from rlhf.types import Prompts, Rollout
 

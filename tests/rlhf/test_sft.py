@@ -12,7 +12,7 @@ from rlhf import supervised
 from rlhf.config import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, ScratchConfig, SFTJob, TrainingConfig
 from rlhf.data import encode_demonstration, split_rows
 from rlhf.errors import UserError
-from rlhf.models import load_tokenizer
+from rlhf.loading import load_tokenizer
 from rlhf.sft import encode, learnt, new_lm, train_sft, train_tokenizer
 from rlhf.supervised import batch_at, steps_of
 

@@ -55,6 +55,10 @@ ONE, TWO = np.ones(1), np.array([0.5, 0.5])
     ("make", "message"),
     [
         (lambda: MDP.from_table(table_of((0.5, 0, 0.0, False)), 0.9, ONE), "action 0 in state 0 have probability 0.5"),
+        (
+            lambda: MDP.from_table({**table_of((1.0, 0, 0.0, True)), 1: {}}, 0.9, TWO),
+            "state 1 has 0 actions, state 0 has 1",
+        ),
         (lambda: MDP.from_table(table_of((1.0, 0, 0.0, True)), 1.5, ONE), r"gamma must be in \[0, 1\], got 1.5"),
         (lambda: MDP.from_table(table_of((1.0, 0, np.inf, True)), 0.9, ONE), "rewards must be finite"),
         (lambda: MDP.from_table(table_of((1.0, 0, 0.0, True)), 0.9, 0.5 * ONE), "sum to 1, got the sum 0.5"),

@@ -275,7 +275,7 @@ def test_standing_still_for_nothing_is_an_option(solve):
 
 @pytest.mark.parametrize("solve", SOLVERS)
 def test_a_free_step_into_a_costly_loop_is_no_rest(solve):
-    mdp = process([(1, 0), -5], [(0, -1)])
+    mdp = process([(1, 0), -5], [(0, -1), (0, -1)])
     assert solve(mdp).values == pytest.approx([-5, -6])
 
 

@@ -321,7 +321,7 @@ class CheckpointConfig:
     """Checkpoints hold all that a resume needs."""
 
     every: int = 50
-    """Steps between checkpoints; 0 saves only when the run is asked to stop."""
+    """Steps between checkpoints, the last step included; 0 saves only when the run is asked to stop."""
     keep: int | None = None
     """Delete all but this many newest checkpoints; null keeps every one."""
 
@@ -409,7 +409,7 @@ class SFTJob:
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
         _require(self, "data.path")
@@ -430,7 +430,7 @@ class RewardJob:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
         _require(self, "model.path", "data.path")

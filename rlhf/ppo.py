@@ -138,7 +138,8 @@ class PPOTrainer:
                 if self._due(job.eval.every) or self.state.step == steps:
                     self.evaluate()
                 stopping = stop.anywhere(self.accelerator)
-                if self._due(job.checkpoint.every) or stopping:
+                last = self.state.step == steps and job.checkpoint.every > 0
+                if self._due(job.checkpoint.every) or stopping or last:
                     self.save()
                 if stopping:
                     self.accelerator.print(f"stopped at step {self.state.step}; --resume auto goes on from here")
@@ -380,7 +381,12 @@ class PPOTrainer:
         if self.accelerator.is_main_process:
             if best is not None and best != self.state.step:
                 checkpoint.load_weights(self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS, self.weights)
-            export(self.policy, self.tokenizer, self.run.path / "model", self.job.model, self.dropout_rates)
+            try:
+                export(self.policy, self.tokenizer, self.run.path / "model", self.job.model, self.dropout_rates)
+            except OSError as error:
+                raise UserError(
+                    f"the model cannot be written: {error}; mend that, and --resume auto writes it from the checkpoint"
+                ) from error
             from rlhf.report import write_report
 
             report = write_report(self.run.path)

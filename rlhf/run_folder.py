@@ -25,6 +25,7 @@ class RunFolder:
             UserError: it exists and `resume` is not set, or cannot be made.
         """
         self.path = Path(path).expanduser()
+        self._unwritten: dict[str, list[str]] = {}
         if resume is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
         if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
@@ -69,9 +70,20 @@ class RunFolder:
         accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Add rows to `name`.jsonl."""
-        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
+        """Add rows to `name`.jsonl. What a full disk refuses is kept in memory, and written with a later row."""
+        waiting = self._unwritten.setdefault(name, [])
+        waiting += [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+        path = self.path / f"{name}.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(waiting)
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)  # no half of a row stays behind
+            print(f"warning: {path} cannot be written: {error}; its rows wait in memory", file=sys.stderr)
+        else:
+            waiting.clear()
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The complete rows of `name`.jsonl; a line that a kill cut short is left out."""

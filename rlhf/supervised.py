@@ -115,7 +115,8 @@ def fit(
             stopping = stop.anywhere(accelerator)
             if _due(config.eval_every, state.step) or state.step == steps:
                 _evaluate(run, accelerator, model, evaluate, state.step)
-            if _due(job.checkpoint.every, state.step) or stopping:
+            last = state.step == steps and job.checkpoint.every > 0
+            if _due(job.checkpoint.every, state.step) or stopping or last:
                 checkpoint.save(run.path, state, weights, optimizer, accelerator, job.checkpoint.keep)
             if stopping and state.step < steps:
                 accelerator.print(f"stopped at step {state.step}; --resume auto goes on from here")

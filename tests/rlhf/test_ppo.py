@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf import checkpoint
+from rlhf import checkpoint, run_folder
 from rlhf.metrics import add_up
 from rlhf.ppo import PPOTrainer
 from rlhf.rollout import make_batch, tokens
@@ -243,3 +243,41 @@ def test_a_reward_that_fails_in_the_middle_loses_no_finished_step(job, change):
         PPOTrainer(job, reward=moody).train()
     state = checkpoint.read_state(Path(job.output) / "checkpoints" / "latest")
     assert (state.step, state.episodes) == (2, 16)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row(job, monkeypatch):
+    trainer = PPOTrainer(job)
+    trainer._start()
+    told = []
+
+    def log_next():
+        values = trainer.step()
+        told.append(values["objective/score"])
+        trainer.run.log(trainer.accelerator, trainer.state.step, values)
+
+    class Full:
+        """A file that takes half of what it is given."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def writelines(self, lines):
+            text = "".join(lines)
+            self.file.write(text[: len(text) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    log_next()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "open", lambda *a, **k: Full(open(*a, **k)), raising=False)  # noqa: SIM115
+        log_next()
+    log_next()
+    rows = trainer.run.read("metrics")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["objective/score"] for row in rows] == told

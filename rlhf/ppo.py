@@ -83,7 +83,8 @@ class PPOTrainer:
         where = job.data.eval_path or job.data.path
         self.held_out = held_out and prepare_prompts(self.tokenizer, held_out, job.data, filler, where)
         self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
-        longest = max(map(len, self.prompts.ids)) + job.generation.max_new_tokens
+        known = self.prompts.ids + (self.held_out.ids if self.held_out else [])
+        longest = max(map(len, known)) + job.generation.max_new_tokens
         room = room_of(config)
         if room is not None and longest > room:
             raise UserError(
@@ -261,6 +262,8 @@ class PPOTrainer:
         norm = self.accelerator.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
         metrics["policy/grad_norm"] = torch.as_tensor(norm).detach()
         if config.target_kl is not None and metrics["policy/approx_kl"] > config.target_kl:
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # these gradients are done with, though no step used them
             return metrics, "too far"
         return metrics, self._take_step(metrics["policy/grad_norm"])
 
@@ -320,12 +323,14 @@ class PPOTrainer:
         if self.resume_from is not None:
             self.state = checkpoint.load(self.resume_from, self.weights, self.optimizer, self.accelerator)
             self.kl_coef.load_state_dict(self.state.kl_coef)
+            if self.resume_from.parents[1].resolve() != self.run.path.resolve():
+                self.state.best_step = self.state.best_score = None  # the best weights lie in another run's folder
         self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
         self.accelerator.print(self._plan())
         if self.state.step == 0:
             self.evaluate()
         elif self.eval_indices:
-            self.start_scores = self.run.read("start")
+            self.start_scores = self.run.read("start") or None
 
     def _plan(self) -> str:
         config, ranks = self.job.ppo, self.accelerator.num_processes
@@ -390,6 +395,7 @@ class PPOTrainer:
             from rlhf.report import write_report
 
             report = write_report(self.run.path)
-            print(f"model of step {self.state.step if best is None else best} in {self.run.path / 'model'}")
+            why = "" if best is None else f", which has the best held-out score, {self.state.best_score:.3f},"
+            print(f"the model of step {self.state.step if best is None else best}{why} is in {self.run.path / 'model'}")
             print(f"report in {report}")
         self.accelerator.wait_for_everyone()

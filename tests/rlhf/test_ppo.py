@@ -143,6 +143,17 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
         assert rows[0] == rows[1], file
 
 
+def test_a_run_may_go_on_from_a_checkpoint_of_another(job, change, tmp_path):
+    PPOTrainer(change(job, checkpoint={"every": 2}, eval={"every": 1})).train()
+    start = Path(job.output) / "checkpoints" / "step_000002"
+    other = change(job, output=str(tmp_path / "other"), resume=str(start), eval={"every": 1})
+    trainer = PPOTrainer(other)
+    trainer.train()
+    assert trainer.state.step == trainer.state.best_step == 3  # the best of its own evaluations
+    assert [row["step"] for row in trainer.run.read("metrics")] == [3]
+    assert "win_rate" not in trainer.run.read("eval")[0]  # its start was not seen here
+
+
 def test_final_model_loads_with_plain_transformers_and_says_the_same(job):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

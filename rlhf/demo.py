@@ -34,7 +34,7 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         scratch=ScratchConfig(model_type="llama", lowercase=True, max_positions=128, dropout=0.0),
         data=DataConfig(path=data["demonstrations"], eval_path=data["demonstrations_test"]),
         training=TrainingConfig(
-            epochs=5, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
+            epochs=5.0, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
         ),
         checkpoint=off,
     )
@@ -44,7 +44,7 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         model=ModelConfig(path=sft.output),
         data=DataConfig(path=data["pairs"], eval_path=data["pairs_test"]),
         training=TrainingConfig(
-            epochs=1, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=3.0
+            epochs=1.0, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=3.0
         ),
         checkpoint=off,
     )

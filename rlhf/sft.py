@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config import ScratchConfig, SFTJob
-from rlhf.data import encode_demonstration, pad, split_rows
+from rlhf.data import column, encode_demonstration, pad, split_rows
 from rlhf.errors import UserError
 from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, pad_id, room_of
 from rlhf.models import check_head, inner, logits_of, trunk_inputs
@@ -103,12 +103,10 @@ def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demo
     needed = (
         ["messages"] if "messages" in columns else ["prompt", "completion"] if "completion" in columns else ["text"]
     )
+    values = [column(rows, name, path) for name in needed]
     examples = []
-    for i, row in enumerate(rows):
-        for name in needed:
-            if not row[name]:
-                raise UserError(f"{path}, row {i + 1}: {name!r} is {'null' if row[name] is None else 'empty'}")
-        ids, learn = encode_demonstration(tokenizer, {name: row[name] for name in needed})
+    for row in zip(*values, strict=True):
+        ids, learn = encode_demonstration(tokenizer, dict(zip(needed, row, strict=True)))
         if any(learn[1:limit]):
             examples.append((ids[:limit], learn[:limit]))
     if not examples:

@@ -11,7 +11,10 @@ from rlhf.demo import goals
 
 
 def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
-    """One demo in a process of its own; what it reached."""
+    """One demo in a process of its own; what it reached. A seed that is done already is only read."""
+    done = folder / "result.json"
+    if done.exists():
+        return json.loads(done.read_text())
     start = time.perf_counter()
     command = [sys.executable, "-m", "rlhf.cli", "demo", "--output", str(folder), "--seed", str(seed), *extra]
     if subprocess.run(command).returncode not in (0, 1):  # 1: a goal was missed, which the table will show
@@ -20,7 +23,7 @@ def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
     accuracy = json.loads((folder / "reward" / "eval.jsonl").read_text().splitlines()[-1])["accuracy"]
     before, after = rows[0], max(rows, key=lambda row: row["score"])
     reached = goals(before, after, accuracy)
-    return {
+    result = {
         "seed": seed,
         "judge before": before["judge"],
         "judge after": after["judge"],
@@ -36,6 +39,8 @@ def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
         "of": len(reached),
         "seconds": time.perf_counter() - start,
     }
+    done.write_text(json.dumps(result) + "\n")
+    return result
 
 
 def plot(folders: list[Path], path: Path) -> None:
@@ -75,8 +80,6 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("docs/learning_curves.png"))
     parser.add_argument("--kl_coef", help="passed to the demo")
     options = parser.parse_args()
-    if options.output.exists():
-        raise SystemExit(f"{options.output} exists; name another --output")
     extra = ["--kl_coef", options.kl_coef] if options.kl_coef is not None else []
     rows = [run(options.output / f"seed-{seed}", seed, extra) for seed in range(options.seeds)]
     plot([options.output / f"seed-{seed}" for seed in range(options.seeds)], options.plot)

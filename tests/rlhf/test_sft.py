@@ -202,6 +202,8 @@ def rows_of(**columns):
         ({"label": ["a"]}, "x has the columns 'label', but demonstrations need 'text', 'messages', or 'prompt' and"),
         ({"prompt": ["a"]}, "x has the columns 'prompt', but demonstrations need"),
         ({"text": ["the", None]}, "x, row 2: 'text' is null"),
+        ({"text": [3, 4]}, "x, row 1: 'text' is 3, but must be text or a list of messages"),
+        ({"text": ["the", " "]}, "x, row 2: 'text' is empty"),
         ({"prompt": ["the", "a"], "completion": ["film", ""]}, "x, row 2: 'completion' is empty"),
         ({"prompt": ["the film is good"], "completion": ["a"]}, "no row has a token to learn within .* = 3"),
     ],

@@ -28,13 +28,17 @@ def field(out, name):
     return line.split("│")[2].strip()
 
 
-@pytest.mark.parametrize("method", ["value_iteration", "policy_iteration"])
-def test_frozen_lake(capsys, method):
+@pytest.mark.parametrize(
+    ("method", "unit", "least", "most"),
+    [("value_iteration", "sweeps", 500, 1000), ("policy_iteration", "policies evaluated", 2, 20)],
+)
+def test_frozen_lake(capsys, method, unit, least, most):
     code, out, err = run(capsys, "solve", "FrozenLake-v1", "--method", method)
     assert code == 0
     assert err == ""
     assert float(field(out, "value at the start")) == pytest.approx(0.542025932000, abs=1e-10)
     assert float(field(out, "error bound")) <= 1e-10
+    assert least <= int(field(out, unit)) <= most
     policy = grid(out, "policy")
     assert policy[0] == ["←", "↑", "↑", "↑"]
     assert policy[1][0] + policy[1][1] + policy[1][3] == "←HH"
@@ -79,6 +83,7 @@ def test_list(capsys):
     [
         ("frozenlake-v1", "unknown environment 'frozenlake-v1': did you mean FrozenLake-v1"),
         ("FrozenLak", "did you mean FrozenLake-v1"),
+        ("TAXI", "did you mean Taxi-v4?"),
         ("Taxi-v3", "did you mean Taxi-v4?"),
         ("CliffWalking-v0", "did you mean CliffWalking-v1"),
         ("xyzzy", "unknown environment 'xyzzy': see `tabular list`"),

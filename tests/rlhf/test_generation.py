@@ -104,7 +104,12 @@ def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
         assert not row[~keep].any()
         ended_by.add(response[-1] if not cut else None)
     assert ended_by == {*STOPS, None}  # every stop and the limit were met
-    assert mask.any(0).all()  # no column is padding in every row
+
+
+def test_no_column_is_padding_in_every_row(load):
+    ids, mask, truncated = together(load(), stops=range(27))
+    assert ids.shape == mask.shape == (6, 1)
+    assert not truncated.any()
 
 
 def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):

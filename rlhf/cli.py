@@ -93,10 +93,12 @@ def _evaluate(argv: list[str]) -> None:
 
     from rich.console import Console
 
-    from rlhf.evaluation import evaluate_policy, table
+    from rlhf.evaluation import compare, side_by_side, table
 
-    result = evaluate_policy(job)
-    Console().print(table(result.get("before"), result["after"]))
+    result, kept = compare(job)
+    console = Console()
+    console.print(table(result.get("before"), result["after"]))
+    console.print(side_by_side(kept, step=1))
     print(json.dumps(result))
 
 

@@ -104,7 +104,7 @@ def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
     """
     from rich.console import Console
 
-    from rlhf.evaluation import table
+    from rlhf.evaluation import side_by_side, table
     from rlhf.ppo import PPOTrainer
     from rlhf.reward_modeling import train_reward_model
     from rlhf.run_folder import RunFolder
@@ -129,7 +129,7 @@ def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
     start, end = rows[0], next(row for row in rows if row["step"] == trainer.state.best_step)
     accuracy = RunFolder(reward.output, "auto").read("eval")[-1]["accuracy"]
     console.print(table({k: v for k, v in start.items() if k != "step"}, {k: v for k, v in end.items() if k != "step"}))
-    _show_samples(console, RunFolder(ppo.output, "auto").read("samples"), end["step"])
+    console.print(side_by_side(RunFolder(ppo.output, "auto").read("samples"), end["step"]))
     reached = goals(start, end, accuracy)
     for goal in reached:
         sign = ">=" if goal.at_least else "<="
@@ -137,16 +137,3 @@ def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
         console.print(f"{mark}  {goal.name}: {goal.value:.3f} (must be {sign} {goal.bound})")
     console.print(f"{time.perf_counter() - began:.0f} s in all; the report is {Path(ppo.output) / 'report.html'}")
     return all(goal.met for goal in reached)
-
-
-def _show_samples(console: Any, samples: list[dict[str, Any]], step: int, count: int = 4) -> None:
-    from rich.markup import escape
-
-    by_index: dict[int, dict[int, dict[str, Any]]] = {}
-    for sample in samples:
-        by_index.setdefault(sample["index"], {})[sample["step"]] = sample
-    for pair in list(by_index.values())[:count]:
-        for name, when in (("before", 0), ("after ", step)):
-            text = escape(pair[when]["response"])
-            console.print(f"[dim]{name}[/] [bold]{escape(pair[when]['prompt'])}[/]{text}", highlight=False)
-        console.print()

@@ -148,6 +148,11 @@ def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:
     Raises:
         UserError: a model, the data or a source cannot be used.
     """
+    return compare(job)[0]
+
+
+def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """What `evaluate_policy` finds, and the answers that samples.jsonl keeps: step 0 before, step 1 after."""
     from accelerate import Accelerator
 
     if job.output is not None:
@@ -182,7 +187,7 @@ def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:
     kept += samples(after, 1, job.eval.samples)
     if job.output is not None and accelerator.is_main_process:
         _write(job, result, kept)
-    return result
+    return result, kept
 
 
 def open_sources(reward: Any, config: EvalConfig, device: Any) -> dict[str, RewardSource]:
@@ -215,6 +220,23 @@ def table(before: dict[str, float] | None, after: dict[str, float]) -> Any:
             continue
         cells = [_cell(result, name) for result in (before, after) if result is not None]
         shown.add_row(name.replace("_", " "), *cells)
+    return shown
+
+
+def side_by_side(kept: Sequence[dict[str, Any]], step: int, count: int = 4) -> Any:
+    """A few answers before training (step 0) and at a later step, prompt by prompt, for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    by_prompt: dict[int, dict[int, dict[str, Any]]] = {}
+    for row in kept:
+        by_prompt.setdefault(row["index"], {})[row["step"]] = row
+    shown = Table(title="the same prompts, before and after", title_justify="left", show_lines=True)
+    for name in ("before", "after"):
+        shown.add_column(name, ratio=1)
+    for rows in list(by_prompt.values())[:count]:
+        said = [rows.get(s, {"prompt": "", "response": ""}) for s in (0, step)]
+        shown.add_row(*(f"[bold]{escape(row['prompt'])}[/]{escape(row['response'])}" for row in said))
     return shown
 
 

@@ -84,6 +84,8 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
     assert status == 0, output
     result = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert result["before"]["kl"] == 0.0
+    first = json.loads((tmp_path / "evaluation" / "samples.jsonl").read_text().splitlines()[0])
+    assert first["prompt"] in output  # the answers stand side by side
     assert 0 <= result["after"]["win_rate"] <= 1
     logged = json.loads((ppo / "eval.jsonl").read_text().splitlines()[0])
     assert result["before"]["score"] == pytest.approx(logged["score"], abs=1e-5)  # the start, measured twice

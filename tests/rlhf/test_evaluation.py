@@ -133,6 +133,7 @@ def asked(models):
         config = EvalConfig(batch_size=batch_size)
         return answer(who, known, sampler, prompts, list(indices), {"score": source}, config, 3, accelerator)
 
+    ask.reference, ask.tokenizer, ask.prompts = reference, sampler.tokenizer, prompts
     return ask
 
 
@@ -153,7 +154,18 @@ def test_answers_belong_to_their_prompts(asked):
         assert a["scores"]["score"] == len(a["response"].split()) + a["index"] / 100
         assert a["truncated"] == (a["tokens"][-1] not in ("<|end|>", "film", "is"))
     assert {a["truncated"] for a in answers} == {True, False}
-    assert any(abs(kl) > 0.1 for a in answers for kl in a["token_kl"])
+    assert max(abs(kl) for a in answers for kl in a["token_kl"]) > 0.1
+
+
+@torch.no_grad()
+def test_divergence_is_the_policy_s_log_probability_less_the_reference_s(asked):
+    """At the sampling temperature, token by token."""
+    for a in asked():
+        prompt, said = asked.prompts.ids[a["index"]], asked.tokenizer.convert_tokens_to_ids(a["tokens"])
+        logits = asked.reference(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        known = (logits / 0.9).log_softmax(-1)[range(len(said)), said]
+        expected = torch.tensor(a["token_logprobs"]) - known
+        torch.testing.assert_close(torch.tensor(a["token_kl"]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -144,6 +144,23 @@ def test_how_a_batch_is_cut_changes_nothing(sft_job, tmp_path):
             assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-4)
 
 
+def test_loss_and_gradient_are_means_over_the_tokens_of_a_batch(sft_job, models, tmp_path):
+    """Of the first batch, by transformers' own means, row by row; the rows are of unequal length."""
+    from transformers import AutoModelForCausalLM
+
+    train_sft(replace(sft_job, training=replace(sft_job.training, epochs=0.1, microbatch_size=3, max_grad_norm=1e9)))
+    rows = encode(load_tokenizer(str(models("llama"))), split_rows(sft_job.data, 0)[0], 512, "x")
+    batch = [rows[i][0] for i in batch_at(0, [len(ids) for ids, _ in rows], 8, 0)]
+    assert len(set(map(len, batch))) > 1
+    lm = AutoModelForCausalLM.from_pretrained(models("llama"))
+    totals = [lm(torch.tensor([ids]), labels=torch.tensor([ids])).loss * (len(ids) - 1) for ids in batch]
+    loss = sum(totals) / sum(len(ids) - 1 for ids in batch)
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in lm.parameters()]).norm()
+    found = read(tmp_path / "run")[0]
+    assert (found["loss"], found["grad_norm"]) == pytest.approx((float(loss), float(norm)), rel=1e-4)
+
+
 def test_adapter_is_saved_as_peft_loads_it(sft_job, models, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

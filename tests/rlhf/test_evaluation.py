@@ -137,7 +137,7 @@ def asked(models):
     return ask
 
 
-def close(answers, others):
+def assert_close(answers, others):
     """Equal up to the rounding of other batches."""
     for a, b in zip(answers, others, strict=True):
         for name in ("token_kl", "token_logprobs"):
@@ -170,7 +170,7 @@ def test_divergence_is_the_policy_s_log_probability_less_the_reference_s(asked):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_do_not_depend_on_the_batch_size(asked, batch_size):
-    close(asked(batch_size), asked())
+    assert_close(asked(batch_size), asked())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
@@ -178,7 +178,7 @@ def test_ranks_shares_together_are_the_whole(asked, monkeypatch, batch_size):
     monkeypatch.setattr(evaluation, "gather_object", lambda answers: answers)
     shares = [asked(batch_size, ranks=2, rank=rank) for rank in range(2)]
     assert abs(len(shares[0]) - len(shares[1])) <= 1
-    close(sorted(shares[0] + shares[1], key=lambda a: a["index"]), asked())
+    assert_close(sorted(shares[0] + shares[1], key=lambda a: a["index"]), asked())
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end

@@ -20,32 +20,32 @@ def batch():
     return rewards, values, discounts, torch.randn(3, 4, generator=generator, dtype=torch.float64)
 
 
-def equal(actual, expected):
+def assert_equal(actual, expected):
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=1e-12, rtol=0)
 
 
 def test_discounted_returns_by_hand():
-    equal(discounted_returns(REWARDS, ENDS), [2.75, 3.5, 3])
-    equal(discounted_returns(REWARDS, GOES_ON, AFTER), [7.75, 13.5, 23])
-    equal(discounted_returns(REWARDS, GOES_ON), [2.75, 3.5, 3])
-    equal(discounted_returns(REWARDS, ENDS, AFTER), [2.75, 3.5, 3])  # a discount of 0 cuts off what follows
-    equal(discounted_returns(REWARDS, torch.tensor([0.5, 0.0, 0.5]), AFTER), [2, 2, 23])  # two episodes
+    assert_equal(discounted_returns(REWARDS, ENDS), [2.75, 3.5, 3])
+    assert_equal(discounted_returns(REWARDS, GOES_ON, AFTER), [7.75, 13.5, 23])
+    assert_equal(discounted_returns(REWARDS, GOES_ON), [2.75, 3.5, 3])
+    assert_equal(discounted_returns(REWARDS, ENDS, AFTER), [2.75, 3.5, 3])  # a discount of 0 cuts off what follows
+    assert_equal(discounted_returns(REWARDS, torch.tensor([0.5, 0.0, 0.5]), AFTER), [2, 2, 23])  # two episodes
 
 
 def test_td_errors_by_hand():
-    equal(td_errors(REWARDS, VALUES, ENDS), [1, -3, -27])
-    equal(td_errors(REWARDS, VALUES, GOES_ON, AFTER), [1, -3, -7])
+    assert_equal(td_errors(REWARDS, VALUES, ENDS), [1, -3, -27])
+    assert_equal(td_errors(REWARDS, VALUES, GOES_ON, AFTER), [1, -3, -7])
 
 
 def test_n_step_returns_by_hand():
-    equal(n_step_returns(REWARDS, VALUES, GOES_ON, 1, AFTER), [11, 17, 23])
-    equal(n_step_returns(REWARDS, VALUES, GOES_ON, 2, AFTER), [1 + 0.5 * 2 + 0.25 * 30, 2 + 1.5 + 0.25 * 40, 23])
-    equal(n_step_returns(REWARDS, VALUES, torch.tensor([0.5, 0.0, 0.5]), 2, AFTER), [2, 2, 23])
+    assert_equal(n_step_returns(REWARDS, VALUES, GOES_ON, 1, AFTER), [11, 17, 23])
+    assert_equal(n_step_returns(REWARDS, VALUES, GOES_ON, 2, AFTER), [1 + 0.5 * 2 + 0.25 * 30, 2 + 1.5 + 0.25 * 40, 23])
+    assert_equal(n_step_returns(REWARDS, VALUES, torch.tensor([0.5, 0.0, 0.5]), 2, AFTER), [2, 2, 23])
 
 
 def test_gae_by_hand():
     # decay 0.5 * 0.5; deltas 1, -3, -27
-    equal(gae(REWARDS, VALUES, ENDS, 0.5), [1 + 0.25 * (-3 - 0.25 * 27), -3 - 0.25 * 27, -27])
+    assert_equal(gae(REWARDS, VALUES, ENDS, 0.5), [1 + 0.25 * (-3 - 0.25 * 27), -3 - 0.25 * 27, -27])
 
 
 def test_gae_is_the_naive_double_loop(batch):
@@ -58,18 +58,20 @@ def test_gae_is_the_naive_double_loop(batch):
         for k in range(t, steps):
             expected[..., t] += weight * (rewards + discounts * next_values - values)[..., k]
             weight = weight * discounts[..., k] * lam
-    equal(gae(rewards, values, discounts, lam, after), expected)
+    assert_equal(gae(rewards, values, discounts, lam, after), expected)
 
 
 def test_identities(batch):
     rewards, values, discounts, after = batch
     monte_carlo = discounted_returns(rewards, discounts, after)
-    equal(gae(rewards, values, discounts, 1, after), monte_carlo - values)
-    equal(gae(rewards, values, discounts, 0, after), td_errors(rewards, values, discounts, after))
-    equal(n_step_returns(rewards, values, discounts, 1, after) - values, td_errors(rewards, values, discounts, after))
-    equal(n_step_returns(rewards, values, discounts, rewards.shape[-1], after), monte_carlo)
-    equal(n_step_returns(rewards, values, discounts, 10_000, after), monte_carlo)
-    equal(gae(rewards, torch.zeros_like(values), discounts, 1), discounted_returns(rewards, discounts))
+    assert_equal(gae(rewards, values, discounts, 1, after), monte_carlo - values)
+    assert_equal(gae(rewards, values, discounts, 0, after), td_errors(rewards, values, discounts, after))
+    assert_equal(
+        n_step_returns(rewards, values, discounts, 1, after) - values, td_errors(rewards, values, discounts, after)
+    )
+    assert_equal(n_step_returns(rewards, values, discounts, rewards.shape[-1], after), monte_carlo)
+    assert_equal(n_step_returns(rewards, values, discounts, 10_000, after), monte_carlo)
+    assert_equal(gae(rewards, torch.zeros_like(values), discounts, 1), discounted_returns(rewards, discounts))
 
 
 def test_gae_is_the_lambda_mixture_of_n_step_returns(batch):
@@ -83,12 +85,14 @@ def test_gae_is_the_lambda_mixture_of_n_step_returns(batch):
         )
         + lam ** (steps - 1) * n_step_returns(rewards, values, goes_on, steps, after)[..., 0]
     )
-    equal(gae(rewards, values, goes_on, lam, after)[..., 0], mixture - values[..., 0])
+    assert_equal(gae(rewards, values, goes_on, lam, after)[..., 0], mixture - values[..., 0])
 
 
 def test_scaling_rewards_and_values_scales_the_rest(batch):
     rewards, values, discounts, after = batch
-    equal(gae(4 * rewards, 4 * values, discounts, 0.95, 4 * after), 4 * gae(rewards, values, discounts, 0.95, after))
+    assert_equal(
+        gae(4 * rewards, 4 * values, discounts, 0.95, 4 * after), 4 * gae(rewards, values, discounts, 0.95, after)
+    )
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1e30, torch.nan, torch.inf])
@@ -103,9 +107,9 @@ def test_padding_changes_nothing(batch, garbage):
     padded = pad(rewards), pad(values), pad(discounts, torch.zeros_like(padding))
     after = torch.full((3, 4), garbage, dtype=torch.float64)
     steps = rewards.shape[-1]
-    equal(gae(*padded, 0.95, after)[..., :steps], gae(rewards, values, discounts, 0.95))
-    equal(n_step_returns(*padded, 3, after)[..., :steps], n_step_returns(rewards, values, discounts, 3))
-    equal(discounted_returns(padded[0], padded[2], after)[..., :steps], discounted_returns(rewards, discounts))
+    assert_equal(gae(*padded, 0.95, after)[..., :steps], gae(rewards, values, discounts, 0.95))
+    assert_equal(n_step_returns(*padded, 3, after)[..., :steps], n_step_returns(rewards, values, discounts, 3))
+    assert_equal(discounted_returns(padded[0], padded[2], after)[..., :steps], discounted_returns(rewards, discounts))
 
 
 def test_an_episode_in_the_middle_of_a_row_is_as_if_alone(batch):
@@ -113,8 +117,8 @@ def test_an_episode_in_the_middle_of_a_row_is_as_if_alone(batch):
     discounts = torch.full_like(discounts, 0.9)
     discounts[..., 3] = 0
     both = gae(rewards, values, discounts, 0.95, after)
-    equal(both[..., :4], gae(rewards[..., :4], values[..., :4], discounts[..., :4], 0.95))
-    equal(both[..., 4:], gae(rewards[..., 4:], values[..., 4:], discounts[..., 4:], 0.95, after))
+    assert_equal(both[..., :4], gae(rewards[..., :4], values[..., :4], discounts[..., :4], 0.95))
+    assert_equal(both[..., 4:], gae(rewards[..., 4:], values[..., 4:], discounts[..., 4:], 0.95, after))
 
 
 def test_truncation_inside_a_row_is_paid_into_the_reward(batch):
@@ -125,7 +129,7 @@ def test_truncation_inside_a_row_is_paid_into_the_reward(batch):
     discounts[..., 3] = 0
     rewards = rewards.clone()
     rewards[..., 3] += 0.9 * after
-    equal(gae(rewards, values, discounts, 0.95)[..., :4], alone)
+    assert_equal(gae(rewards, values, discounts, 0.95)[..., :4], alone)
 
 
 def test_lambda_may_differ_by_row(batch):
@@ -133,13 +137,13 @@ def test_lambda_may_differ_by_row(batch):
     lam = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)[:, None, None]
     mixed = gae(rewards, values, discounts, lam, after)
     for i, number in enumerate([0.0, 0.5, 1.0]):
-        equal(mixed[i], gae(rewards[i], values[i], discounts[i], number, after[i]))
+        assert_equal(mixed[i], gae(rewards[i], values[i], discounts[i], number, after[i]))
 
 
 def test_gradient_of_the_returns():
     rewards = REWARDS.clone().requires_grad_()
     discounted_returns(rewards, torch.tensor([0.5, 0.0, 0.5])).sum().backward()
-    equal(rewards.grad, [1, 1.5, 1])
+    assert_equal(rewards.grad, [1, 1.5, 1])
 
 
 def test_n_must_be_positive():

@@ -144,18 +144,27 @@ def find(run: Path, resume: str | None) -> Path | None:
 
 def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, accelerator: Any) -> TrainState:
     """Restore weights, optimizer, generators and state in place."""
-    state = read_state(folder)
-    load_weights(folder / WEIGHTS, weights)
+    part = "state.json"
     try:
+        state = read_state(folder)
+        part = WEIGHTS
+        load_weights(folder / WEIGHTS, weights)
+        part = "optimizer.pt"
         stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(stored["optimizer"])
-    except Exception as error:
-        raise UserError(f"cannot resume from {folder}: optimizer.pt does not fit this run: {error}") from error
-    if stored["scaler"] is not None and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(stored["scaler"])
-    states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
-    if accelerator.process_index < len(states):
-        _set_rng(states[accelerator.process_index])
+        if stored["scaler"] is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(stored["scaler"])
+        part = "rng.pt"
+        states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
+        if accelerator.process_index < len(states):
+            _set_rng(states[accelerator.process_index])
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        raise UserError(
+            f"cannot resume from {folder}: {part} is damaged or does not fit this run "
+            f"({type(error).__name__}: {error}); name an earlier checkpoint with --resume"
+        ) from error
     return state
 
 

@@ -183,7 +183,8 @@ def encode_answers(
     for prompt, completion in zip(prompts, completions, strict=True):
         if isinstance(prompt, list) or isinstance(completion, list):
             turns = (prompt if isinstance(prompt, list) else []) + _as_turn(completion)
-            ids = tokenizer(render_chat(tokenizer, turns, False), add_special_tokens=False).input_ids
+            # Templates that break the line after the end token would hide it, and a second one would be appended.
+            ids = tokenizer(render_chat(tokenizer, turns, False).rstrip(), add_special_tokens=False).input_ids
         else:
             ids = tokenizer(prompt + completion).input_ids
         eos = tokenizer.eos_token_id
@@ -263,7 +264,15 @@ def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, 
     others = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
     return PromptSet(
         prompts=[prompts[i] for i in keep],
-        ids=[ids[i][-limit:] for i in keep],
+        ids=[_cut(ids[i], limit, tokenizer.bos_token_id) for i in keep],
         columns={name: [values[i] for i in keep] for name, values in others.items()},
         pad_id=pad_id,
     )
+
+
+def _cut(ids: list[int], limit: int, bos: int | None) -> list[int]:
+    """The end of a prompt that is too long, behind its start token where it has one."""
+    if len(ids) <= limit:
+        return ids
+    start = ids[:1] if ids[0] == bos and limit > 1 else []
+    return start + ids[len(ids) - limit + len(start) :]

@@ -127,7 +127,7 @@ def _adapter_base(folder: str) -> str:
     return base
 
 
-def add_lora(lm: Any, config: LoraConfig, task: str, **extra: Any) -> Any:
+def add_lora(lm: Any, config: LoraConfig, task: str) -> Any:
     """The model with trainable low-rank adapters and frozen weights; unchanged where the rank is 0."""
     if config.rank == 0:
         return lm
@@ -139,7 +139,6 @@ def add_lora(lm: Any, config: LoraConfig, task: str, **extra: Any) -> Any:
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=config.targets or "all-linear",
         lora_dropout=0.0,
-        **extra,
     )
     try:
         return peft.get_peft_model(lm, settings)

@@ -62,7 +62,7 @@ def train_reward_model(job: RewardJob) -> None:
     check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
     check_lengths(map(length, pairs + tests), room_of(config), job.data.path)
 
-    model = Scorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS", modules_to_save=["score"]))
+    model = Scorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
     filler, device = pad_id(tokenizer), accelerator.device
 
     def scores(scorer: nn.Module, texts: list[list[int]]) -> Tensor:

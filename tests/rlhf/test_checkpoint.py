@@ -182,7 +182,7 @@ def test_weights_of_another_model_are_refused(training, accelerator, tmp_path):
 def test_optimizer_of_another_run_is_refused(training, tmp_path):
     folder = training.save(tmp_path, 1)
     training.optimizer = torch.optim.AdamW(list(training.weights.values())[:1])
-    with pytest.raises(UserError, match=r"optimizer.pt does not fit this run"):
+    with pytest.raises(UserError, match=r"optimizer.pt is damaged or does not fit this run"):
         training.load(folder)
 
 
@@ -210,3 +210,11 @@ def test_best_weights_are_kept_beside_the_checkpoints(training, tmp_path, monkey
 def test_state_is_readable_text(training, tmp_path):
     folder = training.save(tmp_path, 7)
     assert json.loads((folder / "state.json").read_text())["step"] == 7
+
+
+@pytest.mark.parametrize("part", ["state.json", "weights.safetensors", "optimizer.pt", "rng.pt"])
+def test_damaged_part_is_named(training, tmp_path, part):
+    folder = training.save(tmp_path, 1)
+    (folder / part).write_bytes((folder / part).read_bytes()[:20])
+    with pytest.raises(UserError, match=f"{part} is damaged or does not fit this run .*; name an earlier checkpoint"):
+        training.load(folder)

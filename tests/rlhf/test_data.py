@@ -332,3 +332,17 @@ def test_pad_fills_either_side():
     ids, mask = pad([[5, 6], [7]], 2, "right")
     assert torch.equal(ids, torch.tensor([[5, 6], [7, 2]]))
     assert torch.equal(mask, torch.tensor([[True, True], [True, False]]))
+
+
+def test_prompt_that_is_cut_keeps_its_start_token(bos_tokenizer):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"prompt": ["the film is good", "bad"]})
+    config = DataConfig(path="x", max_prompt_length=3, too_long="truncate")
+    assert prepare_prompts(bos_tokenizer, rows, config, 2).ids == [[3, 9, 11], [3, 12]]
+
+
+def test_end_token_before_a_line_break_is_not_doubled(bos_tokenizer):
+    bos_tokenizer.chat_template = bos_tokenizer.chat_template.replace("<|end|>", "<|end|>\n")
+    turns = [{"role": "user", "content": "the film"}]
+    assert encode_answers(bos_tokenizer, [turns], ["is good"], True, 99) == [[4, 7, 8, 1, 5, 9, 11, 1]]

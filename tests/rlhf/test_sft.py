@@ -158,7 +158,7 @@ def test_loss_and_gradient_are_means_over_the_tokens_of_a_batch(sft_job, models,
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in lm.parameters()]).norm()
     found = read(tmp_path / "run")[0]
-    assert (found["loss"], found["grad_norm"]) == pytest.approx((float(loss), float(norm)), rel=1e-4)
+    assert (found["loss"], found["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
 
 
 def test_adapter_is_saved_as_peft_loads_it(sft_job, models, tmp_path):

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
@@ -17,3 +18,20 @@ def reported() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def together(accelerator: Any) -> Iterator[None]:
+    """What is bad input to one process ends all of them: alone, the others would wait for it for ever."""
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        said = [message for message in gather_object([failure and str(failure)]) if message is not None]
+        failure = failure or (UserError(said[0]) if said else None)
+    if failure is not None:
+        raise failure

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from rlhf.config import EvalConfig, EvaluateJob
 from rlhf.data import PromptSet, held_out_rows, prepare_prompts, render_chat
-from rlhf.errors import UserError
+from rlhf.errors import UserError, together
 from rlhf.generation import stop_ids, uniforms
 from rlhf.loading import load_causal_lm, load_tokenizer, pad_id
 from rlhf.metrics import Clock, distinct_n, repetition
@@ -53,14 +53,15 @@ def answer(
     ranks, rank = accelerator.num_processes, accelerator.process_index
     noise = uniforms([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
     answers: list[Answer] = []
-    for start in range(0, len(indices), config.batch_size * ranks):
-        rows = list(range(start + rank, min(start + config.batch_size * ranks, len(indices)), ranks))
-        if rows:
-            batch = to_device(prompts.batch([indices[i] for i in rows]), accelerator.device)
+    with together(accelerator):
+        mine = range(rank, len(indices), ranks)
+        for rows in (mine[i : i + config.batch_size] for i in range(0, len(mine), config.batch_size)):
+            numbers = [indices[i] for i in rows]
+            batch = to_device(prompts.batch(numbers), accelerator.device)
             groups = forward_groups(len(rows), len(rows), config.batch_size)
             with accelerator.autocast():
                 rollout = respond(policy, reference, sampler, batch, noise[rows], groups, Clock())
-            answers += _describe(rollout, sampler.tokenizer, [indices[i] for i in rows], sources)
+            answers += _describe(rollout, sampler.tokenizer, numbers, sources)
     if ranks > 1:
         answers = gather_object(answers)
     return sorted(answers, key=lambda a: a["index"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf import checkpoint, evaluation
 from rlhf.config import PPOJob
 from rlhf.data import prepare_prompts, split_rows
-from rlhf.errors import UserError
+from rlhf.errors import UserError, together
 from rlhf.generation import stop_ids, uniforms
 from rlhf.loading import add_lora, check_causal, export, load_causal_lm, load_tokenizer, pad_id, room_of
 from rlhf.metrics import Clock, Metrics, add_up, over_ranks, peak_memory_mb, rollout_metrics
@@ -287,19 +287,14 @@ class PPOTrainer:
         )
 
     def _score(self, rollout: Rollout) -> Rollout:
-        """Scores from the source; where it fails on one process all of them save what they have and end together."""
-        failure = None
+        """Scores from the source; where it fails, the steps that are done are saved first."""
         try:
-            rollout = score(rollout, self.source, self.job.reward)
-        except UserError as error:
-            failure = str(error)
-        failures = [failure] if self.accelerator.num_processes == 1 else gather_object([failure])
-        for said in failures:
-            if said is not None:
-                if self.state.step > 0:
-                    self.save()
-                raise UserError(said)
-        return rollout
+            with together(self.accelerator):
+                return score(rollout, self.source, self.job.reward)
+        except UserError:
+            if self.state.step > 0:
+                self.save()
+            raise
 
     def _check_start(self, rollout: Rollout) -> None:
         """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""

@@ -62,3 +62,22 @@ def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp
     assert done.returncode != 0
     assert "ppo.minibatch_size is 3, which 2 processes cannot share evenly; use a multiple of 2" in done.stderr
     assert not (tmp_path / "two").exists()
+
+
+def test_a_reward_that_fails_on_one_process_ends_both(job, change, tmp_path):
+    """With its message, and with a checkpoint of the steps that were done; nobody waits for ever."""
+    reward = tmp_path / "moody.py"
+    reward.write_text(
+        "import os\ncalls = []\n"
+        "def f(prompts, completions, **columns):\n"
+        "    calls.append(1)\n"
+        "    if os.environ['RANK'] == '1' and len(calls) == 3:\n"
+        "        raise ConnectionError('the server went away')\n"
+        "    return [0.0 for _ in prompts]\n"
+    )
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(change(job, reward={"function": f"{reward}:f"})))
+    done = launch(config, tmp_path / "two", 2)
+    assert done.returncode != 0
+    assert "raised ConnectionError: the server went away" in done.stderr
+    assert (tmp_path / "two" / "checkpoints" / "latest" / "state.json").exists()

@@ -77,16 +77,23 @@ def save(
     return folder
 
 
-def save_best(run: Path, weights: dict[str, nn.Parameter]) -> None:
-    """Keep the weights with the best held-out score so far, in `checkpoints/best`."""
+def save_best(run: Path, weights: dict[str, nn.Parameter], step: int) -> None:
+    """Keep the weights with the best held-out score so far, and their step, in `checkpoints/best`."""
     folder = run / "checkpoints" / "best"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         save_weights(weights, folder / f"{WEIGHTS}.partial")
         os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
+        (folder / "step").write_text(f"{step}\n", encoding="utf-8")
     except OSError as error:
         (folder / f"{WEIGHTS}.partial").unlink(missing_ok=True)
         print(f"warning: the best weights were not saved: {error}; training goes on")
+
+
+def best_saved(run: Path) -> int | None:
+    """The step whose weights `checkpoints/best` holds."""
+    path = run / "checkpoints" / "best" / "step"
+    return int(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def save_weights(weights: dict[str, nn.Parameter], path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError, reported
+from rlhf.progress import quiet
 
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
@@ -17,6 +18,9 @@ COMMANDS = {
     "report": "write a run's report as one HTML page",
     "demo": "all of it on film reviews, in minutes on a CPU",
 }
+
+STOPPED = 130
+"""Exit status of a run that was asked to stop before its end, so that `rlhf sft && rlhf ppo` does not go on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,37 +50,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _sft(argv: list[str]) -> None:
+def _sft(argv: list[str]) -> int:
     from rlhf.config import SFTJob
     from rlhf.parsing import parse
 
     job = parse(SFTJob, argv, "rlhf sft")
-    _quiet()
+    quiet()
     from rlhf.sft import train_sft
 
-    train_sft(job)
+    return 0 if train_sft(job) else STOPPED
 
 
-def _reward(argv: list[str]) -> None:
+def _reward(argv: list[str]) -> int:
     from rlhf.config import RewardJob
     from rlhf.parsing import parse
 
     job = parse(RewardJob, argv, "rlhf reward")
-    _quiet()
+    quiet()
     from rlhf.reward_modeling import train_reward_model
 
-    train_reward_model(job)
+    return 0 if train_reward_model(job) else STOPPED
 
 
-def _ppo(argv: list[str]) -> None:
+def _ppo(argv: list[str]) -> int:
     from rlhf.config import PPOJob
     from rlhf.parsing import parse
 
     job = parse(PPOJob, argv, "rlhf ppo")
-    _quiet()
+    quiet()
     from rlhf.ppo import PPOTrainer
 
-    PPOTrainer(job).train()
+    trainer = PPOTrainer(job)
+    trainer.train()
+    return 0 if trainer.state.step >= job.ppo.steps else STOPPED
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -88,7 +94,7 @@ def _evaluate(argv: list[str]) -> None:
         job = evaluation_of(Path(argv[0]), argv[1:])
     else:
         job = parse(EvaluateJob, argv, "rlhf evaluate")
-    _quiet()
+    quiet()
     import json
 
     from rich.console import Console
@@ -115,7 +121,7 @@ def _generate(argv: list[str]) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    _quiet()
+    quiet()
     from rlhf.complete import complete
 
     complete(**vars(options))
@@ -143,21 +149,11 @@ def _demo(argv: list[str]) -> int:
     if options.kl_coef is not None and options.kl_coef < 0:
         raise UserError(f"--kl_coef is {options.kl_coef}, but it must be at least 0")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    _quiet()
+    quiet()
     from rlhf.demo import run_demo
 
     output = options.output or next(f"runs/demo-{n}" for n in range(1, 10_000) if not Path(f"runs/demo-{n}").exists())
     return 0 if run_demo(output, options.seed, options.kl_coef) else 1
-
-
-def _quiet() -> None:
-    """Keep the libraries' own chatter out of the progress display; warnings that matter are ours to give."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads slow a busy machine down tenfold
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import DataConfig, GenerationConfig
-from rlhf.data import encode_prompts, load_rows, pad, prepare_prompts
+from rlhf.data import encode_prompts, load_rows, pad, prepare_prompts, render_chat
 from rlhf.errors import UserError
 from rlhf.generation import sample, stop_ids, uniforms
-from rlhf.loading import load_policy, pad_id
+from rlhf.loading import load_policy, pad_id, room_of
 from rlhf.rollout import decode
 
 
@@ -34,6 +34,10 @@ def complete(
         raise UserError(f"--count is {count}, but it must be positive")
     if output is not None and Path(output).exists():
         raise UserError(f"{output} exists; name another --output")
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty; give it some text to continue")
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
     config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature)
     lm, tokenizer = load_policy(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,10 +46,17 @@ def complete(
 
     def say(prompts: list[Any], turn: int = 0) -> list[str]:
         ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
+        room = room_of(lm.config)
+        if room is not None and ids.shape[1] + max_new_tokens > room:
+            raise UserError(
+                f"a prompt of {ids.shape[1]} tokens and --max_new_tokens {max_new_tokens} are more than the {room} "
+                f"that {model} reads; lower one of them"
+            )
         noise = uniforms([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
         return decode(tokenizer, *sample(lm, ids.to(device), mask.to(device), noise, stops, temperature)[:2])
 
     if chat:
+        render_chat(tokenizer, [{"role": "user", "content": "hello"}], True)  # no template: said before the first line
         return _converse(say)
     prompts: list[Any] = [prompt]
     if file is not None:

@@ -97,6 +97,12 @@ class ScratchConfig:
             f"a divisor of scratch.hidden_size = {self.hidden_size}, "
             f"such as {_divides(self.num_heads, self.hidden_size)}",
         )
+        _check(
+            self.hidden_size // self.num_heads % 2 == 0,
+            "scratch.hidden_size",
+            self.hidden_size,
+            f"an even multiple of scratch.num_heads = {self.num_heads}, for rotary positions turn pairs of numbers",
+        )
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,9 @@ class RewardConfig(SourceConfig):
     def __post_init__(self):
         _check_source(self, "reward")
         _check(self.min_length >= 0, "reward.min_length", self.min_length, "at least 0")
+        _check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, "at least 0; it is subtracted")
+        cut = self.missing_eos_penalty
+        _check(cut is None or cut >= 0, "reward.missing_eos_penalty", cut, "null or at least 0; it is subtracted")
 
 
 @dataclass(frozen=True)
@@ -390,9 +399,8 @@ class PPOJob:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
+        _check_seed(self.seed)
         _require(self, "model.path", "data.path")
-        if self.reward.model is None and self.reward.function is None:
-            raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
 
 
 @dataclass(frozen=True)
@@ -412,6 +420,7 @@ class SFTJob:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
+        _check_seed(self.seed)
         _require(self, "data.path")
         if (self.model.path is None) == (self.scratch.model_type is None):
             raise UserError("set one of model.path (start from a model) and scratch.model_type (train a new one)")
@@ -433,6 +442,7 @@ class RewardJob:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
+        _check_seed(self.seed)
         _require(self, "model.path", "data.path")
 
 
@@ -452,7 +462,12 @@ class EvaluateJob:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
+        _check_seed(self.seed)
         _require(self, "model.path", "data.path")
+
+
+def _check_seed(seed: int) -> None:
+    _check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
 
 
 def _require(job: object, *keys: str) -> None:
@@ -464,6 +479,8 @@ def _require(job: object, *keys: str) -> None:
 
 def evaluation_of(run: Path, argv: Sequence[str]) -> EvaluateJob:
     """The evaluation of a finished PPO run: its model against the model it started from, on its held-out prompts."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder (it has no config.yaml); to evaluate a model use --model.path")
     settings = read_yaml(run / "config.yaml")
     if "ppo" not in settings:
         raise UserError(f"{run} is no PPO run; name a model with --model.path, and the data and scores to use")

@@ -85,6 +85,14 @@ def held_out_rows(config: DataConfig, seed: int) -> Any:
     return rows if held_out is None else held_out
 
 
+def values_of(rows: Any, name: str, path: str | None) -> list[Any]:
+    """A column as it is; `UserError` where its text cannot be decoded."""
+    try:
+        return list(rows[name])
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+
+
 def column(rows: Any, name: str, path: str | None) -> list[Any]:
     """A column whose every entry says something.
 
@@ -93,7 +101,7 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
     """
     if name not in rows.column_names:
         raise UserError(f"{path} has no column {name!r}; it has {', '.join(map(repr, rows.column_names))}")
-    values = list(rows[name])
+    values = values_of(rows, name, path)
     for i, value in enumerate(values):
         if not isinstance(value, str | list | None):
             raise UserError(f"{path}, row {i + 1}: {name!r} is {value!r}, but must be text or a list of messages")
@@ -115,7 +123,10 @@ def render_chat(tokenizer: Any, messages: list[Any], generation_prompt: bool) ->
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
             raise UserError(f"a message must be {{'role': ..., 'content': 'text'}}, got {message!r}")
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as error:  # whatever the template, a program of its author's, stumbles over
+        raise UserError(f"the chat template cannot write these messages: {type(error).__name__}: {error}") from error
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
@@ -261,7 +272,7 @@ def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, 
     keep = [i for i, row in enumerate(ids) if config.too_long != "drop" or len(row) <= limit]
     if not keep:
         raise UserError(f"{path}: every prompt is longer than data.max_prompt_length = {limit} tokens")
-    others = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
+    others = {name: values_of(rows, name, path) for name in rows.column_names if name != "prompt"}
     return PromptSet(
         prompts=[prompts[i] for i in keep],
         ids=[_cut(ids[i], limit, tokenizer.bos_token_id) for i in keep],

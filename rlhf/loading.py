@@ -40,11 +40,15 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     try:
         tokenizer = kind.from_pretrained(folder)
     except Exception as error:
-        raise UserError(f"cannot load a tokenizer from {path}: {_first_line(error)}") from error
+        where = path if Path(folder).is_dir() else f"{path} (no folder here, so it was sought on the hub)"
+        raise UserError(f"cannot load a tokenizer from {where}: {_first_line(error)}") from error
     if chat_template is not None:
         if not Path(chat_template).is_file():
             raise UserError(f"model.chat_template {chat_template} does not exist")
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"model.chat_template {chat_template} is not UTF-8 ({error})") from None
     return tokenizer
 
 
@@ -76,7 +80,8 @@ def check_causal(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
-        raise UserError(f"cannot load a model from {path}: {_first_line(error)}") from error
+        where = path if Path(folder).is_dir() else f"{path} (no folder here, so it was sought on the hub)"
+        raise UserError(f"cannot load a model from {where}: {_first_line(error)}") from error
     kinds = config.architectures or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise UserError(f"{path} holds a {kinds[0]}, which is no causal language model")

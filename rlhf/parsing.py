@@ -93,7 +93,13 @@ def _refuse_unknown(kind: type, argv: list[str]) -> None:
     groups = {key.rsplit(".", n)[0] for key in keys_of(kind) for n in range(1, key.count(".") + 1)}
     _refuse([o for o in options if o not in own | groups and o not in keys_of(kind)], kind)
     for i, arg in enumerate(argv):
-        name = arg.split("=", 1)[1] if arg.startswith("--config=") else argv[i + 1] if arg == "--config" else None
+        name = (
+            arg.split("=", 1)[1]
+            if arg.startswith("--config=")
+            else (argv[i + 1 : i + 2] or [""])[0]
+            if arg == "--config"
+            else None
+        )
         if name is not None:
             _refuse(sorted(set(flatten(read_yaml(Path(name)))) - set(keys_of(kind))), kind, where=f"{name}: ")
 
@@ -101,22 +107,28 @@ def _refuse_unknown(kind: type, argv: list[str]) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; `UserError` where it does not."""
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist")
+        raise UserError(f"config file {path} does not exist" if path.name else "--config needs the name of a YAML file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is not None and not isinstance(content, dict):
+    if content is None:
+        raise UserError(f"{path} holds no settings")
+    if not isinstance(content, dict):
         raise UserError(
             f"{path} holds a {type(content).__name__}; a config file holds settings such as 'ppo: {{lr: 1e-5}}'"
         )
-    return content or {}
+    return content
 
 
 def _refuse(unknown: Sequence[str], kind: type, where: str = "") -> None:
     if not unknown:
         return
     key, known = unknown[0], list(keys_of(kind))
+    if members := [k for k in known if k.startswith(f"{key}.")]:
+        raise UserError(f"{where}{key} is a section, not a setting; it holds {', '.join(members)}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = f"; did you mean {(leaf or near)[0]}?" if leaf or near else f"; known: {', '.join(known)}"

@@ -129,6 +129,11 @@ class PPOTrainer:
         """Train to the end, or until asked to stop; returns the last step's metrics."""
         job, steps = self.job, self.job.ppo.steps
         self._start()
+        if self.state.step >= steps and (self.run.path / "model").exists():
+            self.accelerator.print(
+                f"{self.run.path} is finished at step {self.state.step}; to go on, raise ppo.total_episodes"
+            )
+            return {}
         metrics: dict[str, float] = {}
         visible = self.accelerator.is_main_process
         with progress("ppo", steps, self.state.step, visible) as bar, stop_requests() as stop:
@@ -145,7 +150,7 @@ class PPOTrainer:
                 if stopping:
                     self.accelerator.print(f"stopped at step {self.state.step}; --resume auto goes on from here")
                     break
-        if self.state.step == steps:
+        if self.state.step >= steps:
             self._finish()
         self.accelerator.end_training()
         return metrics
@@ -318,14 +323,26 @@ class PPOTrainer:
         if self.resume_from is not None:
             self.state = checkpoint.load(self.resume_from, self.weights, self.optimizer, self.accelerator)
             self.kl_coef.load_state_dict(self.state.kl_coef)
-            if self.resume_from.parents[1].resolve() != self.run.path.resolve():
-                self.state.best_step = self.state.best_score = None  # the best weights lie in another run's folder
+            self._keep_best_if_comparable()
+        if self.state.step >= self.job.ppo.steps:
+            return  # nothing will be run, so nothing is written about it
+        comparable = self.resume_from is not None and not self._judged_otherwise()
+        self.accelerator.wait_for_everyone()  # all have read the folder's config before it is written anew
         self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
         self.accelerator.print(self._plan())
         if self.state.step == 0:
             self.evaluate()
         elif self.eval_indices:
-            self.start_scores = self.run.read("start") or None
+            self.start_scores = (self.run.read("start") or None) if comparable else None
+
+    def _judged_otherwise(self) -> bool:
+        """Whether the folder's earlier scores were given by other sources, or to other prompts."""
+        return self.run.changed(self.job, "data", "generation", "reward", "eval")
+
+    def _keep_best_if_comparable(self) -> None:
+        """Forget the best score so far where its weights are gone, or where it was measured otherwise."""
+        if checkpoint.best_saved(self.run.path) != self.state.best_step or self._judged_otherwise():
+            self.state.best_step = self.state.best_score = None
 
     def _plan(self) -> str:
         config, ranks = self.job.ppo, self.accelerator.num_processes
@@ -365,7 +382,7 @@ class PPOTrainer:
                 self.run.append("start", self.start_scores or [])
             self.run.append("samples", evaluation.samples(answers, state.step, self.job.eval.samples))
             if best:
-                checkpoint.save_best(self.run.path, self.weights)
+                checkpoint.save_best(self.run.path, self.weights, state.step)
         self.run.log(self.accelerator, state.step, found, "eval")
         return found
 

@@ -1,7 +1,9 @@
 """What a person sees while a stage runs, and how a person stops it."""
 
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -82,3 +84,14 @@ class StopRequest:
 
         mine = torch.tensor([float(self.asked)], device=accelerator.device)
         return bool(accelerator.gather(mine).sum() > 0)
+
+
+def quiet() -> None:
+    """Keep the libraries' own chatter out of the progress display; warnings that matter are ours to give."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads slow a busy machine down tenfold
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*|.*gradient_checkpointing_enable.*")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -42,8 +42,10 @@ def pairwise_loss(chosen: Float[Tensor, "B"], rejected: Float[Tensor, "B"]) -> F
     return -nn.functional.logsigmoid(chosen - rejected).sum()
 
 
-def train_reward_model(job: RewardJob) -> None:
+def train_reward_model(job: RewardJob) -> bool:
     """Run a job: check and tokenise the pairs, train, save the model with its accuracy and the scale of its scores.
+
+    Returns False where it was asked to stop before its end.
 
     Raises:
         UserError: the input cannot work.
@@ -92,16 +94,20 @@ def train_reward_model(job: RewardJob) -> None:
             "margin": float((chosen - rejected).mean()),
         }
 
-    if fit(job, run, accelerator, model, pairs, length, lambda pair: 1, loss, evaluate, "reward model"):
+    finished = fit(job, run, accelerator, model, pairs, length, lambda pair: 1, loss, evaluate, "reward model")
+    if finished:
         if accelerator.is_main_process:
             model.eval()
             with torch.no_grad(), accelerator.autocast():
                 known = torch.cat(measure(tests or pairs[:1000]))
+                if float(known.std()) == 0.0:
+                    raise UserError("the trained model gives every text the same score; are the texts cut to nothing?")
                 facts = {"score_mean": float(known.mean()), "score_std": float(known.std()), "append_eos": True}
                 facts |= {f"pairwise_{name}": value for name, value in evaluate().items()}
             save(model.model, tokenizer, run, facts)
         accelerator.wait_for_everyone()
     accelerator.end_training()
+    return finished
 
 
 def new_reward_model(job: RewardJob) -> Any:

@@ -122,7 +122,7 @@ class ModelReward:
     """
 
     def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
-        self.tokenizer = load_tokenizer(path)
+        self.path, self.tokenizer = path, load_tokenizer(path)
         self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
         self.device, self.batch_size = device, batch_size
         config = self.model.config
@@ -141,7 +141,14 @@ class ModelReward:
             rows = order[start : start + self.batch_size]
             ids, mask = pad([encoded[i] for i in rows], pad_id(self.tokenizer), "right")
             scores[rows] = sequence_scores(self.model, ids.to(self.device), mask.to(self.device)).cpu()
-        return ((scores - self.mean) / self.std).tolist()
+        scores = (scores - self.mean) / self.std
+        if not bool(scores.isfinite().all()):
+            bad = int((~scores.isfinite()).nonzero()[0])
+            raise UserError(
+                f"reward model {self.path} gives {float(scores[bad])} to the completion {completions[bad]!r:.120} "
+                f"(its config says score_mean {self.mean}, score_std {self.std})"
+            )
+        return scores.tolist()
 
 
 def apply_rules(

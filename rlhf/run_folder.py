@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlhf.errors import UserError
-from rlhf.parsing import flat, to_yaml
+from rlhf.parsing import flat, read_yaml, to_yaml
 
 
 class RunFolder:
@@ -26,13 +28,20 @@ class RunFolder:
         """
         self.path = Path(path).expanduser()
         self._unwritten: dict[str, list[str]] = {}
-        if resume is None and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if resume is None and self.path.exists() and (not self.path.is_dir() or self._holds_something()):
             raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
         if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
             raise UserError(f"{path} exists but is no run folder (it has no config.yaml); name another with --output")
         parent = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not parent.is_dir():
+            raise UserError(f"run folder {path} cannot be made: {parent} is a file")
         if not os.access(parent, os.W_OK):
             raise UserError(f"run folder {path} cannot be written: no permission in {parent}")
+
+    def _holds_something(self) -> bool:
+        """Anything but what a run leaves that failed before its first measurement: that one may be started again."""
+        names, first = {item.name for item in self.path.iterdir()}, {"config.yaml", "environment.json"}
+        return bool(names) and not first <= names <= first | {"rlhf"}
 
     def start(self, job: Any, resumed_step: int | None, accelerator: Any, model: Any) -> None:
         """Make the folder, write what is known before the first step, open the trackers. Called on every rank.
@@ -103,6 +112,12 @@ class RunFolder:
             if rows:
                 kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
                 write_text(self.path / f"{name}.jsonl", "".join(kept))
+
+    def changed(self, job: Any, *sections: str) -> bool:
+        """Whether any of these sections of the job differs from the one that the folder's run began with."""
+        path = self.path / "config.yaml"
+        before, now = (read_yaml(path) if path.exists() else {}), yaml.safe_load(to_yaml(job))
+        return any(before.get(section) != now[section] for section in sections)
 
     def _tell_changes(self, config: str) -> None:
         """Say which settings differ from those that the folder's run began with."""

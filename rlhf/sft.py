@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config import ScratchConfig, SFTJob
-from rlhf.data import column, encode_demonstration, pad, split_rows
+from rlhf.data import column, encode_demonstration, pad, split_rows, values_of
 from rlhf.errors import UserError
 from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, pad_id, room_of
 from rlhf.models import check_head, inner, logits_of, trunk_inputs
@@ -35,8 +35,10 @@ class NextToken(nn.Module):
         return nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum")
 
 
-def train_sft(job: SFTJob) -> None:
+def train_sft(job: SFTJob) -> bool:
     """Run a job: check and tokenise the data, train, write the model.
+
+    Returns False where it was asked to stop before its end.
 
     Raises:
         UserError: the input cannot work.
@@ -79,12 +81,14 @@ def train_sft(job: SFTJob) -> None:
         mean = total / sum(map(learnt, tests))
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
-    if fit(job, run, accelerator, model, examples, lambda e: len(e[0]), learnt, loss, evaluate, "sft"):
+    finished = fit(job, run, accelerator, model, examples, lambda e: len(e[0]), learnt, loss, evaluate, "sft")
+    if finished:
         if accelerator.is_main_process:
             export_lm(lm, tokenizer, run.path / "model", job.model)
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
     accelerator.end_training()
+    return finished
 
 
 def learnt(example: Demonstration) -> int:
@@ -120,7 +124,7 @@ def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demo
 def _texts(rows: Any, path: str | None) -> Iterable[str]:
     if "text" not in rows.column_names:
         raise UserError(f"a new tokenizer is trained on a column 'text', which {path} does not have")
-    return (text for text in rows["text"] if text)
+    return (text for text in values_of(rows, "text", path) if text)
 
 
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:

@@ -2,9 +2,11 @@
 
 from rlhf import PPOJob, PPOTrainer, parse
 from rlhf.errors import reported
+from rlhf.progress import quiet
 
 if __name__ == "__main__":
     with reported():
+        quiet()
         job = parse(PPOJob)
         trainer = PPOTrainer(job)
         trainer.train()

@@ -2,8 +2,10 @@
 
 from rlhf import RewardJob, parse, train_reward_model
 from rlhf.errors import reported
+from rlhf.progress import quiet
 
 if __name__ == "__main__":
     with reported():
+        quiet()
         job = parse(RewardJob)
         train_reward_model(job)

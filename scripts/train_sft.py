@@ -2,8 +2,10 @@
 
 from rlhf import SFTJob, parse, train_sft
 from rlhf.errors import reported
+from rlhf.progress import quiet
 
 if __name__ == "__main__":
     with reported():
+        quiet()
         job = parse(SFTJob)
         train_sft(job)

@@ -346,3 +346,93 @@ def test_killed_for_real_and_resumed(job, change, tmp_path):
     assert whole.wait(240) == 0, whole.stderr.read().decode()
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "seed is -1, but it must be at least 0 and below 2**32"),
+        (["--seed", "99999999999999999999999"], "but it must be at least 0 and below 2**32"),
+        (
+            ["--reward.missing_eos_penalty", "-5"],
+            "reward.missing_eos_penalty is -5.0, but it must be null or at least 0",
+        ),
+        (["--config"], "--config needs the name of a YAML file"),
+        (["--config", "empty.yaml"], "empty.yaml holds no settings"),
+        (["--config", "latin.yaml"], "latin.yaml is not UTF-8"),
+        (["--config", "section.yaml"], "section.yaml: ppo is a section, not a setting; it holds ppo.total_episodes"),
+        (["--output", "latin.yaml/run"], "run folder latin.yaml/run cannot be made: latin.yaml is a file"),
+        (["--data.path", "latin.jsonl"], "latin.jsonl"),
+        (["--model.path", "no/such"], "no/such (no folder here, so it was sought on the hub)"),
+    ],
+)
+def test_more_that_people_type(capsys, config, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    (tmp_path / "latin.yaml").write_bytes("output: caf\xe9\n".encode("latin-1"))
+    (tmp_path / "section.yaml").write_text("ppo: 3\n")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "caf\xe9"}\n'.encode("latin-1"))
+    assert message in refused(capsys, "ppo", "--config", config, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "the film", "--max_new_tokens", "500"], "are more than the 128 that"),
+        (["--chat"], "the tokenizer has no chat template"),
+    ],
+)
+def test_generate_refuses_before_it_samples(capsys, models, options, message):
+    assert message in refused(capsys, "generate", models("llama"), *options)
+
+
+def test_a_finished_run_is_left_as_it_is(capsys, config, job):
+    assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1")[0] == 0
+    files = {p: p.read_bytes() for p in Path(job.output).rglob("*") if p.is_file()}
+    status, output = rlhf(capsys, "ppo", "--config", config, "--resume", "auto", "--ppo.lr", "0.5")
+    assert status == 0
+    assert "is finished at step 3; to go on, raise ppo.total_episodes" in output
+    assert {p: p.read_bytes() for p in Path(job.output).rglob("*") if p.is_file()} == files
+
+
+def test_a_run_that_failed_at_once_can_be_started_again(capsys, config, job, tmp_path):
+    (tmp_path / "none.py").write_text("def f(prompts, completions, **columns):\n    return None\n")
+    refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/none.py:f")
+    assert sorted(p.name for p in Path(job.output).iterdir()) == ["config.yaml", "environment.json"]
+    assert rlhf(capsys, "ppo", "--config", config)[0] == 0
+
+
+def test_the_best_of_an_abandoned_branch_is_not_this_run_s(capsys, config, job):
+    """Back to step 1, whose best was the start, while `checkpoints/best` holds the old branch's step 3."""
+    options = ["ppo", "--config", config, "--checkpoint.every", "1", "--eval.every", "1"]
+    assert rlhf(capsys, *options)[0] == 0
+    folder = Path(job.output) / "checkpoints"
+    (folder / "best" / "step").write_text("3\n")
+    status, output = rlhf(capsys, *options, "--resume", folder / "step_000001")
+    assert status == 0, output
+    rows = [json.loads(line) for line in (Path(job.output) / "eval.jsonl").read_text().splitlines()]
+    best = max(rows[-2:], key=lambda row: row["score"])["step"]
+    assert f"the model of step {best}, which has" in output
+    assert (folder / "best" / "step").read_text() == f"{best}\n"
+
+
+def test_other_rewards_start_a_new_search_for_the_best(capsys, config, job, tmp_path):
+    (tmp_path / "low.py").write_text("def f(prompts, completions, **columns):\n    return [-100.0 for _ in prompts]\n")
+    options = ["ppo", "--config", config, "--checkpoint.every", "1", "--eval.every", "1"]
+    assert rlhf(capsys, *options)[0] == 0
+    more = ["--resume", "auto", "--ppo.total_episodes", "32", "--reward.function", f"{tmp_path}/low.py:f"]
+    status, output = rlhf(capsys, *options, *more)
+    assert status == 0, output
+    assert "the model of step 4, which has the best held-out score, -100.000" in output
+
+
+def test_the_python_example_of_the_readme(models, prompts_file, tmp_path, monkeypatch):
+    """As it stands there, with a tiny model and a short run."""
+    text = (ROOT / "README.md").read_text().split("**From Python**")[1].split("```python\n")[1].split("```")[0]
+    assert text.count("runs/sft") == text.count("runs/mine") == text.count('"prompts.jsonl"') == 1
+    tiny = '"--ppo.total_episodes", "8", "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8", "--output"'
+    text = text.replace("runs/sft", str(models("llama"))).replace('"--output"', tiny)
+    monkeypatch.chdir(prompts_file.parent)
+    exec(text, {})
+    assert (tmp_path / "runs" / "mine" / "model" / "config.json").exists()

@@ -191,7 +191,7 @@ def test_optimizer_of_another_run_is_refused(training, tmp_path):
 
 def test_best_weights_are_kept_beside_the_checkpoints(training, tmp_path, monkeypatch, capsys):
     training.save(tmp_path, 1)
-    save_best(tmp_path, training.weights)
+    save_best(tmp_path, training.weights, 7)
     best = training.numbers()
     training.step()
 
@@ -199,9 +199,9 @@ def test_best_weights_are_kept_beside_the_checkpoints(training, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_weights", full)
-    save_best(tmp_path, training.weights)  # the disk is full: those that were there stay
+    save_best(tmp_path, training.weights, 7)  # the disk is full: those that were there stay
     assert "the best weights were not saved" in capsys.readouterr().out
-    assert [p.name for p in (tmp_path / "checkpoints" / "best").iterdir()] == ["weights.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints" / "best").iterdir()) == ["step", "weights.safetensors"]
     load_weights(tmp_path / "checkpoints" / "best" / "weights.safetensors", training.weights)
     assert all(torch.equal(a, b) for a, b in zip(best, training.numbers(), strict=True))
     assert names(tmp_path) == ["step_000001"]

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -88,7 +89,12 @@ class FunctionReward:
         try:
             scores = self.function(prompts=prompts, completions=completions, **columns)
         except Exception as error:
-            raise UserError(f"reward function {self.name} raised {type(error).__name__}: {error}") from error
+            frames = traceback.extract_tb(error.__traceback__)
+            place = frames[1] if len(frames) > 1 else frames[0]  # where the user's own function was, whatever it called
+            raise UserError(
+                f"reward function {self.name} raised {type(error).__name__}: {error} "
+                f"({place.filename}, line {place.lineno})"
+            ) from error
         if isinstance(scores, Tensor) or hasattr(scores, "tolist"):
             scores = scores.tolist()
         if not isinstance(scores, Sequence) or isinstance(scores, str):

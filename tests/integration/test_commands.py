@@ -218,7 +218,9 @@ def test_bad_data(capsys, config, tmp_path, content, message):
 def test_bad_reward_functions(capsys, config, tmp_path, body, message):
     file = tmp_path / "bad_reward.py"
     file.write_text(f"def f(prompts, completions, **columns):\n    {body}\n")
-    assert message in refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
+    said = refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
+    assert message in said
+    assert ("raised" not in message) or f"({file}, line 2)" in said
 
 
 def test_a_reward_function_without_kwargs(capsys, config, tmp_path):

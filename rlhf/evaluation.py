@@ -192,9 +192,13 @@ def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[st
 
 
 def open_sources(reward: Any, config: EvalConfig, device: Any) -> dict[str, RewardSource]:
-    """The sources by the names under which evaluations report them."""
-    found = {"score": open_source(reward, device), "judge": open_source(config.judge, device)}
-    return {name: source for name, source in found.items() if source is not None}
+    """The sources by the names under which evaluations report them.
+
+    Functions are opened first: a mistake in one should not wait for a model to load.
+    """
+    named = {"score": reward, "judge": config.judge}
+    opened = {name: open_source(named[name], device) for name in sorted(named, key=lambda n: named[n].function is None)}
+    return {name: source for name in named if (source := opened[name]) is not None}
 
 
 def _write(job: EvaluateJob, result: dict[str, dict[str, float]], kept: list[dict[str, Any]]) -> None:

@@ -40,8 +40,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
     try:
         tokenizer = kind.from_pretrained(folder)
     except Exception as error:
-        where = path if Path(folder).is_dir() else f"{path} (no folder here, so it was sought on the hub)"
-        raise UserError(f"cannot load a tokenizer from {where}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a tokenizer from {_sought(path)}: {_first_line(error)}") from error
     if chat_template is not None:
         if not Path(chat_template).is_file():
             raise UserError(f"model.chat_template {chat_template} does not exist")
@@ -80,8 +79,7 @@ def check_causal(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
-        where = path if Path(folder).is_dir() else f"{path} (no folder here, so it was sought on the hub)"
-        raise UserError(f"cannot load a model from {where}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a model from {_sought(path)}: {_first_line(error)}") from error
     kinds = config.architectures or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise UserError(f"{path} holds a {kinds[0]}, which is no causal language model")
@@ -161,7 +159,7 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
-        raise UserError(f"cannot load a reward model from {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot load a reward model from {_sought(path)}: {_first_line(error)}") from error
     if not any("SequenceClassification" in kind for kind in config.architectures or []):
         kind = (config.architectures or ["model of unknown kind"])[0]
         raise UserError(f"{path} holds a {kind}, which is no reward model; train one with `rlhf reward`")
@@ -217,6 +215,11 @@ def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     stacked = config.lora.rank > 0 and config.path is not None and is_adapter(config.path)
     (lm.merge_and_unload() if stacked else lm).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _sought(path: str) -> str:
+    """A path as messages name it: a mistyped folder looks like a hub id, and is sought there."""
+    return path if Path(path).expanduser().is_dir() else f"{path} (no folder here, so it was sought on the hub)"
 
 
 def _first_line(error: Exception) -> str:

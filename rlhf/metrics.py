@@ -79,13 +79,11 @@ def distinct_n(responses: Sequence[Sequence[Any]], n: int) -> float:
 def add_up(parts: Sequence[Metrics]) -> Metrics:
     """The metrics of a minibatch from those of its microbatches: sums, and maxima where the name ends in `_max`."""
     return {
-        name: torch.stack([p[name] for p in parts]).amax() if name.endswith("_max") else sum_of(parts, name)
+        name: torch.stack([p[name] for p in parts]).amax()
+        if name.endswith("_max")
+        else torch.stack([p[name] for p in parts]).sum()
         for name in parts[0]
     }
-
-
-def sum_of(parts: Sequence[Metrics], name: str) -> Tensor:
-    return torch.stack([part[name] for part in parts]).sum()
 
 
 def over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:

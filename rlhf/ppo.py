@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rlhf import checkpoint, evaluation
-from rlhf.config import PPOJob
+from rlhf.config import PPOJob, SourceConfig
 from rlhf.data import prepare_prompts, split_rows
 from rlhf.errors import UserError, together
 from rlhf.generation import stop_ids, uniforms
@@ -23,7 +23,7 @@ from rlhf.loading import add_lora, check_causal, export, load_causal_lm, load_to
 from rlhf.metrics import Clock, Metrics, add_up, over_ranks, peak_memory_mb, rollout_metrics
 from rlhf.models import ActorCritic, Reference, check_head, disable_dropout
 from rlhf.progress import progress, stop_requests
-from rlhf.rewards import FunctionReward, RewardSource, load_function, open_source
+from rlhf.rewards import FunctionReward, RewardSource
 from rlhf.rollout import Sampler, forward_groups, make_batch, respond, score, tokens
 from rlhf.run_folder import RunFolder, open_accelerator, require_space
 from rlhf.types import PPOBatch, Prompts, Rollout, interleave, microbatches, select, to_device, trim
@@ -94,16 +94,11 @@ class PPOTrainer:
 
     def _load_models(self, source: RewardSource | None) -> None:
         job, device = self.job, self.accelerator.device
-        for function in (job.reward.function, job.eval.judge.function):
-            if function is not None:
-                load_function(function)  # a mistake in it should not wait for the models
         if source is None and job.reward.model is None and job.reward.function is None:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
-        opened = source or open_source(job.reward, device)
-        assert opened is not None
-        self.source: RewardSource = opened
-        judge = open_source(job.eval.judge, device)
-        self.judges = {"score": self.source} | ({"judge": judge} if judge is not None else {})
+        given = {} if source is None else {"score": source}
+        self.judges = given | evaluation.open_sources(SourceConfig() if given else job.reward, job.eval, device)
+        self.source = self.judges["score"]
 
         lm = load_causal_lm(job.model)
         stops = stop_ids(self.tokenizer, lm.config, job.generation, lm.generation_config)

@@ -223,6 +223,15 @@ def test_bad_reward_functions(capsys, config, tmp_path, body, message):
     assert ("raised" not in message) or f"({file}, line 2)" in said
 
 
+def test_the_file_of_a_reward_function_runs_once(capsys, config, tmp_path):
+    """What stands at its top, a model that it loads, say, must not be paid for twice."""
+    file, log = tmp_path / "once.py", tmp_path / "log"
+    body = "def f(prompts, completions, **columns):\n    return [0.0 for _ in prompts]\n"
+    file.write_text(f"open({str(log)!r}, 'a').write('x')\n" + body)
+    assert rlhf(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")[0] == 0
+    assert log.read_text() == "x"
+
+
 def test_a_reward_function_without_kwargs(capsys, config, tmp_path):
     (tmp_path / "r.py").write_text("def f(prompts, completions):\n    return [0.0 for _ in prompts]\n")
     assert "must take **kwargs" in refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/r.py:f")

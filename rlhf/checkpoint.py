@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ class TrainState:
     """Responses sampled so far: where the stream of prompts goes on."""
     kl_coef: dict[str, float] = field(default_factory=dict)
     """The KL coefficient's controller."""
+    beta: dict[str, float] = field(default_factory=dict)
+    """The KL penalty's coefficient, where the policy loss has one."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """The running scale of scores: how many, their mean, and their squared deviations."""
+    pretraining_rollouts: int = 0
+    """Rollouts from which the critic learnt before the first step; 0 where that is still to come."""
     best_step: int | None = None
     best_score: float | None = None
     """The best held-out score so far, and the step that had it."""
@@ -102,13 +109,13 @@ def save_weights(weights: dict[str, nn.Parameter], path: Path) -> None:
     save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, str(path))
 
 
-def load_weights(path: Path, weights: dict[str, nn.Parameter]) -> None:
-    """Fill parameters from a file; `UserError` where the file does not hold exactly them."""
+def load_weights(path: Path, weights: dict[str, nn.Parameter], beside: Callable[[str], bool] | None = None) -> None:
+    """Fill parameters from a file; `UserError` where it does not hold exactly them, names that are `beside` aside."""
     from safetensors.torch import load_file
 
     if not path.exists():
         raise UserError(f"{path} is missing")
-    stored = load_file(str(path))
+    stored = {name: x for name, x in load_file(str(path)).items() if beside is None or not beside(name)}
     if set(stored) != set(weights):
         odd = sorted(set(stored) ^ set(weights))
         raise UserError(f"{path} does not fit this model: {len(odd)} weights differ, such as {odd[0]}")

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import DataConfig, GenerationConfig
-from rlhf.data import encode_prompts, load_rows, pad, prepare_prompts, render_chat
+from rlhf.data import encode_prompts, load_rows, pad, pad_id, prepare_prompts, render_chat
 from rlhf.errors import UserError
-from rlhf.generation import sample, stop_ids, uniforms
-from rlhf.loading import load_policy, pad_id, room_of
-from rlhf.rollout import decode
+from rlhf.generation import uniforms
+from rlhf.loading import load_policy, room_of
+from rlhf.metrics import Clock
+from rlhf.models import ActorCritic
+from rlhf.rollout import Sampler, respond
+from rlhf.types import Prompts
 
 
 def complete(
@@ -42,7 +45,7 @@ def complete(
     lm, tokenizer = load_policy(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm.to(device).eval()
-    stops = stop_ids(tokenizer, lm.config, config, lm.generation_config)
+    policy, sampler = ActorCritic(lm, critic=None), Sampler.of(tokenizer, lm, config)
 
     def say(prompts: list[Any], turn: int = 0) -> list[str]:
         ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
@@ -53,7 +56,8 @@ def complete(
                 f"that {model} reads; lower one of them"
             )
         noise = uniforms([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
-        return decode(tokenizer, *sample(lm, ids.to(device), mask.to(device), noise, stops, temperature)[:2])
+        batch = Prompts(ids.to(device), mask.to(device), prompts, {})
+        return respond(policy, sampler, batch, noise, Clock()).completions
 
     if chat:
         render_chat(tokenizer, [{"role": "user", "content": "hello"}], True)  # no template: said before the first line

@@ -281,6 +281,30 @@ def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, 
     )
 
 
+def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptSet, PromptSet | None]:
+    """Prompts to train on, and held-out ones (None where there are none)."""
+    rows, held_out = split_rows(config, seed)
+    filler, where = pad_id(tokenizer), config.eval_path or config.path
+    prompts = prepare_prompts(tokenizer, rows, config, filler)
+    return prompts, held_out and prepare_prompts(tokenizer, held_out, config, filler, where)
+
+
+def prompts_of(tokenizer: Any, prompts: Sequence[Any], columns: dict[str, list[Any]] | None = None) -> Prompts:
+    """Texts or lists of messages as one batch; `UserError` where one is empty."""
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str | list) or not prompt:
+            raise UserError(f"prompt {i} is {prompt!r}, but must be text or a list of messages")
+    if not len(prompts):
+        raise UserError("there are no prompts")
+    ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
+    return Prompts(ids, mask, list(prompts), columns or {})
+
+
+def pad_id(tokenizer: Any) -> int:
+    """An id to fill places that every mask hides; which one makes no difference, so any tokenizer has one."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
 def _cut(ids: list[int], limit: int, bos: int | None) -> list[int]:
     """The end of a prompt that is too long, behind its start token where it has one."""
     if len(ids) <= limit:

@@ -13,14 +13,14 @@ import torch
 from accelerate.utils import gather_object
 
 from rlhf.config import EvalConfig, EvaluateJob
-from rlhf.data import PromptSet, held_out_rows, prepare_prompts, render_chat
+from rlhf.data import PromptSet, held_out_rows, pad_id, prepare_prompts, render_chat
 from rlhf.errors import UserError, together
-from rlhf.generation import stop_ids, uniforms
-from rlhf.loading import load_causal_lm, load_tokenizer, pad_id
+from rlhf.generation import uniforms
+from rlhf.loading import load_causal_lm, load_tokenizer
 from rlhf.metrics import Clock, distinct_n, repetition
 from rlhf.models import ActorCritic, Reference
 from rlhf.rewards import RewardSource, open_source
-from rlhf.rollout import Sampler, forward_groups, respond
+from rlhf.rollout import Sampler, forward_groups, read, respond
 from rlhf.run_folder import RunFolder, plain
 from rlhf.types import Rollout, to_device
 
@@ -60,7 +60,8 @@ def answer(
             batch = to_device(prompts.batch(numbers), accelerator.device)
             groups = forward_groups(len(rows), len(rows), config.batch_size)
             with accelerator.autocast():
-                rollout = respond(policy, reference, sampler, batch, noise[rows], groups, Clock())
+                rollout = respond(policy, sampler, batch, noise[rows], Clock())
+                rollout = read(policy, reference, rollout, groups, sampler.decoding)
             answers += _describe(rollout, sampler.tokenizer, numbers, sources)
     if ranks > 1:
         answers = gather_object(answers)
@@ -167,10 +168,10 @@ def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[st
     if not sources:
         raise UserError("nothing to score with: set reward.model or reward.function, or eval.judge")
 
-    policy = ActorCritic(load_causal_lm(job.model)).to(device)
+    policy = ActorCritic(load_causal_lm(job.model), critic=None).to(device)
     start = None if job.baseline is None else load_causal_lm(replace(job.model, path=job.baseline)).to(device)
     lm = policy.lm
-    sampler = Sampler(tokenizer, stop_ids(tokenizer, lm.config, job.generation, lm.generation_config), job.generation)
+    sampler = Sampler.of(tokenizer, lm, job.generation)
     indices = choose(len(prompts), job.eval)
 
     def ask(who: ActorCritic, reference: Reference) -> list[Answer]:
@@ -180,7 +181,7 @@ def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[st
     kept: list[dict[str, Any]] = []
     scores = None
     if start is not None:
-        before = ask(ActorCritic(start).to(device), Reference(start))
+        before = ask(ActorCritic(start, critic=None), Reference(start))
         scores = [a["scores"] for a in before]
         result["before"], kept = summarise(before), samples(before, 0, job.eval.samples)
     after = ask(policy, Reference(start if start is not None else lm))

@@ -6,6 +6,7 @@ however they are batched, on however many processes, and after a resume, up to t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from rlhf.config import GenerationConfig
 from rlhf.errors import UserError
-from rlhf.models import inner, logits_of, trunk_inputs
-from tabular.core.distributions import categorical_sample
+from rlhf.models import Decoding, cache_argument, inner, logits_of, trunk_inputs
+from tabular.core.distributions import categorical_logprob, categorical_sample
 
 
 def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generation_config: Any = None) -> list[int]:
@@ -31,12 +32,27 @@ def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generatio
         return config.stop_ids
     named = (tokenizer.eos_token_id, lm_config.eos_token_id, getattr(generation_config, "eos_token_id", None))
     found = {i for ids in named if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
-    if not found:
+    if not found and not config.stop_strings:
         raise UserError(
             "neither the tokenizer nor the model names an end token, so no response could end; "
             "name its ids with --generation.stop_ids '[...]'"
         )
     return sorted(found)
+
+
+def decoding_of(config: GenerationConfig, stops: Sequence[int], vocabulary: int) -> Decoding:
+    """What a run's settings make of the logits.
+
+    Raises:
+        UserError: an id is none of the model's.
+    """
+    if bad := [i for i in config.suppress_ids if not 0 <= i < vocabulary]:
+        raise UserError(f"generation.suppress_ids names {bad[0]}, but the model's tokens are 0 to {vocabulary - 1}")
+    if stops and all(i in config.suppress_ids for i in stops) and not config.stop_strings:
+        raise UserError(
+            f"generation.suppress_ids holds every end token ({', '.join(map(str, stops))}), so no response could end"
+        )
+    return Decoding(config.temperature, tuple(config.suppress_ids), config.min_new_tokens, tuple(stops))
 
 
 def uniforms(
@@ -54,68 +70,114 @@ def _digest(key: Sequence[int]) -> bytes:
     return hashlib.sha256(repr(tuple(key)).encode()).digest()[:7]
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Responses as they were sampled, padded on the right to the longest."""
+
+    ids: Int[Tensor, "B R"]
+    mask: Bool[Tensor, "B R"]
+    """True on sampled tokens, the end token included."""
+    truncated: Bool[Tensor, "B"]
+    """True where the length limit came before an end."""
+    logprobs: Float[Tensor, "B R"]
+    """Log-probability of each token, as the sampler saw it."""
+
+
+@dataclass(frozen=True)
+class StopStrings:
+    """Texts that end a response: the token that completes one is the response's last."""
+
+    tokenizer: Any
+    strings: tuple[str, ...]
+
+    def completed(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B"]:
+        """Whether the last token of each row completes a stop string."""
+        # A token stands for one byte at least, so this many of them hold the longest string; the first one's leading
+        # space may be lost in decoding, so there is one more.
+        tail = ids[:, -(1 + max(len(s.encode()) for s in self.strings)) :]
+        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=False)
+        earlier = self.tokenizer.batch_decode(tail[:, :-1], skip_special_tokens=False)
+        found = [
+            any(text.count(s) > before.count(s) for s in self.strings)
+            for text, before in zip(texts, earlier, strict=True)
+        ]
+        return torch.tensor(found, device=ids.device)
+
+    def cut(self, text: str) -> str:
+        """The text before the first stop string."""
+        return text[: min((i for s in self.strings if (i := text.find(s)) >= 0), default=len(text))]
+
+
 @torch.no_grad()
 def sample(
     lm: Any,
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
-    noise: Float[Tensor, "B R"],
-    stops: Sequence[int],
-    temperature: float = 1.0,
+    noise: Float[Tensor, "B R"] | None,
+    decoding: Decoding,
+    max_new_tokens: int,
+    strings: StopStrings | None = None,
     max_rows: int | None = None,
-) -> tuple[Int[Tensor, "B R2"], Bool[Tensor, "B R2"], Bool[Tensor, "B"]]:
-    """Continue every prompt until a stop id or for `R` tokens.
+) -> Sampled:
+    """Continue every prompt until an end token, a stop string, or for `max_new_tokens` tokens.
 
-    Returns:
-        ids, right-padded to the longest response; the mask of the sampled tokens, the stop id included; and True for
-        responses that the limit cut off.
+    `noise=None` takes the most probable token each time (greedy).
     """
     size = max_rows or len(prompt_ids)
-    groups = [slice(i, i + size) for i in range(0, len(prompt_ids), size)]
-    parts = [_sample_together(lm, prompt_ids[g], prompt_mask[g], noise[g], stops, temperature) for g in groups]
-    ids, mask = (torch.cat([part[i] for part in parts]) for i in range(2))
-    ended = torch.isin(ids, torch.tensor(list(stops), device=ids.device)) & mask
+    parts = []
+    for g in (slice(i, i + size) for i in range(0, len(prompt_ids), size)):
+        numbers = None if noise is None else noise[g]
+        parts.append(_sample_together(lm, prompt_ids[g], prompt_mask[g], numbers, decoding, max_new_tokens, strings))
+    ids, mask, ended, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
     width = int(mask.any(0).sum())
-    return ids[:, :width], mask[:, :width], ~ended.any(1)
+    return Sampled(ids[:, :width], mask[:, :width], ~ended, logprobs[:, :width])
 
 
 def _sample_together(
     lm: Any,
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
-    noise: Float[Tensor, "B R"],
-    stops: Sequence[int],
-    temperature: float,
-) -> tuple[Int[Tensor, "B R"], Bool[Tensor, "B R"]]:
+    noise: Float[Tensor, "B R"] | None,
+    decoding: Decoding,
+    limit: int,
+    strings: StopStrings | None,
+) -> tuple[Int[Tensor, "B R"], Bool[Tensor, "B R"], Bool[Tensor, "B"], Float[Tensor, "B R"]]:
+    """Ids, mask, whether each response ended, log-probabilities."""
     from transformers import DynamicCache
 
-    model, device = inner(lm), prompt_ids.device
-    limit = noise.shape[1]
-    noise, stop = noise.to(device), torch.tensor(list(stops), device=device)
-    ids = torch.zeros(len(prompt_ids), limit, dtype=torch.long, device=device)
-    mask = torch.zeros(len(prompt_ids), limit, dtype=torch.bool, device=device)
+    model, device, count = inner(lm), prompt_ids.device, len(prompt_ids)
+    noise = None if noise is None else noise.to(device)
+    stop = torch.tensor(decoding.stops, dtype=torch.long, device=device)
+    ids = torch.zeros(count, limit, dtype=torch.long, device=device)
+    mask = torch.zeros(count, limit, dtype=torch.bool, device=device)
+    ended = torch.zeros(count, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(count, limit, device=device)
 
     cache = DynamicCache(config=model.config)
-    rows = torch.arange(len(prompt_ids), device=device)  # which response each row of the cache belongs to
+    rows = torch.arange(count, device=device)  # which response each row of the cache belongs to
     live = torch.ones_like(rows, dtype=torch.bool)
     seen, fed = prompt_mask, prompt_ids
     for t in range(limit):
-        known = trunk_inputs(lm, seen)
-        if "position_ids" in known:
-            known["position_ids"] = known["position_ids"][:, -fed.shape[1] :]
-        out = model.base_model(input_ids=fed, past_key_values=cache, use_cache=True, **known)
-        logits = logits_of(lm, out.last_hidden_state[:, -1]) / temperature
-        picked = categorical_sample(logits, uniforms=noise[rows, t])
+        known = trunk_inputs(lm, seen, fed.shape[1])
+        out = model.base_model(input_ids=fed, use_cache=True, **{cache_argument(lm): cache}, **known)
+        logits = decoding(logits_of(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
+        picked = logits.argmax(-1) if noise is None else categorical_sample(logits, uniforms=noise[rows, t])
         ids[rows, t] = torch.where(live, picked, 0)
         mask[rows, t] = live
-        live = live & ~torch.isin(picked, stop)
+        logprobs[rows, t] = torch.where(live, categorical_logprob(logits, picked), 0)
+        ends = torch.isin(picked, stop)
+        if strings is not None:
+            ends |= strings.completed(ids[rows, : t + 1])
+        ended[rows] |= live & ends
+        live = live & ~ends
         alive = int(live.sum())
         if alive == 0:
             break
         if alive <= len(rows) // 2:  # responses that ended cost nothing from here on
             rows, seen, picked = rows[live], seen[live], picked[live]
-            cache.batch_select_indices(live.nonzero().squeeze(-1))
+            # Reordering also leaves out, and every kind of layer knows how to.
+            cache.reorder_cache(live.nonzero().squeeze(-1))  # pyright: ignore[reportArgumentType]
             live = live[live]
         fed = picked.unsqueeze(-1)
         seen = torch.cat([seen, torch.ones_like(fed, dtype=torch.bool)], dim=1)
-    return ids, mask
+    return ids, mask, ended, logprobs

@@ -1,5 +1,6 @@
 """What a path stands for, and how it becomes a model or a tokenizer; and the way back into a folder."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.errors import UserError
-from rlhf.models import ActorCritic, disable_dropout, inner
+from rlhf.models import ActorCritic, belongs_to_critic, disable_dropout, inner
 
 
 def resolve(path: str) -> str:
@@ -64,11 +65,6 @@ def _is_generic_tokenizer(folder: str) -> bool:
     return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def pad_id(tokenizer: Any) -> int:
-    """An id to fill places that every mask hides; which one makes no difference, so any tokenizer has one."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
 def check_causal(path: str) -> Any:
     """The config of a causal language model, read without its weights; `UserError` where it is something else."""
     from transformers import AutoConfig
@@ -105,6 +101,7 @@ def load_causal_lm(config: ModelConfig) -> Any:
             dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
+            quantization_config=_four_bits(config),
         )
         if base != folder:
             from peft import PeftModel
@@ -119,6 +116,24 @@ def load_causal_lm(config: ModelConfig) -> Any:
     if config.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return lm
+
+
+def _four_bits(config: ModelConfig) -> Any:
+    """How weights are held in 4 bits (QLoRA: Dettmers et al., 2023); None for whole numbers.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    if not config.load_in_4bit:
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("model.load_in_4bit is true, but bitsandbytes is not installed; pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    dtype = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _adapter_base(folder: str) -> str:
@@ -183,7 +198,7 @@ def load_policy(path: str) -> tuple[Any, Any]:
     settings = read_yaml(run / "config.yaml")
     if "ppo" in settings:
         config = from_dict(PPOJob, settings).model
-        whole: nn.Module = ActorCritic(add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM"))
+        whole: Any = ActorCritic(add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM"), critic=None)
     else:
         config = from_dict(SFTJob, settings).model
         if config.path is None:
@@ -192,19 +207,19 @@ def load_policy(path: str) -> tuple[Any, Any]:
             )
         whole = nn.ModuleDict({"lm": add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM")})
     assert config.path is not None
-    load_weights(place / WEIGHTS, {name: p for name, p in whole.named_parameters() if p.requires_grad})
+    known = {name: p for name, p in whole.named_parameters() if p.requires_grad}
+    load_weights(place / WEIGHTS, known, beside=belongs_to_critic)
     return whole.lm, load_tokenizer(config.path, config.chat_template)
 
 
 def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig, rates: Mapping[str, float]) -> None:
-    """Write a policy as `export_lm` does, with the dropout rates it had, and its value head beside it."""
-    from safetensors.torch import save_file
+    """Write a policy as `export_lm` does, with the dropout rates it had, and its critic beside it."""
+    from rlhf.critics import save_critic
 
     for name, rate in rates.items():
         setattr(inner(policy.lm).config.get_text_config(), name, rate)
     export_lm(policy.lm, tokenizer, folder, config)
-    head = {name: p.detach().cpu().contiguous() for name, p in policy.value_head.named_parameters()}
-    save_file(head, str(folder / "value_head.safetensors"))
+    save_critic(policy, folder)
 
 
 def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> None:

@@ -37,7 +37,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, float]:
+def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) -> dict[str, float]:
     """Statistics of a whole rollout batch; per-response ones are sums over a response's tokens, then means."""
     rollout, mask = batch.rollout, batch.rollout.response_mask
     responses = len(rollout)
@@ -48,13 +48,17 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, float]:
         "objective/kl_k3": masked_sum(k3, mask) / responses,
         "objective/reward": masked_sum(batch.rewards, mask) / responses,
         "objective/entropy": -masked_sum(rollout.old_logprobs, mask) / responses,
-        "value/explained_variance": explained_variance(rollout.old_values, batch.returns, mask),
-        "value/mean": masked_mean(rollout.old_values, mask),
         "response/length": mask.sum() / responses,
         "response/eos_fraction": 1 - rollout.truncated.float().mean(),
         "response/truncated_fraction": rollout.truncated.float().mean(),
         "response/repetition": repetition(rollout.response_ids, mask).mean(),
     }
+    if has_critic:
+        values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, mask)
+        values["value/mean"] = masked_mean(rollout.old_values, mask)
+    if rollout.sampler_logprobs is not None:
+        apart = (rollout.sampler_logprobs - rollout.old_logprobs).abs()
+        values["policy/sampler_mismatch"] = masked_mean(apart, mask)
     return {name: float(value) for name, value in values.items()} | {"objective/kl_coef": float(kl_coef)}
 
 

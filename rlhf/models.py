@@ -1,4 +1,4 @@
-"""Actor and critic on one trunk, the reference, and how a score is read. The one place that turns states to logits.
+"""Actor, critic and reference, and how a score is read. The one place that turns states to logits.
 
 Logits exist only where a response token was sampled: the trunk's states at those places are gathered into one
 [N, hidden] matrix first, so neither prompts nor padding ever meet the vocabulary.
@@ -7,16 +7,20 @@ Logits exist only where a response token was sampled: the trunk's states at thos
 import copy
 import functools
 import inspect
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from rlhf.adapters import CRITIC, POLICY, is_adapted, is_critics, using
 from rlhf.errors import UserError
-from rlhf.types import PolicyOutput
-from tabular.core.distributions import logprob_and_entropy
+from rlhf.types import PolicyOutput, last_index, reach
+from tabular.core.distributions import BLOCK_ELEMENTS, logprob_and_entropy
+from tabular.core.kl import categorical_kl
 
 
 def inner(lm: Any) -> Any:
@@ -48,23 +52,45 @@ def positions(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def trunk_inputs(lm: Any, mask: Bool[Tensor, "B L"]) -> dict[str, Tensor]:
-    """The arguments by which a trunk learns what is padding."""
-    given = {"attention_mask": mask.long()}
-    return given | ({"position_ids": positions(mask)} if _takes_positions(type(inner(lm).base_model)) else {})
+def trunk_inputs(lm: Any, mask: Bool[Tensor, "B L"], fed: int | None = None) -> dict[str, Tensor]:
+    """The arguments by which a trunk learns what is padding; of the last `fed` tokens, where a cache holds the rest."""
+    takes = _arguments(type(inner(lm).base_model))
+    if "position_ids" in takes:
+        return {"attention_mask": mask.long(), "position_ids": positions(mask)[:, -(fed or 0) :]}
+    # A recurrent trunk has no places: it looks at the mask of what it is fed alone.
+    return {"attention_mask": mask.long() if "past_key_values" in takes else mask.long()[:, -(fed or 0) :]}
+
+
+def cache_argument(lm: Any) -> str:
+    """What a trunk calls its cache."""
+    return "past_key_values" if "past_key_values" in _arguments(type(inner(lm).base_model)) else "cache_params"
 
 
 @functools.cache
-def _takes_positions(trunk: type) -> bool:
-    return "position_ids" in inspect.signature(trunk.forward).parameters  # pyright: ignore[reportAttributeAccessIssue]
+def _arguments(trunk: type) -> frozenset[str]:
+    return frozenset(inspect.signature(trunk.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def logits_of(lm: Any, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-    """What the model's head says of hidden states, in float32."""
+def logits_of(lm: Any, hidden: Float[Tensor, "N H"], head: Any = None) -> Float[Tensor, "N V"]:
+    """What the model's head, or an earlier state of it, says of hidden states, in float32."""
     model = inner(lm)
-    logits = model.get_output_embeddings()(hidden).float()
+    logits = (head or model.get_output_embeddings())(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def trunk_states(
+    lm: Any,
+    prompt_ids: Int[Tensor, "B P"],
+    prompt_mask: Bool[Tensor, "B P"],
+    response_ids: Int[Tensor, "B R"],
+    response_mask: Bool[Tensor, "B R"],
+) -> Float[Tensor, "B S H"]:
+    """The trunk's last states around a response of R tokens: before its first token, ..., after its last; S = R + 1."""
+    ids = torch.cat([prompt_ids, response_ids], dim=1)
+    mask = torch.cat([prompt_mask, reach(response_mask)], dim=1)  # the environment's words are read, though not scored
+    hidden = inner(lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
+    return hidden[:, prompt_ids.shape[1] - 1 :]
 
 
 def response_states(
@@ -75,11 +101,7 @@ def response_states(
     response_mask: Bool[Tensor, "B R"],
 ) -> Float[Tensor, "N H"]:
     """The trunk's last state before each of the N True response tokens, row by row."""
-    ids = torch.cat([prompt_ids, response_ids], dim=1)
-    mask = torch.cat([prompt_mask, response_mask], dim=1)
-    hidden = inner(lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
-    before = prompt_ids.shape[1] - 1
-    return hidden[:, before : before + response_ids.shape[1]][response_mask]
+    return trunk_states(lm, prompt_ids, prompt_mask, response_ids, response_mask)[:, :-1][response_mask]
 
 
 def spread(values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
@@ -103,15 +125,83 @@ def check_head(lm: Any) -> None:
         )
 
 
-class ActorCritic(nn.Module):
-    """A causal language model with a float32 value head on its trunk, zero at the start (Ziegler et al., 2019)."""
+@dataclass(frozen=True)
+class Decoding:
+    """What makes a distribution of logits: the same when text is sampled and when it is scored.
 
-    def __init__(self, lm: Any):
+    A distribution that was cut or bent in the sampler alone would make every stored log-probability wrong.
+    """
+
+    temperature: float = 1.0
+    suppress_ids: tuple[int, ...] = ()
+    """Tokens that are never possible."""
+    min_new_tokens: int = 0
+    """The first places of a response, at which the end tokens are not possible."""
+    stops: tuple[int, ...] = ()
+    """End tokens."""
+
+    def __call__(self, logits: Float[Tensor, "N V"], places: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+        """The logits of the distribution at the given places of a response, its first token at place 0."""
+        logits = logits / self.temperature
+        if self.suppress_ids:
+            logits = logits.index_fill(-1, torch.tensor(self.suppress_ids, device=logits.device), -torch.inf)
+        if self.min_new_tokens:
+            ends = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            ends[list(self.stops)] = True
+            logits = logits.masked_fill(ends & (places < self.min_new_tokens).unsqueeze(-1), -torch.inf)
+        return logits
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A fixed distribution to measure the policy against: states of a trunk, and the head that reads them."""
+
+    states: Float[Tensor, "N H"]
+    head: Callable[[Tensor], Tensor]
+    """From states [N, H] to logits [N, V]."""
+
+
+def places_of(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "N"]:
+    """The place in its response of each of the N True tokens."""
+    return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
+
+
+def frozen_head(lm: Any) -> Callable[[Tensor], Tensor]:
+    """The model's head as it is now, from states to logits; a copy where the head itself is trained."""
+    head = inner(lm).get_output_embeddings()
+    if any(p.requires_grad for p in head.parameters()):
+        head = copy.deepcopy(head).requires_grad_(False)
+    return lambda states: logits_of(lm, states, head)
+
+
+def exact_kl(p_logits: Float[Tensor, "N V"], q_logits: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
+    """`KL(p || q)` of each row, in blocks of rows that the backward pass computes anew: logits are the largest thing
+    there is, and a softmax of all of them at once would be there several times over."""
+    size = max(1, BLOCK_ELEMENTS // p_logits.shape[-1])
+    pairs = zip(p_logits.split(size), q_logits.split(size), strict=True)
+    return torch.cat([checkpoint(categorical_kl, p, q, use_reentrant=False) for p, q in pairs])
+
+
+class ActorCritic(nn.Module):
+    """A causal language model and, unless `critic` is None, a critic with a float32 value head.
+
+    The head reads the policy's own trunk (`shared`), a trunk of its own (`separate`, `critic_lm`), or the policy's
+    frozen base through a second adapter (`adapter`).
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        critic: Literal["shared", "separate", "adapter"] | None = "shared",
+        critic_lm: Any = None,
+        head: nn.Linear | None = None,
+    ):
         super().__init__()
         self.lm = lm
-        self.value_head = nn.Linear(inner(lm).get_output_embeddings().in_features, 1, dtype=torch.float32)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.critic = critic
+        self.critic_lm = critic_lm
+        if critic is not None:
+            self.value_head = head or new_value_head(inner(lm).get_output_embeddings().in_features)
 
     def forward(
         self,
@@ -119,19 +209,76 @@ class ActorCritic(nn.Module):
         prompt_mask: Bool[Tensor, "B P"],
         response_ids: Int[Tensor, "B R"],
         response_mask: Bool[Tensor, "B R"],
-        temperature: float,
+        decoding: Decoding,
+        old: Anchor | None = None,
+        reference: Anchor | None = None,
+        with_values: bool = True,
+        with_states: bool = False,
     ) -> PolicyOutput:
-        """Log-probability, entropy and value at every response token; zeros where `response_mask` is False."""
-        states = response_states(self.lm, prompt_ids, prompt_mask, response_ids, response_mask)
-        logits = logits_of(self.lm, states) / temperature
+        """Log-probability, entropy and value at every response token; zeros where `response_mask` is False.
+
+        With anchors also the exact KLs, KL(old || new) and KL(new || reference).
+        """
+        tokens, places = (prompt_ids, prompt_mask, response_ids, response_mask), places_of(response_mask)
+        states = response_states(self.lm, *tokens)
+        logits = decoding(logits_of(self.lm, states), places)
         logprobs, entropy = logprob_and_entropy(logits, response_ids[response_mask])
+        values = torch.zeros_like(logprobs)
+        if with_values and self.critic is not None:
+            values = self._value(self._critic_states(states, tokens))
+        old_kl = None if old is None else exact_kl(decoding(old.head(old.states), places), logits)
+        ref_kl = None if reference is None else exact_kl(logits, decoding(reference.head(reference.states), places))
+        found = (logprobs, entropy, values, old_kl, ref_kl)
+        at_tokens = [None if x is None else spread(x, response_mask) for x in found]
+        return PolicyOutput(*at_tokens, states=states if with_states else None)  # pyright: ignore[reportArgumentType]
+
+    def _critic_states(self, policy_states: Tensor, tokens: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        if self.critic == "shared":
+            return policy_states
+        if self.critic == "separate":
+            return response_states(self.critic_lm, *tokens)
+        with using(self.lm, CRITIC):
+            return response_states(self.lm, *tokens)
+
+    def _value(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N"]:
         with torch.autocast(states.device.type, enabled=False):
-            values = self.value_head(states.float()).squeeze(-1)
-        return PolicyOutput(*(spread(x, response_mask) for x in (logprobs, entropy, values)))
+            return self.value_head(states.float()).squeeze(-1)
+
+    @torch.no_grad()
+    def values_after(
+        self,
+        prompt_ids: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        response_ids: Int[Tensor, "B R"],
+        response_mask: Bool[Tensor, "B R"],
+    ) -> Float[Tensor, "B"]:
+        """The critic's value of the state after each response: what it expects where a response was cut off."""
+        # The state after the last token stands one place behind the state before it.
+        mask = torch.nn.functional.one_hot(last_index(response_mask), response_mask.shape[1]).bool()
+        tokens = (prompt_ids, prompt_mask, response_ids, response_mask)
+        lm = self.critic_lm if self.critic == "separate" else self.lm
+        with using(lm, CRITIC if self.critic == "adapter" else POLICY):
+            return self._value(trunk_states(lm, *tokens)[:, 1:][mask])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained; tied weights appear once."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def belongs_to_critic(name: str) -> bool:
+    """Whether a parameter of an actor-critic is the critic's own; a shared trunk is the policy's."""
+    return name.startswith(("value_head.", "critic_lm.")) or is_critics(name)
+
+
+def new_value_head(features: int, init: str = "zero", seed: int = 0) -> nn.Linear:
+    """A float32 head that says 0 (Ziegler et al., 2019), or whose weights are N(0, 1/sqrt(d + 1))."""
+    head = nn.Linear(features, 1, dtype=torch.float32)
+    nn.init.zeros_(head.bias)
+    if init == "zero":
+        nn.init.zeros_(head.weight)
+    else:
+        nn.init.normal_(head.weight, std=(features + 1) ** -0.5, generator=torch.Generator().manual_seed(seed))
+    return head
 
 
 class Reference:
@@ -139,35 +286,47 @@ class Reference:
 
     def __init__(self, lm: Any):
         self.lm = lm
-        self._shares_weights = hasattr(lm, "disable_adapter")
-        if not self._shares_weights:
+        if not is_adapted(lm):
             lm.requires_grad_(False).eval()
 
     @classmethod
     def of(cls, lm: Any) -> "Reference":
         """The reference of a policy that is about to be trained: a copy, unless adapters leave its weights alone."""
-        return cls(lm if hasattr(lm, "disable_adapter") else copy.deepcopy(lm))
+        return cls(lm if is_adapted(lm) else copy.deepcopy(lm))
 
     def to(self, device: torch.device) -> "Reference":
         self.lm.to(device)
         return self
 
-    def _as_reference(self) -> AbstractContextManager[Any]:
-        return self.lm.disable_adapter() if self._shares_weights else nullcontext()
+    @torch.no_grad()
+    def states(
+        self,
+        prompt_ids: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        response_ids: Int[Tensor, "B R"],
+        response_mask: Bool[Tensor, "B R"],
+    ) -> Float[Tensor, "N H"]:
+        """The trunk's states before the N response tokens."""
+        with using(self.lm, None):
+            return response_states(self.lm, prompt_ids, prompt_mask, response_ids, response_mask)
 
     @torch.no_grad()
+    def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """The reference's logits, as its head reads them from its states."""
+        with using(self.lm, None):
+            return logits_of(self.lm, states)
+
     def logprobs(
         self,
         prompt_ids: Int[Tensor, "B P"],
         prompt_mask: Bool[Tensor, "B P"],
         response_ids: Int[Tensor, "B R"],
         response_mask: Bool[Tensor, "B R"],
-        temperature: float,
+        decoding: Decoding,
     ) -> Float[Tensor, "B R"]:
-        """Log-probability of every response token under the reference, at the policy's temperature."""
-        with self._as_reference():
-            states = response_states(self.lm, prompt_ids, prompt_mask, response_ids, response_mask)
-            logits = logits_of(self.lm, states) / temperature
+        """Log-probability of every response token under the reference."""
+        states = self.states(prompt_ids, prompt_mask, response_ids, response_mask)
+        logits = decoding(self.head(states), places_of(response_mask))
         logprobs, _ = logprob_and_entropy(logits, response_ids[response_mask])
         return spread(logprobs, response_mask)
 

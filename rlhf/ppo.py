@@ -5,118 +5,123 @@ and statistics are then computed on all of it, everywhere alike, and processes s
 backward passes of each minibatch. What one process computes, several compute too.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from rlhf import checkpoint, evaluation
+from rlhf.advantages import RunningScale, make_batch
 from rlhf.config import PPOJob, SourceConfig
-from rlhf.data import prepare_prompts, split_rows
+from rlhf.critics import build_policy
+from rlhf.data import load_prompts, prompts_of
 from rlhf.errors import UserError, together
-from rlhf.generation import stop_ids, uniforms
-from rlhf.loading import add_lora, check_causal, export, load_causal_lm, load_tokenizer, pad_id, room_of
-from rlhf.metrics import Clock, Metrics, add_up, over_ranks, peak_memory_mb, rollout_metrics
-from rlhf.models import ActorCritic, Reference, check_head, disable_dropout
+from rlhf.generation import uniforms
+from rlhf.loading import check_causal, export, load_causal_lm, load_tokenizer, room_of
+from rlhf.metrics import Clock, peak_memory_mb, rollout_metrics
+from rlhf.models import Reference, check_head, disable_dropout
+from rlhf.own import check_rollout
+from rlhf.plan import estimate_memory, plan
+from rlhf.pretraining import pretrain_critic
 from rlhf.progress import progress, stop_requests
+from rlhf.ptx import TextStream
 from rlhf.rewards import FunctionReward, RewardSource
-from rlhf.rollout import Sampler, forward_groups, make_batch, respond, score, tokens
+from rlhf.rollout import Sampler, forward_groups, read, respond, score
 from rlhf.run_folder import RunFolder, open_accelerator, require_space
-from rlhf.types import PPOBatch, Prompts, Rollout, interleave, microbatches, select, to_device, trim
+from rlhf.types import PPOBatch, Prompts, Rollout, interleave, select, to_device
+from rlhf.update import Learner
 from tabular.core.kl import AdaptiveKL, FixedKL
-from tabular.core.losses import clipped_surrogate_loss, value_loss
-from tabular.core.masked import masked_mean
-from tabular.core.schedules import make_schedule
-
-MAX_SKIPPED_IN_A_ROW = 10
-"""Optimizer steps without a finite gradient after which a run gives up."""
 
 
 class PPOTrainer:
-    """Everything of a run, made from its job. `train()` is the loop, `step()` one turn of it."""
+    """Everything of a run, made from its job. `train()` is the loop, `step()` one turn of it.
 
-    def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None):
+    For a loop of one's own: `generate(prompts)`, `score(rollout)` and `step(rollout)` are the parts of a turn;
+    `rlhf.own.make_rollout` makes a rollout of text from elsewhere.
+    """
+
+    def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None, own_loop: bool = False):
         """Check all input, then load the models.
 
         Args:
             reward: a function to use in place of `job.reward`'s source, called as `job.reward.function` would be.
+            own_loop: `train()` will not be called, so neither data nor a source of scores is needed.
 
         Raises:
             UserError: anything in the input that cannot work, before a model is loaded where that is possible.
         """
         self.job = job
+        if job.data.path is None and not own_loop:
+            raise UserError("data.path is not set; give it with --data.path or in a --config file")
+        if not own_loop and reward is None and job.reward.model is None and job.reward.function is None:
+            raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         self.run = RunFolder(job.output, job.resume)
         self.accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
         job.ppo.check_processes(self.accelerator.num_processes)
         self.resume_from = checkpoint.find(self.run.path, job.resume)
         self._load_data()
         self._load_models(FunctionReward(reward, getattr(reward, "__name__", "reward")) if reward else None)
-        config = job.ppo
-        self.kl_coef = (
-            FixedKL(config.kl_coef)
-            if config.kl_target is None
-            else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-        )
-        self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
-        self.state = checkpoint.TrainState()
-        self.start_scores: list[dict[str, float]] | None = None
-        self.clock = Clock()
-        self._skipped_in_a_row = 0
+        self._start_state()
 
     def _load_data(self) -> None:
         job = self.job
         assert job.model.path is not None
         config = check_causal(job.model.path)
+        self.room = room_of(config)
         self.tokenizer = load_tokenizer(job.model.path, job.model.chat_template)
-        rows, held_out = split_rows(job.data, job.seed)
-        filler = pad_id(self.tokenizer)
-        self.prompts = prepare_prompts(self.tokenizer, rows, job.data, filler)
-        if len(self.prompts) < job.ppo.rollout_batch_size:
-            raise UserError(
-                f"{job.data.path} holds {len(self.prompts)} prompts to train on, fewer than one batch of "
-                f"ppo.rollout_batch_size = {job.ppo.rollout_batch_size}; lower it or bring more prompts"
-            )
-        where = job.data.eval_path or job.data.path
-        self.held_out = held_out and prepare_prompts(self.tokenizer, held_out, job.data, filler, where)
+        self.prompts = self.held_out = self.texts = None
+        self.longest = 0
+        if job.data.path is not None:
+            self.prompts, self.held_out = load_prompts(self.tokenizer, job.data, job.seed)
+            if len(self.prompts) < job.ppo.prompts_per_step:
+                raise UserError(
+                    f"{job.data.path} holds {len(self.prompts)} prompts to train on, fewer than the "
+                    f"{job.ppo.prompts_per_step} of one batch (ppo.rollout_batch_size = {job.ppo.rollout_batch_size}, "
+                    f"ppo.samples_per_prompt = {job.ppo.samples_per_prompt}); lower it or bring more prompts"
+                )
+            self.longest = max(map(len, self.prompts.ids + (self.held_out.ids if self.held_out else [])))
+            self.check_room(self.longest, job.generation.max_new_tokens)
         self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
-        known = self.prompts.ids + (self.held_out.ids if self.held_out else [])
-        longest = max(map(len, known)) + job.generation.max_new_tokens
-        room = room_of(config)
-        if room is not None and longest > room:
+        if job.ptx.path is not None:
+            self.texts = TextStream.load(job.ptx, self.tokenizer, self.room, job.seed)
+
+    def check_room(self, prompt: int, response: int) -> None:
+        """Refuse a prompt and a response, lengths in tokens, that are longer together than the model reads."""
+        if self.room is not None and prompt + response > self.room:
             raise UserError(
-                f"the longest prompt and generation.max_new_tokens = {job.generation.max_new_tokens} make {longest} "
-                f"tokens, but {job.model.path} reads at most {room}; lower one of them"
+                f"the longest prompt and generation.max_new_tokens = {response} make {prompt + response} "
+                f"tokens, but {self.job.model.path} reads at most {self.room}; lower one of them"
             )
 
     def _load_models(self, source: RewardSource | None) -> None:
         job, device = self.job, self.accelerator.device
-        if source is None and job.reward.model is None and job.reward.function is None:
-            raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         given = {} if source is None else {"score": source}
         self.judges = given | evaluation.open_sources(SourceConfig() if given else job.reward, job.eval, device)
-        self.source = self.judges["score"]
+        self.source = self.judges.get("score")
 
         lm = load_causal_lm(job.model)
-        stops = stop_ids(self.tokenizer, lm.config, job.generation, lm.generation_config)
-        self.sampler = Sampler(self.tokenizer, stops, job.generation)
+        self.sampler = Sampler.of(self.tokenizer, lm, job.generation)
         self.dropout_rates = disable_dropout(lm)
         check_head(lm)
-        lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
-        self.reference = Reference.of(lm).to(device)
-        self.policy = ActorCritic(lm)
-        self.weights = self.policy.trainable()
-        optimizer = torch.optim.AdamW(
-            self.weights.values(),
-            lr=job.ppo.lr,
-            betas=job.ppo.adam_betas,
-            eps=job.ppo.adam_eps,
-            weight_decay=job.ppo.weight_decay,
+        self.policy = build_policy(job, lm)
+        self.reference = Reference.of(self.policy.lm).to(device)
+        self.learner = Learner(job, self.policy, self.reference, self.sampler.decoding, self.accelerator, self.texts)
+        self.weights, self.optimizer = self.learner.weights, self.learner.optimizer
+
+    def _start_state(self) -> None:
+        config = self.job.ppo
+        self.kl_coef = (
+            FixedKL(config.kl_coef)
+            if config.kl_target is None
+            else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
         )
-        self.model, self.optimizer = self.accelerator.prepare(self.policy, optimizer)
+        self.scale = RunningScale() if self.job.reward.running_scale else None
+        self.state = checkpoint.TrainState()
+        self.start_scores: list[dict[str, float]] | None = None
+        self.begin_step()
 
     # -------------------------------------------------------------------------------------------------- the loop
 
@@ -150,151 +155,142 @@ class PPOTrainer:
         self.accelerator.end_training()
         return metrics
 
-    def step(self) -> dict[str, float]:
-        """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
-        self.clock = clock = Clock()
+    def step(self, given: Rollout | PPOBatch | None = None) -> dict[str, float]:
+        """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef.
+
+        Args:
+            given: a scored rollout to learn from in place of a new one, or a batch whose advantages are known.
+        """
+        clock, before = self.clock, sum(self.clock.seconds.values())
         with clock("step"):
-            rollout = self.collect(self._next_prompts())
-            batch = make_batch(rollout, self.job.ppo, self.kl_coef.coef)
-            metrics = rollout_metrics(batch, self.kl_coef.coef)
+            rollout = self.collect(self._next_prompts()) if given is None else given
+            batch = rollout if isinstance(rollout, PPOBatch) else self.make_batch(rollout)
+            rollout = batch.rollout
+            metrics = rollout_metrics(batch, self.kl_coef.coef, self.policy.critic is not None)
             with clock("update"):
-                metrics |= self.update(batch)
+                metrics |= self.learner.update(batch, self.state.step, self.kl_coef.coef)
             self.kl_coef.update(metrics["objective/kl"], len(rollout))
         self.state.step += 1
         self.state.episodes += len(rollout)
-        seconds = clock.seconds
-        metrics |= {f"time/{name}": seconds[name] for name in ("generate", "score", "update", "step")}
+        seconds = clock.seconds | {"step": clock.seconds["step"] + before}
+        metrics |= {f"time/{name}": seconds.get(name, 0.0) for name in ("generate", "score", "update", "step")}
         metrics["throughput/response_tokens_per_s"] = float(rollout.response_mask.sum()) / seconds["step"]
         metrics["throughput/episodes_per_s"] = len(rollout) / seconds["step"]
         metrics["memory/peak_mb"] = peak_memory_mb(self.accelerator.device)
+        self.begin_step()
         return metrics
 
+    def begin_step(self) -> None:
+        """Start the clock of a step, and the count of its calls of `generate`."""
+        self.clock, self._generated = Clock(), 0
+
     def collect(self, prompts: Prompts) -> Rollout:
-        """Responses to a whole batch of prompts, scored; every process samples its share and gets all of it."""
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        """Responses to a whole batch of prompts, scored."""
+        return self.score(self.generate(prompts))
+
+    def generate(self, prompts: Prompts | Sequence[Any]) -> Rollout:
+        """Responses to texts or lists of messages, read by policy and reference; their scores are still nan.
+
+        Every process is given the same prompts, samples its share of them, and gets all responses.
+        """
+        batch = prompts if isinstance(prompts, Prompts) else prompts_of(self.tokenizer, prompts)
         length = self.job.generation.max_new_tokens
-        noise = uniforms([self.job.seed, self.state.step], range(len(prompts)), len(prompts), length)
-        mine = torch.arange(rank, len(prompts), ranks)
-        groups = forward_groups(len(mine), self.job.ppo.minibatch_size // ranks, self.job.ppo.microbatch_size)
-        share = to_device(select(prompts, mine), self.accelerator.device)
+        self.check_room(batch.prompt_ids.shape[1], length)
+        # A second call within a step, as for another turn of a conversation, gets numbers of its own.
+        key = [self.job.seed, self.state.step] + ([self._generated] if self._generated else [])
+        noise = uniforms(key, range(len(batch)), len(batch), length)
+        self._generated += 1
+        mine = self._share(len(batch))
         self.policy.eval()
         with self.accelerator.autocast():
-            rollout = respond(self.policy, self.reference, self.sampler, share, noise[mine], groups, self.clock)
+            rollout = respond(
+                self.policy,
+                self.sampler,
+                to_device(select(batch, mine), self.accelerator.device),
+                noise[mine],
+                self.clock,
+            )
+        return self._gather(self._read(rollout))
+
+    def read(self, rollout: Rollout) -> Rollout:
+        """The rollout with what policy, critic and reference say of its tokens now; all processes read a share."""
+        self.policy.eval()
+        return self._gather(self._read(select(rollout, self._share(len(rollout)))))
+
+    def score(self, rollout: Rollout) -> Rollout:
+        """The rollout with its scores; where the source fails, the steps that are done are saved first."""
+        if self.source is None:
+            raise UserError("no score: set reward.model or reward.function, or fill in the rollout's scores yourself")
+        mine = self._share(len(rollout))
         with self.clock("score"):
-            rollout = self._score(rollout)
-        if self.state.step == 0:
-            self._check_start(rollout)
-        if ranks == 1:
-            return rollout
-        return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
+            part = self._score(select(rollout, mine))
+            if self.job.ppo.estimator == "remax":
+                part = replace(part, baseline_scores=self._greedy_scores(rollout.prompts, mine))
+        scored = self._gather(part)
+        return replace(rollout, scores=scored.scores, baseline_scores=scored.baseline_scores)
 
-    def update(self, batch: PPOBatch) -> dict[str, float]:
-        """Epochs over the batch, one optimizer step a minibatch; metrics are means over those steps."""
-        self.policy.train()
-        lr = self.lr(self.state.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        seen: list[Metrics] = []
-        taken = 0
-        for rows in self._minibatches():
-            metrics, outcome = self._optimize(select(batch, rows))
-            seen.append(metrics)
-            taken += outcome == "stepped"
-            if outcome == "too far":
-                break
-        means = {name: float(torch.stack([m[name] for m in seen]).mean()) for name in seen[0]}
-        means["policy/ratio_max"] = max(float(m["policy/ratio_max"]) for m in seen)
-        return means | {"policy/lr": lr, "policy/optimizer_steps": float(taken)}
-
-    def loss(self, batch: PPOBatch, denom: Tensor) -> tuple[Tensor, Metrics]:
-        """A microbatch's part of `sum over tokens / denom`: clipped surrogate + value loss - entropy bonus."""
-        config, rollout = self.job.ppo, trim(batch.rollout)
-        mask, width = rollout.response_mask, rollout.response_mask.shape[1]
-        out = self.model(*tokens(rollout), self.job.generation.temperature)
-        surrogate, of_policy = clipped_surrogate_loss(
-            out.logprobs, rollout.old_logprobs, batch.advantages[:, :width], mask, denom, config.clip_range
-        )
-        error, of_value = value_loss(
-            out.values, rollout.old_values, batch.returns[:, :width], mask, denom, config.clip_range_value
-        )
-        entropy = masked_mean(out.entropy, mask, denom)
-        metrics = {
-            "policy/loss": surrogate.detach(),
-            "policy/approx_kl": of_policy["approx_kl"],
-            "policy/clip_fraction": of_policy["clip_fraction"],
-            "policy/ratio_max": of_policy["ratio_max"],
-            "policy/entropy": entropy.detach(),
-            "value/loss": error.detach(),
-            "value/clip_fraction": of_value["clip_fraction"],
-        }
-        return surrogate + config.vf_coef * error - config.ent_coef * entropy, metrics
+    def make_batch(self, rollout: Rollout) -> PPOBatch:
+        """Rewards, advantages and returns of a scored rollout."""
+        check_rollout(rollout, self.job.ppo)
+        if not bool(rollout.old_logprobs[rollout.response_mask].isfinite().all()):
+            rollout = self.read(rollout)
+        if self.scale is not None:
+            self.scale.update(rollout.scores)
+        return make_batch(rollout, self.job.ppo, self.kl_coef.coef, self.job.reward, self.scale)
 
     # ------------------------------------------------------------------------------------------- parts of a step
 
-    def _minibatches(self) -> Iterator[Tensor]:
-        """Row numbers of each minibatch of each epoch.
+    def _share(self, count: int) -> Tensor:
+        """The rows of a batch that this process samples, reads and scores."""
+        ranks = self.accelerator.num_processes
+        if count % ranks:
+            raise UserError(f"{count} prompts or responses cannot be shared evenly by {ranks} processes")
+        return torch.arange(self.accelerator.process_index, count, ranks)
 
-        The first epoch takes the rows as they were sampled, which is random enough, and meets the very forwards that
-        the old log-probabilities came from; later ones shuffle, with a seed that a resumed run finds again.
-        """
-        config = self.job.ppo
-        for epoch in range(config.ppo_epochs):
-            order = np.arange(config.rollout_batch_size)
-            if epoch > 0:
-                order = np.random.default_rng([self.job.seed, self.state.step, epoch]).permutation(order)
-            yield from torch.as_tensor(order).split(config.minibatch_size)
+    def _gather(self, rollout: Rollout) -> Rollout:
+        """All processes' rows, on each of them."""
+        if self.accelerator.num_processes == 1:
+            return rollout
+        return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
 
-    def _optimize(self, minibatch: PPOBatch) -> tuple[Metrics, Literal["stepped", "skipped", "too far"]]:
-        """One optimizer step on a minibatch: this process's share of it, in microbatches."""
+    def _read(self, rollout: Rollout) -> Rollout:
         config, ranks = self.job.ppo, self.accelerator.num_processes
-        denom = minibatch.rollout.response_mask.sum()
-        share = torch.arange(self.accelerator.process_index, len(minibatch), ranks)
-        groups = list(microbatches(share, config.microbatch_size))
-        self.optimizer.zero_grad()
-        parts = []
-        for i, rows in enumerate(groups):
-            last = i == len(groups) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics = self.loss(select(minibatch, rows), denom)
-                self.accelerator.backward(loss * ranks)  # gradients are averaged over ranks, but their sum is meant
-            parts.append(metrics)
-        metrics = over_ranks(self.accelerator, add_up(parts))
-        norm = self.accelerator.clip_grad_norm_(self.weights.values(), config.max_grad_norm)
-        metrics["policy/grad_norm"] = torch.as_tensor(norm).detach()
-        if config.target_kl is not None and metrics["policy/approx_kl"] > config.target_kl:
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.update()  # these gradients are done with, though no step used them
-            return metrics, "too far"
-        return metrics, self._take_step(metrics["policy/grad_norm"])
-
-    def _take_step(self, norm: Tensor) -> Literal["stepped", "skipped"]:
-        """Move the weights, unless the gradient is not finite; its norm is the same on all ranks, so they agree."""
-        finite = bool(torch.isfinite(norm))
-        if finite or self.accelerator.scaler is not None:  # a float16 scaler skips by itself, and learns from it
-            self.optimizer.step()
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a gradient that is not finite, the last at step "
-                f"{self.state.step + 1}; the newest checkpoint is untouched: resume with a lower ppo.lr or "
-                "model.mixed_precision bf16"
-            )
-        return "stepped" if finite else "skipped"
-
-    def _next_prompts(self) -> Prompts:
-        return self.prompts.batch(
-            self.prompts.stream(self.state.episodes, self.job.ppo.rollout_batch_size, self.job.seed)
-        )
+        groups = forward_groups(len(rollout), config.minibatch_size // ranks, config.microbatch_size)
+        with self.clock("score"), self.accelerator.autocast():
+            found = read(self.policy, self.reference, rollout, groups, self.sampler.decoding, self.learner.extras)
+        if self.state.step == 0:
+            self._check_start(found)
+        return found
 
     def _score(self, rollout: Rollout) -> Rollout:
-        """Scores from the source; where it fails, the steps that are done are saved first."""
+        assert self.source is not None
         try:
             with together(self.accelerator):
-                return score(rollout, self.source, self.job.reward)
+                return score(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
         except UserError:
             if self.state.step > 0:
                 self.save()
             raise
+
+    def _greedy_scores(self, prompts: Prompts, rows: Tensor) -> Tensor:
+        """The scores of the greedy responses to the prompts of some rows; each prompt is answered once."""
+        size = self.job.ppo.samples_per_prompt
+        numbers, place = (rows // size).unique(return_inverse=True)
+        batch = to_device(select(prompts, numbers * size), self.accelerator.device)
+        with self.accelerator.autocast():
+            greedy = respond(self.policy, self.sampler, batch, None, self.clock)
+        return self._score(greedy).scores[place.to(self.accelerator.device)]
+
+    def _next_prompts(self) -> Prompts:
+        return self.prompts_at(self.state.episodes // self.job.ppo.samples_per_prompt, self.job.seed)
+
+    def prompts_at(self, first: int, seed: int) -> Prompts:
+        """A step's prompts from the stream, each as often as it is answered."""
+        config = self.job.ppo
+        if self.prompts is None:
+            raise UserError("data.path is not set, so there are no prompts to take; give step() a rollout")
+        picked = self.prompts.stream(first, config.prompts_per_step, seed)
+        return self.prompts.batch([i for i in picked for _ in range(config.samples_per_prompt)])
 
     def _check_start(self, rollout: Rollout) -> None:
         """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""
@@ -318,6 +314,9 @@ class PPOTrainer:
         if self.resume_from is not None:
             self.state = checkpoint.load(self.resume_from, self.weights, self.optimizer, self.accelerator)
             self.kl_coef.load_state_dict(self.state.kl_coef)
+            self.learner.beta.load_state_dict(self.state.beta)
+            if self.scale is not None:
+                self.scale = RunningScale(**self.state.scale)
             self._keep_best_if_comparable()
         if self.state.step >= self.job.ppo.steps:
             return  # nothing will be run, so nothing is written about it
@@ -327,6 +326,9 @@ class PPOTrainer:
         self.accelerator.print(self._plan())
         if self.state.step == 0:
             self.evaluate()
+            if self.job.critic.pretraining_steps > self.state.pretraining_rollouts == 0:
+                pretrain_critic(self)
+                self.save()
         elif self.eval_indices:
             self.start_scores = (self.run.read("start") or None) if comparable else None
 
@@ -340,15 +342,14 @@ class PPOTrainer:
             self.state.best_step = self.state.best_score = None
 
     def _plan(self) -> str:
-        config, ranks = self.job.ppo, self.accelerator.num_processes
-        share = config.minibatch_size // ranks
-        return (
-            f"{config.steps} steps of {config.rollout_batch_size} responses; {config.ppo_epochs} epochs x "
-            f"{config.minibatches} minibatches = {config.ppo_epochs * config.minibatches} optimizer steps each, "
-            f"in {-(-share // config.microbatch_size)} forward(s) on each of {ranks} process(es)\n"
-            f"{len(self.prompts)} prompts to train on, {len(self.eval_indices)} held out; "
-            f"{sum(p.numel() for p in self.weights.values()):,} trained parameters; run folder {self.run.path}"
+        job, ranks = self.job, self.accelerator.num_processes
+        longest = self.longest + job.generation.max_new_tokens
+        models = {"reference": self.reference.lm, "reward model": getattr(self.source, "model", None)}
+        memory = estimate_memory(
+            job, longest, ranks, self.policy, {name: model for name, model in models.items() if model is not None}
         )
+        count = len(self.prompts) if self.prompts is not None else 0
+        return plan(job, ranks, count, len(self.eval_indices), longest, self.policy, memory)
 
     def evaluate(self) -> dict[str, float]:
         """Answer the held-out prompts, compare with the start, keep the weights if they are the best so far."""
@@ -383,7 +384,8 @@ class PPOTrainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        self.state.kl_coef = self.kl_coef.state_dict()
+        self.state.kl_coef, self.state.beta = self.kl_coef.state_dict(), self.learner.beta.state_dict()
+        self.state.scale = asdict(self.scale) if self.scale is not None else {}
         keep = self.job.checkpoint.keep
         checkpoint.save(self.run.path, self.state, self.weights, self.optimizer, self.accelerator, keep)
 

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlhf.config import RewardJob
-from rlhf.data import column, encode_answers, pad, split_rows
+from rlhf.data import column, encode_answers, pad, pad_id, split_rows
 from rlhf.errors import UserError
-from rlhf.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, pad_id, room_of
+from rlhf.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, room_of
 from rlhf.models import inner, sequence_scores
 from rlhf.run_folder import RunFolder, open_accelerator
 from rlhf.supervised import check_batches, check_lengths, fit

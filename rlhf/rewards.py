@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf.config import RewardConfig, SourceConfig
-from rlhf.data import encode_answers, pad
+from rlhf.data import encode_answers, pad, pad_id
 from rlhf.errors import UserError
-from rlhf.loading import load_reward_model, load_tokenizer, pad_id, room_of
+from rlhf.loading import load_reward_model, load_tokenizer, room_of
 from rlhf.models import sequence_scores
 
 
@@ -159,17 +159,22 @@ class ModelReward:
 
 def apply_rules(
     scores: Float[Tensor, "B"],
-    response_mask: Bool[Tensor, "B R"],
+    lengths: Int[Tensor, "B"],
     truncated: Bool[Tensor, "B"],
     config: RewardConfig,
+    max_new_tokens: int,
 ) -> Float[Tensor, "B"]:
-    """Scores with the penalties in their place.
+    """Scores with the penalties in their place; lengths in tokens.
 
     A penalty replaces the score rather than adding to it, so that no score can pay for a broken rule (Ziegler et al.,
-    2019; Huang et al., 2024).
+    2019; Huang et al., 2024). The soft one adds: it grows over the last tokens before the limit, so that a response
+    learns to come to an end before it is cut (Yu et al., 2025, DAPO, eq. 13).
     """
     if config.min_length > 0:
-        scores = torch.where(response_mask.sum(-1) < config.min_length, -config.short_penalty, scores)
-    if config.missing_eos_penalty is not None:
+        scores = torch.where(lengths < config.min_length, -config.short_penalty, scores)
+    if config.truncated == "replace" and config.missing_eos_penalty is not None:
         scores = torch.where(truncated, -config.missing_eos_penalty, scores)
+    if config.truncated == "overlong":
+        free = max_new_tokens - config.overlong_buffer
+        scores = scores - config.overlong_penalty * ((lengths - free) / config.overlong_buffer).clamp(0, 1)
     return scores

@@ -107,7 +107,7 @@ class RunFolder:
         return rows
 
     def _drop_after(self, step: int) -> None:
-        for name in ("metrics", "eval", "samples", "start"):
+        for name in ("metrics", "eval", "samples", "start", "pretraining"):
             rows = self.read(name)
             if rows:
                 kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config import ScratchConfig, SFTJob
-from rlhf.data import column, encode_demonstration, pad, split_rows, values_of
+from rlhf.data import column, encode_demonstration, pad, pad_id, split_rows, values_of
 from rlhf.errors import UserError
-from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, pad_id, room_of
+from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, room_of
 from rlhf.models import check_head, inner, logits_of, trunk_inputs
 from rlhf.run_folder import RunFolder, open_accelerator
 from rlhf.supervised import check_batches, check_lengths, fit

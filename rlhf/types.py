@@ -36,7 +36,8 @@ class Rollout:
     response_ids: Int[Tensor, "B R"]
     """Sampled token ids, right-padded."""
     response_mask: Bool[Tensor, "B R"]
-    """True on sampled tokens, the end token included."""
+    """True on sampled tokens, the end token included. Text of the environment between two turns of the policy is a
+    hole: False, but read as context; nothing after the last True is."""
     truncated: Bool[Tensor, "B"]
     """True where the length limit came before an end token."""
     completions: list[str]
@@ -48,7 +49,21 @@ class Rollout:
     old_values: Float[Tensor, "B R"]
     """The critic's value of the state before each token."""
     scores: Float[Tensor, "B"]
-    """What the reward source says of each response, penalties applied."""
+    """What the reward source says of each response, penalties applied; paid on the last token."""
+    token_scores: Float[Tensor, "B R"] | None = None
+    """Paid on each token besides."""
+    sampler_logprobs: Float[Tensor, "B R"] | None = None
+    """Log-probability of each token as the sampler saw it; the trainer's own are `old_logprobs`."""
+    exact_kl: Float[Tensor, "B R"] | None = None
+    """KL(policy || reference) over the vocabulary before each token, where it is asked for."""
+    old_states: Float[Tensor, "B R H"] | None = None
+    """The trunk's states before each token, from which the old distribution can be told again."""
+    ref_states: Float[Tensor, "B R H"] | None = None
+    """The same of the reference."""
+    cut_values: Float[Tensor, "B"] | None = None
+    """The critic's value of the state after a truncated response; 0 for the others."""
+    baseline_scores: Float[Tensor, "B"] | None = None
+    """The score of the greedy response to the same prompt (ReMax)."""
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -62,6 +77,8 @@ class PPOBatch:
     advantages: Float[Tensor, "B R"]
     returns: Float[Tensor, "B R"]
     """What the critic should have said: advantages before whitening + old values."""
+    loss_mask: Bool[Tensor, "B R"]
+    """True on the tokens that are learned from: response_mask, less the responses that are left out."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -73,6 +90,23 @@ class PolicyOutput:
     entropy: Float[Tensor, "B R"]
     """Of the whole distribution at each token, in nats."""
     values: Float[Tensor, "B R"]
+    """0 without a critic."""
+    old_kl: Float[Tensor, "B R"] | None = None
+    """KL(old || new) over the vocabulary, where it is asked for."""
+    ref_kl: Float[Tensor, "B R"] | None = None
+    """KL(new || reference) over the vocabulary, where it is asked for."""
+    states: Float[Tensor, "N H"] | None = None
+    """The trunk's states before the N response tokens, where they are asked for."""
+
+
+def reach(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
+    """True up to each row's last True: the response with its holes, without its padding."""
+    return mask.flip(-1).cummax(-1).values.flip(-1)
+
+
+def last_index(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "B"]:
+    """The place of each row's last True."""
+    return mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
 
 
 def select(record: Record, rows: Int[Tensor, "N"]) -> Record:
@@ -88,13 +122,13 @@ def to_device(record: Record, device: torch.device | str) -> Record:
 def trim(rollout: Rollout) -> Rollout:
     """Drop the columns that are padding in every row: a short microbatch need not pay for the batch's longest row."""
     left = int(rollout.prompts.prompt_mask.any(0).int().argmax()) if len(rollout) else 0
-    width = int(rollout.response_mask.any(0).sum())
+    width = int(reach(rollout.response_mask).any(0).sum())
     prompts = replace(
         rollout.prompts,
         prompt_ids=rollout.prompts.prompt_ids[:, left:],
         prompt_mask=rollout.prompts.prompt_mask[:, left:],
     )
-    cut = {name: getattr(rollout, name)[:, :width] for name in _PER_TOKEN}
+    cut = {name: value[:, :width] for name, value in _per_token(rollout).items()}
     return replace(rollout, prompts=prompts, **cut)
 
 
@@ -105,19 +139,20 @@ def interleave(parts: list[Rollout]) -> Rollout:
     """
     width = max(part.response_ids.shape[1] for part in parts)
     padded = [
-        replace(
-            part,
-            **{
-                name: torch.nn.functional.pad(getattr(part, name), (0, width - getattr(part, name).shape[1]))
-                for name in _PER_TOKEN
-            },
-        )
-        for part in parts
+        replace(part, **{name: widen(value, width) for name, value in _per_token(part).items()}) for part in parts
     ]
     return _interleave(padded)
 
 
-_PER_TOKEN = ("response_ids", "response_mask", "old_logprobs", "ref_logprobs", "old_values")
+def widen(x: Tensor, width: int) -> Tensor:
+    """The tensor [B, R, ...] with zeros up to `width` columns."""
+    return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
+
+
+def _per_token(rollout: Rollout) -> dict[str, Tensor]:
+    """The fields with a column for each response token, as far as they are there."""
+    found = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
+    return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.dim() > 1}
 
 
 def _interleave(parts: list[Any]) -> Any:
@@ -127,6 +162,8 @@ def _interleave(parts: list[Any]) -> Any:
         return type(first)(**{name: _interleave([getattr(part, name) for part in parts]) for name in names})  # pyright: ignore
     if isinstance(first, Tensor):
         return torch.stack(parts, dim=1).flatten(0, 1)
+    if first is None:
+        return None
     if isinstance(first, dict):
         return {key: _interleave([part[key] for part in parts]) for key in first}
     return [item for row in zip(*parts, strict=True) for item in row]
@@ -135,6 +172,8 @@ def _interleave(parts: list[Any]) -> Any:
 def _map_fields(record: Any, on_tensor: Any, on_list: Any) -> Any:
     if isinstance(record, Tensor):
         return on_tensor(record)
+    if record is None:
+        return None
     if isinstance(record, list):
         return on_list(record)
     if isinstance(record, dict):

@@ -59,13 +59,14 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
             trainer.step()  # warm up
         rollout.sample = spent.wrap(generation.sample, "sampling")
         rewards.sequence_scores = spent.wrap(rewards.sequence_scores, "reward model's forward")
-        Reference.logprobs = spent.wrap(Reference.logprobs, "reference's forward")
+        Reference.states = spent.wrap(Reference.states, "reference's forward")
+        Reference.head = spent.wrap(Reference.head, "reference's forward")
         ActorCritic.forward = spent.wrap(ActorCritic.forward, reading)
         trainer.accelerator.backward = spent.wrap(trainer.accelerator.backward, "backward")
         models = {"sampling", "reward model's forward", "reference's forward", "backward"} | {
             f"policy's forward, {what}" for what in ("training", "scoring")
         }
-        trainer._take_step = spent.wrap(trainer._take_step, "optimizer")
+        trainer.learner._take_step = spent.wrap(trainer.learner._take_step, "optimizer")
         start = time.perf_counter()
         for _ in range(steps):
             trainer.step()

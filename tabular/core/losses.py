@@ -6,13 +6,16 @@ metrics of the parts therefore add up to those of the whole, however it was cut.
 
 Gradients flow into `logprobs`, `values` and `kl`, never into what was stored when sampling (`old_logprobs`,
 `advantages`, `old_values`, `returns`). An entropy bonus needs no function of its own: it is `masked_mean(entropy)`.
+
+`weights` aggregates otherwise: the loss becomes `sum over real tokens of weights * x`, as where each response shall
+count alike however long it is. Metrics stay means over tokens.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tabular.core.masked import Denom, masked_mean
+from tabular.core.masked import Denom, masked_mean, masked_sum
 
 Loss = tuple[Float[Tensor, ""], dict[str, Tensor]]
 
@@ -25,13 +28,14 @@ def policy_gradient_loss(
     advantages: Float[Tensor, "*batch T"],
     mask: Bool[Tensor, "*batch T"],
     denom: Denom,
+    weights: Float[Tensor, "..."] | None = None,
 ) -> Loss:
     """REINFORCE and actor-critic: `-mean(A_t log pi(a_t))`. No metrics.
 
     Williams (1992); Sutton & Barto (2018), eq. 13.8.
     """
     logprobs, advantages = _real(mask, logprobs, advantages.detach())
-    return -masked_mean(logprobs * advantages, mask, denom), {}
+    return -aggregate(logprobs * advantages, mask, denom, weights), {}
 
 
 def clipped_surrogate_loss(
@@ -44,6 +48,7 @@ def clipped_surrogate_loss(
     clip_range_high: float | int | None = None,
     dual_clip: float | int | None = None,
     log_ratio_clamp: float | int = LOG_RATIO_CLAMP,
+    weights: Float[Tensor, "..."] | None = None,
 ) -> Loss:
     """PPO: `-mean(min(ratio A, clip(ratio, 1 - clip_range, 1 + clip_range_high) A))`, `ratio = pi / pi_old`.
 
@@ -73,7 +78,7 @@ def clipped_surrogate_loss(
     outside = (ratio < low) | (ratio > high)
     metrics = _ratio_metrics(log_ratio, ratio, mask, denom)
     metrics["clip_fraction"] = masked_mean(outside.to(ratio.dtype), mask, denom)
-    return -masked_mean(objective, mask, denom), metrics
+    return -aggregate(objective, mask, denom, weights), metrics
 
 
 def kl_penalty_surrogate_loss(
@@ -84,21 +89,23 @@ def kl_penalty_surrogate_loss(
     beta: float | int,
     mask: Bool[Tensor, "*batch T"],
     denom: Denom,
+    log_ratio_clamp: float | int = LOG_RATIO_CLAMP,
+    weights: Float[Tensor, "..."] | None = None,
 ) -> Loss:
     """PPO with a penalty instead of a clip: `-mean(ratio A - beta kl)`. Schulman et al. (2017), eq. 8.
 
     `kl` is the exact `KL(pi_old || pi)` of each step's distribution, with its gradient (`kl.categorical_kl`); `beta`
     comes from `kl.PenaltyBeta`. Metrics: `approx_kl` (as above), `exact_kl = mean(kl)`, `ratio_mean`, `ratio_max`.
 
-    Raises ValueError for a negative `beta`.
+    Raises ValueError for a negative `beta` or clamp.
     """
-    _check_not_negative(beta=beta)
+    _check_not_negative(beta=beta, log_ratio_clamp=log_ratio_clamp)
     logprobs, old_logprobs, advantages, kl = _real(mask, logprobs, old_logprobs.detach(), advantages.detach(), kl)
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.clamp(-LOG_RATIO_CLAMP, LOG_RATIO_CLAMP).exp()
+    ratio = log_ratio.clamp(-log_ratio_clamp, log_ratio_clamp).exp()
     metrics = _ratio_metrics(log_ratio, ratio, mask, denom)
     metrics["exact_kl"] = masked_mean(kl.detach(), mask, denom)
-    return -masked_mean(ratio * advantages - beta * kl, mask, denom), metrics
+    return -aggregate(ratio * advantages - beta * kl, mask, denom, weights), metrics
 
 
 def value_loss(
@@ -108,6 +115,7 @@ def value_loss(
     mask: Bool[Tensor, "*batch T"],
     denom: Denom,
     clip_range: float | int | None = None,
+    weights: Float[Tensor, "..."] | None = None,
 ) -> Loss:
     """Critic: `mean(max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2)) / 2`; `c = clip_range`, None: no clipping.
 
@@ -124,7 +132,18 @@ def value_loss(
         clipped_errors = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
         active = clipped_errors > errors
         errors = torch.maximum(errors, clipped_errors)
-    return 0.5 * masked_mean(errors, mask, denom), {"clip_fraction": masked_mean(active.to(values.dtype), mask, denom)}
+    metrics = {"clip_fraction": masked_mean(active.to(values.dtype), mask, denom)}
+    return 0.5 * aggregate(errors, mask, denom, weights), metrics
+
+
+def aggregate(
+    x: Float[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"],
+    denom: Denom,
+    weights: Float[Tensor, "..."] | None = None,
+) -> Float[Tensor, ""]:
+    """`sum_t x_t / denom` over real tokens, or `sum_t weights_t x_t` where weights are given; they broadcast to `x`."""
+    return masked_mean(x, mask, denom) if weights is None else masked_sum(x * weights, mask)
 
 
 def _real(mask: Tensor, *tensors: Tensor) -> list[Tensor]:

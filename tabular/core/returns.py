@@ -5,6 +5,9 @@ Index `t` is one step: `values[..., t]` is the value of the state before it, `re
 the response ends. So one row may hold several episodes, or a response and its padding, without a branch or a `done`
 flag. A discount of 0 really cuts: not even NaN gets past it.
 
+Steps that are no decisions, such as an environment's words between two turns of a model, stand under a `False` of
+`gae`'s mask: values and advantages are carried over them as if they were not there.
+
 How an episode ends:
 
 - *Termination*: the discount of its last step is 0; nothing follows.
@@ -15,9 +18,10 @@ How an episode ends:
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -72,14 +76,39 @@ def gae(
     discounts: Float[Tensor, "*batch T"],
     lam: float | int | Float[Tensor, "..."],
     bootstrap_value: Float[Tensor, "*batch"] | None = None,
+    mask: Bool[Tensor, "*batch T"] | None = None,
 ) -> Float[Tensor, "*batch T"]:
     """Generalized advantage estimates: `A_t = delta_t + d_t lam A_{t+1}`; the critic's targets are `A_t + V_t`.
 
     `lam` is a number or a tensor that broadcasts to the rewards. `lam=0` gives the TD errors, `lam=1` the Monte Carlo
     return minus the value. Schulman et al. (2016), arXiv 1506.02438, eq. 16.
+
+    Where `mask` is False nothing is decided: the step before sees the value and the advantage of the step after, its
+    own reward and value are never read, and its advantage is 0. `discounts[..., t]` is then the weight of the next
+    step that *is* decided. So a row with holes gives what the row without them would.
     """
+    if mask is not None:
+        return _gae_over_holes(rewards, values, discounts, lam, bootstrap_value, mask)
     deltas = td_errors(rewards, values, discounts, bootstrap_value)
     return _accumulate(deltas, discounts * lam, None)
+
+
+def _gae_over_holes(
+    rewards: Tensor, values: Tensor, discounts: Tensor, lam: Any, last: Tensor | None, mask: Tensor
+) -> Tensor:
+    """GAE of the masked-in steps alone: they are moved together, and their advantages moved back."""
+    order = mask.int().argsort(dim=-1, descending=True, stable=True)  # the real steps first, in their order
+    real = mask.gather(-1, order)
+    rewards, values, discounts = (
+        torch.where(real, x.gather(-1, order), 0) for x in (rewards, values, discounts.expand_as(rewards))
+    )
+    decays = torch.as_tensor(lam, dtype=rewards.dtype, device=rewards.device).expand_as(rewards).gather(-1, order)
+    if last is not None:  # the step after the last real one
+        count = mask.sum(-1, keepdim=True)
+        ends = torch.arange(mask.shape[-1], device=mask.device) == count
+        values = torch.where(ends, last[..., None], values)
+    advantages = torch.where(real, gae(rewards, values, discounts, decays, last), 0)
+    return torch.zeros_like(advantages).scatter(-1, order, advantages)
 
 
 def _successors(

@@ -128,9 +128,10 @@ def test_every_setting_is_read_somewhere(kind):
 
 def test_every_setting_says_what_it_is():
     """A string under each field: `--help` prints it."""
-    tree = ast.parse((ROOT / "rlhf" / "config.py").read_text())
+    trees = [ast.parse((ROOT / "rlhf" / f"{name}.py").read_text()) for name in ("settings", "ppo_settings")]
     silent = [
         f"{cls.name}.{ast.unparse(item.target)}"
+        for tree in trees
         for cls in tree.body
         if isinstance(cls, ast.ClassDef) and not cls.name.endswith("Job")
         for item, after in zip(cls.body, [*cls.body[1:], None], strict=True)

@@ -15,7 +15,7 @@ from rlhf.data import PromptSet
 from rlhf.errors import UserError
 from rlhf.evaluation import answer, choose, evaluate_policy, samples, summarise, table
 from rlhf.loading import load_causal_lm, load_tokenizer
-from rlhf.models import ActorCritic, Reference
+from rlhf.models import ActorCritic, Decoding, Reference
 from rlhf.rollout import Sampler
 
 
@@ -116,7 +116,9 @@ def asked(models):
     policy, reference = (load_causal_lm(ModelConfig(path=folder)) for _ in range(2))
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.5)
-    sampler = Sampler(load_tokenizer(folder), [1, 8, 9], GenerationConfig(max_new_tokens=6, temperature=0.9))
+    sampler = Sampler(
+        load_tokenizer(folder), Decoding(0.9, stops=(1, 8, 9)), GenerationConfig(max_new_tokens=6, temperature=0.9)
+    )
     prompts = PromptSet(
         [f"p{i}" for i in range(9)], [[7 + i] * (1 + i % 3) for i in range(9)], {"n": list(range(9))}, 2
     )

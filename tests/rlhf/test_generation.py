@@ -10,7 +10,7 @@ from rlhf.data import pad
 from rlhf.errors import UserError
 from rlhf.generation import sample, stop_ids, uniforms
 from rlhf.loading import load_causal_lm, load_tokenizer
-from rlhf.models import ActorCritic
+from rlhf.models import ActorCritic, Decoding
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]
 PROMPTS = [[7, 8, 9, 10], [11], [12, 13], [14, 15, 16], [17], [18, 19]]
@@ -30,11 +30,12 @@ def together(lm, prompts=PROMPTS, seed=0, stops=STOPS, temperature=1.0, max_rows
     noise = uniforms([seed], range(len(prompts)), len(prompts), LENGTH)
     ids, mask = pad(prompts, filler, "left")
     ids = torch.nn.functional.pad(ids, (left, 0), value=filler)
-    return sample(lm, ids, torch.nn.functional.pad(mask, (left, 0)), noise, stops, temperature, max_rows)
+    decoding = Decoding(temperature, stops=tuple(stops))
+    return sample(lm, ids, torch.nn.functional.pad(mask, (left, 0)), noise, decoding, LENGTH, None, max_rows)
 
 
-def listed(ids, mask):
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+def listed(said):
+    return [row[keep].tolist() for row, keep in zip(said.ids, said.mask, strict=True)]
 
 
 @torch.no_grad()
@@ -59,43 +60,45 @@ def test_responses_are_those_of_a_plain_loop_for_each_prompt_alone(load, family,
     noise = uniforms([0], range(12), 12, LENGTH)
     expected = [plain(lm, p, u, STOPS, temperature) for p, u in zip(prompts, noise, strict=True)]
     assert len({len(response) for response in expected}) > 2  # they end at different times, or the test shows little
-    assert listed(*together(lm, prompts, temperature=temperature)[:2]) == expected
+    assert listed(together(lm, prompts, temperature=temperature)) == expected
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_sliding_window_shorter_than_the_text_is_respected(load, family):
     lm = load(family)
-    wide = listed(*together(lm)[:2])
+    wide = listed(together(lm))
     lm.config.sliding_window = 3
     for module in lm.modules():
         if getattr(module, "sliding_window", None) is not None:
             module.sliding_window = 3
     noise = uniforms([0], range(len(PROMPTS)), len(PROMPTS), LENGTH)
     expected = [plain(lm, p, u, STOPS, 1.0) for p, u in zip(PROMPTS, noise, strict=True)]
-    assert listed(*together(lm, left=2)[:2]) == expected
+    assert listed(together(lm, left=2)) == expected
     assert expected != wide
 
 
 @pytest.mark.parametrize("how", [{"max_rows": 1}, {"max_rows": 4}, {"max_rows": 99}, {"left": 5}, {"filler": 1}])
 def test_responses_do_not_depend_on_how_they_are_batched_and_padded(load, how):
     """Also where padding and end are one token."""
-    for a, b in zip(together(load()), together(load(), **how), strict=True):
-        assert torch.equal(a, b)
+    one, other = together(load()), together(load(), **how)
+    for name in ("ids", "mask", "truncated"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    torch.testing.assert_close(one.logprobs, other.logprobs)
 
 
 def test_row_s_response_is_its_own_whatever_stands_beside_it(load):
     lm = load()
-    whole = listed(*together(lm)[:2])
+    whole = listed(together(lm))
     order = [4, 0, 5, 2]
     ids, mask = pad([PROMPTS[i] for i in order], 2, "left")
     noise = uniforms([0], order, len(PROMPTS), LENGTH)
-    assert listed(*sample(lm, ids, mask, noise, STOPS)[:2]) == [whole[i] for i in order]
+    assert listed(sample(lm, ids, mask, noise, Decoding(stops=tuple(STOPS)), LENGTH)) == [whole[i] for i in order]
 
 
 def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
-    ids, mask, truncated = together(load(), PROMPTS * 8, seed=1)
+    said = together(load(), PROMPTS * 8, seed=1)
     ended_by = set()
-    for row, keep, cut in zip(ids, mask, truncated, strict=True):
+    for row, keep, cut in zip(said.ids, said.mask, said.truncated, strict=True):
         response = row[keep].tolist()
         assert keep.tolist() == [t < len(response) for t in range(len(keep))]
         assert not any(token in STOPS for token in response[:-1])
@@ -107,16 +110,16 @@ def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
 
 
 def test_no_column_is_padding_in_every_row(load):
-    ids, mask, truncated = together(load(), stops=range(27))
-    assert ids.shape == mask.shape == (6, 1)
-    assert not truncated.any()
+    said = together(load(), stops=range(27))
+    assert said.ids.shape == said.mask.shape == said.logprobs.shape == (6, 1)
+    assert not said.truncated.any()
 
 
 def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):
     ids, mask = pad(PROMPTS, 2, "left")
-    first, _, truncated = sample(load(), ids, mask, uniforms([0], range(6), 6, 1), range(1, 14))
-    assert truncated.tolist() == [token not in range(1, 14) for token in first[:, 0].tolist()]
-    assert truncated.unique().numel() == 2
+    said = sample(load(), ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=tuple(range(1, 14))), 1)
+    assert said.truncated.tolist() == [token not in range(1, 14) for token in said.ids[:, 0].tolist()]
+    assert said.truncated.unique().numel() == 2
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -124,7 +127,8 @@ def test_frequencies_are_those_that_are_scored(load, family):
     """20,000 draws of one token at temperature 0.7: every token within four standard errors of its probability."""
     lm, draws = load(family), 20_000
     noise = uniforms([3], range(draws), draws, 1)
-    ids, mask, _ = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, [1], 0.7)
+    decoding = Decoding(0.7, stops=(1,))
+    said = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, decoding, 1)
     with torch.no_grad():
         p = (lm(torch.tensor([[7]])).logits[0, -1] / 0.7).softmax(-1)
         out = ActorCritic(lm)(
@@ -132,10 +136,10 @@ def test_frequencies_are_those_that_are_scored(load, family):
             torch.ones(27, 1, dtype=torch.bool),
             torch.arange(27)[:, None],
             torch.ones(27, 1, dtype=torch.bool),
-            0.7,
+            decoding,
         )
     torch.testing.assert_close(out.logprobs[:, 0].exp(), p)
-    share = torch.bincount(ids[mask], minlength=27) / draws
+    share = torch.bincount(said.ids[said.mask], minlength=27) / draws
     assert ((share - p).abs() <= 4 * (p * (1 - p) / draws).sqrt()).all()
     assert p.max() / p.min() > 3  # the tokens differ, or the test shows little
 
@@ -144,11 +148,13 @@ def test_frequencies_are_those_that_are_scored(load, family):
 def test_cold_limit_is_transformers_greedy_search(load, family):
     lm = load(family)
     ids, mask = pad(PROMPTS, 2, "left")
-    ours, _, _ = together(lm, temperature=1e-4)
+    ours = together(lm, temperature=1e-4).ids
     theirs = lm.generate(
         ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=LENGTH, eos_token_id=STOPS, pad_token_id=0
     )
     assert torch.equal(ours, theirs[:, ids.shape[1] :])
+    greedy = sample(lm, ids, mask, None, Decoding(stops=tuple(STOPS)), LENGTH)
+    assert torch.equal(greedy.ids, ours)
 
 
 # ------------------------------------------------------------------------------------------------------- random numbers

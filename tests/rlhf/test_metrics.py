@@ -28,7 +28,7 @@ def batch_of_two():
     )
     rewards = torch.tensor([[0.0, 0.5, 1.0], [-3.0, loud, loud]])
     returns = torch.tensor([[1.0, 2.0, 3.0], [2.0, loud, loud]])
-    return PPOBatch(rollout, rewards, torch.zeros(2, 3), returns)
+    return PPOBatch(rollout, rewards, torch.zeros(2, 3), returns, rollout.response_mask)
 
 
 def test_every_statistic_of_a_rollout_by_hand():

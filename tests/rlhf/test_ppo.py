@@ -8,15 +8,20 @@ import torch
 
 from rlhf import checkpoint, run_folder
 from rlhf.metrics import add_up
+from rlhf.models import Decoding
 from rlhf.ppo import PPOTrainer
-from rlhf.rollout import make_batch, tokens
+from rlhf.rollout import tokens
 from rlhf.types import microbatches, select
+from rlhf.update import Count, Turn
 
 FAMILIES = ["llama", "gpt2", "qwen2"]
 
 
 def collected(trainer):
-    return make_batch(trainer.collect(trainer._next_prompts()), trainer.job.ppo, trainer.kl_coef.coef)
+    return trainer.make_batch(trainer.collect(trainer._next_prompts()))
+
+
+TURN = Turn(step=0, kl_coef=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -27,9 +32,9 @@ def test_first_ratio_is_exactly_one_and_first_kl_exactly_zero(job, change, model
     assert rollout.response_mask.sum(-1).unique().numel() > 1  # ragged, or the test shows little
     assert torch.equal(rollout.old_logprobs, rollout.ref_logprobs)
     trainer.policy.train()
-    minibatch = select(batch, next(trainer._minibatches()))
-    denom = minibatch.rollout.response_mask.sum()
-    parts = [trainer.loss(select(minibatch, rows), denom)[1] for rows in microbatches(torch.arange(4), 2)]
+    minibatch = select(batch, next(trainer.learner.minibatches(8, 0)))
+    count = Count.of(minibatch)
+    parts = [trainer.learner.loss(select(minibatch, rows), count, TURN)[1] for rows in microbatches(torch.arange(4), 2)]
     metrics = add_up(parts)
     assert float(metrics["policy/approx_kl"]) == 0.0
     assert float(metrics["policy/ratio_max"]) == 1.0
@@ -40,10 +45,10 @@ def test_first_epoch_gradient_is_the_policy_gradient(job, change):
     trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "vf_coef": 0.0}))
     batch = collected(trainer)
     mask = batch.rollout.response_mask
-    trainer.loss(batch, mask.sum())[0].backward()
+    trainer.learner.loss(batch, Count.of(batch), TURN)[0].backward()
     surrogate = {name: p.grad.clone() for name, p in trainer.weights.items() if not name.startswith("value_head")}
     trainer.policy.zero_grad()
-    out = trainer.policy(*tokens(batch.rollout), 1.0)
+    out = trainer.policy(*tokens(batch.rollout), Decoding())
     (-(out.logprobs * batch.advantages)[mask].mean()).backward()
     for name, grad in surrogate.items():
         torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)
@@ -54,14 +59,14 @@ def test_microbatches_add_up_to_the_whole(job, change, size):
     """Losses, metrics and gradients do not depend on how a minibatch of unequal lengths is cut."""
     trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "ent_coef": 0.01}))
     batch = collected(trainer)
-    denom = batch.rollout.response_mask.sum()
+    count = Count.of(batch)
     trainer.step()  # weights move away from those that sampled, so that every term of the loss is alive
 
     def gradients(rows_at_once):
         trainer.policy.zero_grad()
         parts = []
         for rows in microbatches(torch.arange(8), rows_at_once):
-            loss, metrics = trainer.loss(select(batch, rows), denom)
+            loss, metrics, _ = trainer.learner.loss(select(batch, rows), count, TURN)
             loss.backward()
             parts.append(metrics)
         return add_up(parts), {name: p.grad.clone() for name, p in trainer.weights.items()}
@@ -90,10 +95,13 @@ def test_target_kl_stops_the_epochs_before_the_step_that_went_too_far(job, chang
 def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
     trainer = PPOTrainer(job)
     before = {name: p.detach().clone() for name, p in trainer.weights.items()}
-    honest = trainer.loss
-    monkeypatch.setattr(
-        trainer, "loss", lambda batch, denom: (honest(batch, denom)[0] * torch.nan, honest(batch, denom)[1])
-    )
+    honest = trainer.learner.loss
+
+    def broken(*args):
+        loss, metrics, of_critic = honest(*args)
+        return loss * torch.nan, metrics, of_critic
+
+    monkeypatch.setattr(trainer.learner, "loss", broken)
     assert trainer.step()["policy/optimizer_steps"] == 0
     assert all(torch.equal(before[name], p) for name, p in trainer.weights.items())
     trainer.step()

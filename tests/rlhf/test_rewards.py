@@ -225,7 +225,7 @@ def test_models_that_give_no_single_score_are_refused(changed_folder, models, tm
 )
 def test_penalties_take_the_place_of_scores(rules, expected):
     """Lengths 4, 3, 2, 1; the first and the third are cut off."""
-    mask = torch.arange(4) < torch.tensor([[4], [3], [2], [1]])
+    lengths = torch.tensor([4, 3, 2, 1])
     truncated = torch.tensor([True, False, True, False])
     scores = torch.tensor([0.5, 1.5, 2.5, 3.5])
-    assert apply_rules(scores, mask, truncated, RewardConfig(**rules)).tolist() == expected
+    assert apply_rules(scores, lengths, truncated, RewardConfig(**rules), 4).tolist() == expected

@@ -63,7 +63,7 @@ def test_select_takes_the_same_rows_of_every_field():
 
 def test_select_goes_through_a_batch_into_its_rollout():
     rollout = ragged([2, 1, 2], [1, 1, 1])
-    batch = PPOBatch(rollout, rollout.old_logprobs, rollout.old_values, rollout.ref_logprobs)
+    batch = PPOBatch(rollout, rollout.old_logprobs, rollout.old_values, rollout.ref_logprobs, rollout.response_mask)
     picked = select(batch, torch.tensor([1]))
     assert_same(picked.rollout, select(rollout, torch.tensor([1])))
     assert torch.equal(picked.rewards, rollout.old_logprobs[1:2])

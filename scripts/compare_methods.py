@@ -1,0 +1,114 @@
+"""PPO's variants on the demo's task, as the README's table: `python scripts/compare_methods.py --seeds 3`.
+
+Language model and reward model are the demo's, trained once a seed (or taken from `scripts/demo_seeds.py`'s folder with
+--base); only PPO's settings differ. Scores, KL and win rates are of the held-out prompts, at the step with the best
+held-out score of the reward model, as `rlhf ppo` exports it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.config import LoraConfig, PPOJob
+from rlhf.demo import jobs
+from rlhf.ppo import PPOTrainer
+from rlhf.progress import quiet
+from rlhf.reward_modeling import train_reward_model
+from rlhf.sft import train_sft
+
+GROUP: dict[str, Any] = {"samples_per_prompt": 4}
+
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "PPO, critic on the policy's trunk (default)": {},
+    "LoRA, critic as a second adapter": {
+        "model": {"lora": LoraConfig(rank=16, alpha=32.0)},
+        "critic": {"kind": "adapter"},
+        "ppo": {"lr": 3e-3},
+    },
+    "PPO, separate critic": {"critic": {"kind": "separate"}},
+    "KL-penalty surrogate": {"ppo": {"policy_loss": "kl_penalty"}},
+    "RLOO": {"ppo": {"estimator": "rloo", **GROUP}},
+    "GRPO": {"ppo": {"estimator": "grpo", **GROUP}},
+}
+"""What each method changes in the demo's PPO job."""
+
+
+def job_of(base: PPOJob, changes: dict[str, dict[str, Any]], output: Path) -> PPOJob:
+    groups = {name: replace(getattr(base, name), **values) for name, values in changes.items()}
+    return replace(base, output=str(output), **groups)
+
+
+def run(job: PPOJob) -> dict[str, float]:
+    """Train, unless the folder is there already; the held-out numbers at the best step."""
+    folder = Path(job.output)
+    if not (folder / "seconds").exists():
+        start = time.perf_counter()
+        PPOTrainer(replace(job, resume="auto")).train()
+        (folder / "seconds").write_text(f"{time.perf_counter() - start:.1f}\n")
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["score"])
+    return {
+        "score": best["score"],
+        "judge": best["judge"],
+        "win rate": best.get("win_rate", float("nan")),
+        "KL": best["kl"],
+        "distinct-2": best["distinct_2"],
+        "seconds": float((folder / "seconds").read_text()),
+    }
+
+
+def base_of(output: Path, base: Path | None, seed: int) -> PPOJob:
+    """The demo's PPO job of a seed, on its language model and reward model."""
+    sft, reward, ppo = jobs(output / f"seed-{seed}", seed)
+    if base is not None:
+        folder = base / f"seed-{seed}"
+        model, score = replace(ppo.model, path=str(folder / "sft")), replace(ppo.reward, model=str(folder / "reward"))
+        return replace(ppo, model=model, reward=score)
+    for job, train in ((sft, train_sft), (reward, train_reward_model)):
+        if not (Path(job.output) / "model").exists():
+            train(replace(job, resume="auto"))  # pyright: ignore[reportArgumentType]
+    return ppo
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Means over seeds, with the smallest and the largest."""
+    columns = list(next(iter(results.values()))[0])
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, rows in results.items():
+        cells = []
+        for column in columns:
+            values = np.array([row[column] for row in rows])
+            digits = 0 if column == "seconds" else 1 if column == "KL" else 2
+            cells.append(f"{values.mean():.{digits}f} ({values.min():.{digits}f} to {values.max():.{digits}f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, whose models are used")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
+    options = parser.parse_args(argv)
+    quiet()
+    chosen = options.methods or list(METHODS)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        base = base_of(options.output, options.base, seed)
+        for name in chosen:
+            folder = options.output / f"seed-{seed}" / name.replace(" ", "_").replace(",", "").replace("'", "")
+            results[name].append(run(job_of(base, METHODS[name], folder)))
+            print(f"seed {seed}, {name}: {results[name][-1]}", flush=True)
+    print("\n" + table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ backward passes of each minibatch. What one process computes, several compute to
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,6 +122,7 @@ class PPOTrainer:
         self.scale = RunningScale() if self.job.reward.running_scale else None
         self.state = checkpoint.TrainState()
         self.start_scores: list[dict[str, float]] | None = None
+        self._is_open = False
         self.begin_step()
 
     # -------------------------------------------------------------------------------------------------- the loop
@@ -128,6 +130,8 @@ class PPOTrainer:
     def train(self) -> dict[str, float]:
         """Train to the end, or until asked to stop; returns the last step's metrics."""
         job, steps = self.job, self.job.ppo.steps
+        if self.prompts is None or self.source is None:
+            raise UserError(f"{'data.path' if self.prompts is None else 'a reward'} is not set, which train() needs")
         self._start()
         if self.state.step >= steps and (self.run.path / "model").exists():
             self.accelerator.print(
@@ -308,21 +312,13 @@ class PPOTrainer:
 
     def _start(self) -> None:
         """Open the run folder, take up a checkpoint if there is one, and measure where the policy starts."""
-        size = sum(p.numel() * p.element_size() for p in self.policy.parameters())
-        trained = sum(p.numel() * p.element_size() for p in self.weights.values())
-        require_space(self.run.path, 2 * size + 4 * trained, "a run with this model")
         if self.resume_from is not None:
-            self.state = checkpoint.load(self.resume_from, self.weights, self.optimizer, self.accelerator)
-            self.kl_coef.load_state_dict(self.state.kl_coef)
-            self.learner.beta.load_state_dict(self.state.beta)
-            if self.scale is not None:
-                self.scale = RunningScale(**self.state.scale)
+            self.load()
             self._keep_best_if_comparable()
         if self.state.step >= self.job.ppo.steps:
             return  # nothing will be run, so nothing is written about it
         comparable = self.resume_from is not None and not self._judged_otherwise()
-        self.accelerator.wait_for_everyone()  # all have read the folder's config before it is written anew
-        self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
+        self._open()
         self.accelerator.print(self._plan())
         if self.state.step == 0:
             self.evaluate()
@@ -331,6 +327,17 @@ class PPOTrainer:
                 self.save()
         elif self.eval_indices:
             self.start_scores = (self.run.read("start") or None) if comparable else None
+
+    def _open(self) -> None:
+        """Make the run folder, or take it up."""
+        if self._is_open:
+            return
+        size = sum(p.numel() * p.element_size() for p in self.policy.parameters())
+        trained = sum(p.numel() * p.element_size() for p in self.weights.values())
+        require_space(self.run.path, 2 * size + 4 * trained, "a run with this model")
+        self.accelerator.wait_for_everyone()  # all have read the folder's config before it is written anew
+        self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
+        self._is_open = True
 
     def _judged_otherwise(self) -> bool:
         """Whether the folder's earlier scores were given by other sources, or to other prompts."""
@@ -384,10 +391,26 @@ class PPOTrainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        self._open()
         self.state.kl_coef, self.state.beta = self.kl_coef.state_dict(), self.learner.beta.state_dict()
         self.state.scale = asdict(self.scale) if self.scale is not None else {}
         keep = self.job.checkpoint.keep
         checkpoint.save(self.run.path, self.state, self.weights, self.optimizer, self.accelerator, keep)
+
+    def load(self) -> None:
+        """Take up the checkpoint that `resume` names; `train()` does it by itself."""
+        if self.resume_from is None:
+            return
+        self.state = checkpoint.load(self.resume_from, self.weights, self.optimizer, self.accelerator)
+        self.kl_coef.load_state_dict(self.state.kl_coef)
+        self.learner.beta.load_state_dict(self.state.beta)
+        if self.scale is not None and self.state.scale:
+            self.scale = RunningScale(**self.state.scale)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic."""
+        if self.accelerator.is_main_process:
+            export(self.policy, self.tokenizer, folder, self.job.model, self.dropout_rates)
 
     def _finish(self) -> None:
         """Export the weights with the best held-out score, and write the report."""
@@ -396,7 +419,7 @@ class PPOTrainer:
             if best is not None and best != self.state.step:
                 checkpoint.load_weights(self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS, self.weights)
             try:
-                export(self.policy, self.tokenizer, self.run.path / "model", self.job.model, self.dropout_rates)
+                self.export(self.run.path / "model")
             except OSError as error:
                 raise UserError(
                     f"the model cannot be written: {error}; mend that, and --resume auto writes it from the checkpoint"

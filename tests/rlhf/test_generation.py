@@ -12,7 +12,20 @@ from rlhf.generation import sample, stop_ids, uniforms
 from rlhf.loading import load_causal_lm, load_tokenizer
 from rlhf.models import ActorCritic, Decoding
 
-FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom", "mamba"]
+FAMILIES = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "gpt_neox",
+    "opt",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "falcon",
+    "bloom",
+    "mamba",
+]
 PROMPTS = [[7, 8, 9, 10], [11], [12, 13], [14, 15, 16], [17], [18, 19]]
 STOPS = [1, 9, 21, 25]
 LENGTH = 10

@@ -9,7 +9,20 @@ from rlhf.errors import UserError
 from rlhf.loading import add_lora, check_causal, export, export_lm, load_causal_lm, load_tokenizer, resolve
 from rlhf.models import ActorCritic, Decoding, Reference, check_head, disable_dropout, logits_of
 
-FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom", "mamba"]
+FAMILIES = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "gpt_neox",
+    "opt",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "falcon",
+    "bloom",
+    "mamba",
+]
 PROMPTS = [[7, 8, 9], [10], [11, 12]]
 RESPONSES = [[13, 1], [14, 15, 16, 17], [18]]
 TEMPERATURE = 0.7

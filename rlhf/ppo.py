@@ -320,13 +320,13 @@ class PPOTrainer:
         comparable = self.resume_from is not None and not self._judged_otherwise()
         self._open()
         self.accelerator.print(self._plan())
-        if self.state.step == 0:
+        if comparable:
+            self.start_scores = self.run.read("start") or None
+        if self.state.step == 0 and self.start_scores is None:
             self.evaluate()
-            if self.job.critic.pretraining_steps > self.state.pretraining_rollouts == 0:
-                pretrain_critic(self)
-                self.save()
-        elif self.eval_indices:
-            self.start_scores = (self.run.read("start") or None) if comparable else None
+        if self.state.step == 0 and self.job.critic.pretraining_steps > self.state.pretraining_rollouts == 0:
+            pretrain_critic(self)
+            self.save()
 
     def _open(self) -> None:
         """Make the run folder, or take it up."""

@@ -107,7 +107,8 @@ class RunFolder:
         return rows
 
     def _drop_after(self, step: int) -> None:
-        for name in ("metrics", "eval", "samples", "start", "pretraining"):
+        # What a critic learnt before the first step was learnt before any checkpoint.
+        for name in ("metrics", "eval", "samples", "start", *(["pretraining"] if step < 0 else [])):
             rows = self.read(name)
             if rows:
                 kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]

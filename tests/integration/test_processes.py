@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.config import LoraConfig
 from rlhf.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +36,40 @@ def launch(config: Path, output: Path, processes: int) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=config.parent, timeout=300)
 
 
-def test_two_processes_are_one(job, tmp_path):
+VARIANTS = {
+    "default": {},
+    "separate critic, KL penalty, texts, by sequence, bootstrap, warm-up": {
+        "critic": {"kind": "separate", "warmup_steps": 1, "pretraining_steps": 2},
+        "ppo": {"policy_loss": "kl_penalty", "loss_aggregation": "sequence"},
+        "ptx": {"batch_size": 3},
+        "reward": {"truncated": "bootstrap", "running_scale": True},
+    },
+    "adapters, exact KL in the loss": {
+        "model": {"lora": LoraConfig(rank=2)},
+        "critic": {"kind": "adapter"},
+        "ppo": {"kl_placement": "loss", "kl_estimator": "full", "loss_aggregation": "fixed"},
+        "reward": {"truncated": "mask"},
+    },
+    "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("remax", "adapters, exact KL in the loss") else [])
+        for n in VARIANTS
+    ],
+)
+def test_two_processes_are_one(job, change, tmp_path, name):
+    settings = {group: dict(values) for group, values in VARIANTS[name].items()}
+    if "ptx" in settings:
+        texts = tmp_path / "texts.jsonl"
+        words = ("good", "bad and dull", "fine", "a story with no end in sight")
+        texts.write_text("".join(json.dumps({"text": f"the film is {w}"}) + "\n" for w in words))
+        settings["ptx"]["path"] = str(texts)
     config = tmp_path / "job.yaml"
-    config.write_text(to_yaml(job))
+    config.write_text(to_yaml(change(job, **settings)))
     for processes in (1, 2):
         done = launch(config, tmp_path / str(processes), processes)
         assert done.returncode == 0, done.stderr
@@ -46,13 +79,14 @@ def test_two_processes_are_one(job, tmp_path):
         rows = [[json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()] for run in (one, two)]
         assert len(rows[0]) == len(rows[1]) > 1
         for a, b in zip(*rows, strict=True):
-            for name in (n for n in a if n.split("/")[0] not in ("time", "throughput", "memory")):
+            for key in (n for n in a if n.split("/")[0] not in ("time", "throughput", "memory")):
                 # A ratio or value that lies on a clip boundary may fall on either side of it: one token in 50.
-                slack = 0.02 if name.endswith("clip_fraction") else 1e-4 * max(1.0, abs(a[name] or 0.0))
-                assert a[name] == b[name] or abs(a[name] - b[name]) <= slack, (a["step"], name)
-    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+                slack = 0.02 if key.endswith("clip_fraction") else 1e-4 * max(1.0, abs(a[key] or 0.0))
+                assert a[key] == b[key] or abs(a[key] - b[key]) <= slack, (a["step"], key)
+    file = "adapter_model.safetensors" if "model" in settings else "model.safetensors"
+    weights = [load_file(run / "model" / file) for run in (one, two)]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp_path):

@@ -178,18 +178,18 @@ def test_lists_that_do_not_fit(trainer, given, message):
 
 
 def test_mistakes_in_the_use_of_the_trainer(trainer, job, change):
-    with pytest.raises(UserError, match="no score: set reward.model"):
+    with pytest.raises(UserError, match=r"no score: set reward\.model"):
         trainer.score(trainer.generate(PROMPTS))
     with pytest.raises(
         UserError, match=r"data.path is not set, so there are no prompts to take; give step\(\) a rollout"
     ):
         trainer.step()
-    with pytest.raises(UserError, match="data.path is not set"):
+    with pytest.raises(UserError, match=r"data\.path is not set"):
         trainer.train()
     with pytest.raises(UserError, match="prompt 1 is '', but must be text"):
         trainer.generate(["the film", ""])
     rollout = trainer.generate(PROMPTS[:6])
-    with pytest.raises(UserError, match="the rollout has 6 responses, no multiple of ppo.minibatch_size = 4"):
+    with pytest.raises(UserError, match=r"has 6 responses, no multiple of ppo\.minibatch_size = 4"):
         trainer.step(replace(rollout, scores=torch.zeros(6)))
 
 

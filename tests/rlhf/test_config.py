@@ -8,6 +8,7 @@ import yaml
 
 from rlhf.config import EvaluateJob, PPOConfig, PPOJob, RewardJob, SFTJob, evaluation_of
 from rlhf.errors import UserError
+from rlhf.names import ABSENT, HERE
 from rlhf.parsing import from_dict, keys_of, parse, to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,10 @@ JOBS = {
         (["--reward.model", "r"], "reward.model and reward.function are both set"),
         (["--reward.function", "file.py"], "reward.function is 'file.py', but it must be of the form file.py:name"),
         (["--config", "none.yaml"], "config file none.yaml does not exist"),
+        (["--generation.top_k", "50"], "there is no setting generation.top_k: it would change the distribution"),
+        (["--generation.repetition_penalty", "1.1"], "there is no setting generation.repetition_penalty: it would"),
+        (["--ppo.cliprange", "0.1"], "unknown setting ppo.cliprange; here it is ppo.clip_range"),
+        (["--response_length", "53"], "unknown setting response_length; here it is generation.max_new_tokens"),
     ],
 )
 def test_bad_settings_are_refused_with_the_full_name(options, message):
@@ -139,6 +144,12 @@ def test_every_setting_says_what_it_is():
         and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
     ]
     assert silent == ["ModelConfig.lora", "EvalConfig.judge"]  # groups, whose classes say it
+
+
+def test_names_from_elsewhere_lead_to_settings_that_exist():
+    known = keys_of(PPOJob)
+    assert set(HERE.values()) <= set(known)
+    assert not set(ABSENT) & {key.rsplit(".", 1)[-1] for key in known}
 
 
 def test_batch_arithmetic():

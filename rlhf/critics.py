@@ -111,7 +111,7 @@ def _stored_head(path: Path) -> nn.Linear:
 def _check_tokens(job: PPOJob, path: str) -> None:
     """A critic reads the policy's token ids, so the ids must mean the same to both."""
     assert job.model.path is not None
-    ours = load_tokenizer(job.model.path).get_vocab()
+    ours = load_tokenizer(job.model.path, None, job.model.trust_remote_code).get_vocab()
     theirs = load_tokenizer(path).get_vocab()
     if ours != theirs:
         odd = next((t for t in ours if theirs.get(t) != ours[t]), None) or next(t for t in theirs if t not in ours)

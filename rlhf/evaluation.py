@@ -161,7 +161,7 @@ def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[st
         RunFolder(job.output, resume=None)  # an existing folder is refused before the work, not after it
     accelerator = Accelerator(mixed_precision=job.model.mixed_precision)
     device = accelerator.device
-    tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template)
+    tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
     rows = held_out_rows(job.data, job.seed)
     prompts = prepare_prompts(tokenizer, rows, job.data, pad_id(tokenizer), job.data.eval_path)
     sources = open_sources(job.reward, job.eval, device)

@@ -32,14 +32,14 @@ def is_adapter(path: str) -> bool:
     return (Path(resolve(path)) / "adapter_config.json").exists()
 
 
-def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
+def load_tokenizer(path: str, chat_template: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer beside a model; `UserError` where there is none."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = resolve(path)
     kind = PreTrainedTokenizerFast if _is_generic_tokenizer(folder) else AutoTokenizer
     try:
-        tokenizer = kind.from_pretrained(folder)
+        tokenizer = kind.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(f"cannot load a tokenizer from {_sought(path)}: {_first_line(error)}") from error
     if chat_template is not None:
@@ -65,16 +65,20 @@ def _is_generic_tokenizer(folder: str) -> bool:
     return named in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def check_causal(path: str) -> Any:
+def check_causal(path: str, trust_remote_code: bool = False) -> Any:
     """The config of a causal language model, read without its weights; `UserError` where it is something else."""
     from transformers import AutoConfig
 
     folder = resolve(path)
     if (Path(folder) / "adapter_config.json").exists():
-        return check_causal(_adapter_base(folder))
+        return check_causal(_adapter_base(folder), trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{path} brings code of its own; look at it, then allow it with --model.trust_remote_code true"
+            ) from error
         raise UserError(f"cannot load a model from {_sought(path)}: {_first_line(error)}") from error
     kinds = config.architectures or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
@@ -92,7 +96,7 @@ def load_causal_lm(config: ModelConfig) -> Any:
     from transformers import AutoModelForCausalLM
 
     assert config.path is not None
-    check_causal(config.path)
+    check_causal(config.path, config.trust_remote_code)
     folder = resolve(config.path)
     base = _adapter_base(folder) if is_adapter(config.path) else folder
     try:
@@ -209,7 +213,7 @@ def load_policy(path: str) -> tuple[Any, Any]:
     assert config.path is not None
     known = {name: p for name, p in whole.named_parameters() if p.requires_grad}
     load_weights(place / WEIGHTS, known, beside=belongs_to_critic)
-    return whole.lm, load_tokenizer(config.path, config.chat_template)
+    return whole.lm, load_tokenizer(config.path, config.chat_template, config.trust_remote_code)
 
 
 def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig, rates: Mapping[str, float]) -> None:

@@ -70,9 +70,9 @@ class PPOTrainer:
     def _load_data(self) -> None:
         job = self.job
         assert job.model.path is not None
-        config = check_causal(job.model.path)
+        config = check_causal(job.model.path, job.model.trust_remote_code)
         self.room = room_of(config)
-        self.tokenizer = load_tokenizer(job.model.path, job.model.chat_template)
+        self.tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
         self.prompts = self.held_out = self.texts = None
         self.longest = 0
         if job.data.path is not None:

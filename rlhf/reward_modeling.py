@@ -53,8 +53,8 @@ def train_reward_model(job: RewardJob) -> bool:
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
     assert job.model.path is not None
-    config = check_causal(job.model.path)
-    tokenizer = load_tokenizer(job.model.path, job.model.chat_template)
+    config = check_causal(job.model.path, job.model.trust_remote_code)
+    tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {job.model.path} has no eos_token, at which a reward model reads its score")
     rows, held_out = split_rows(job.data, job.seed)

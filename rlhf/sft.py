@@ -47,8 +47,8 @@ def train_sft(job: SFTJob) -> bool:
     accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
     rows, held_out = split_rows(job.data, job.seed)
     if job.model.path is not None:
-        check_causal(job.model.path)
-        tokenizer = load_tokenizer(job.model.path, job.model.chat_template)
+        check_causal(job.model.path, job.model.trust_remote_code)
+        tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {job.model.path} has no eos_token, so no text could be taught to end")
     else:
@@ -57,7 +57,11 @@ def train_sft(job: SFTJob) -> bool:
     examples = encode(tokenizer, rows, job.training.max_length, job.data.path)
     tests = encode(tokenizer, held_out, job.training.max_length, job.data.eval_path) if held_out is not None else []
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
-    room = room_of(check_causal(job.model.path)) if job.model.path is not None else job.scratch.max_positions
+    room = (
+        room_of(check_causal(job.model.path, job.model.trust_remote_code))
+        if job.model.path is not None
+        else job.scratch.max_positions
+    )
     check_lengths((len(ids) for ids, _ in examples + tests), room, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)

@@ -46,8 +46,9 @@ def train_sft(job: SFTJob) -> bool:
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
     rows, held_out = split_rows(job.data, job.seed)
+    known = None
     if job.model.path is not None:
-        check_causal(job.model.path, job.model.trust_remote_code)
+        known = check_causal(job.model.path, job.model.trust_remote_code)
         tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
         if tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {job.model.path} has no eos_token, so no text could be taught to end")
@@ -57,11 +58,7 @@ def train_sft(job: SFTJob) -> bool:
     examples = encode(tokenizer, rows, job.training.max_length, job.data.path)
     tests = encode(tokenizer, held_out, job.training.max_length, job.data.eval_path) if held_out is not None else []
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
-    room = (
-        room_of(check_causal(job.model.path, job.model.trust_remote_code))
-        if job.model.path is not None
-        else job.scratch.max_positions
-    )
+    room = job.scratch.max_positions if known is None else room_of(known)
     check_lengths((len(ids) for ids, _ in examples + tests), room, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)

@@ -157,7 +157,8 @@ def places(models, reward_folder, build, tmp_path_factory):
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
     (root / "reward.py").write_text(
         "def f(prompts, completions, **columns):\n    return [len(c) for c in completions]\n\n\n"
-        "def g(prompts, completions, **columns):\n    return [c.count('good') + c.count('e') / 9 for c in completions]\n"
+        "def g(prompts, completions, **columns):\n"
+        "    return [c.count('good') + c.count('e') / 9 for c in completions]\n"
     )
     (root / "template").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
     for name, seed in (("reward", 1), ("other_reward", 2)):
@@ -268,11 +269,7 @@ def test_setting_changes_something_or_is_refused(job, places, baselines, key, tm
     known = json.dumps(flat(before), default=str, sort_keys=True)
     if known not in baselines:
         baselines[known] = seen(before, tmp_path / "before", capsys, monkeypatch)
-    try:
-        changed = with_settings(before, {key: filled(value)})
-    except UserError as error:
-        assert key in str(error)  # refused by name, before anything was loaded
-        return
+    changed = with_settings(before, {key: filled(value)})
     assert flat(changed)[key] != flat(before)[key]
     after = seen(changed, tmp_path / "after", capsys, monkeypatch)
     assert after != baselines[known]

@@ -142,6 +142,10 @@ class SFTJob:
 class RewardJob:
     """Train a reward model on preference pairs (Bradley-Terry)."""
 
+    export: Literal["merged", "adapter"] = "merged"
+    """With model.lora.rank: whole weights, which plain transformers loads, or the adapter and its head alone, which PPO
+    with adapters on the same model lays over the one base that it holds."""
+
     output: str = "runs/reward"
     """The run folder; it must not exist unless resume is set."""
     seed: int = 0
@@ -156,6 +160,8 @@ class RewardJob:
     def __post_init__(self):
         _check_seed(self.seed)
         _require(self, "model.path", "data.path")
+        if self.export == "adapter" and self.model.lora.rank == 0:
+            raise UserError("export is adapter, but model.lora.rank is 0: there is no adapter to write")
 
 
 @dataclass(frozen=True)

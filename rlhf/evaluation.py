@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from rlhf.config import EvalConfig, EvaluateJob
+from rlhf.config import EvalConfig, EvaluateJob, ModelConfig
 from rlhf.data import PromptSet, held_out_rows, pad_id, prepare_prompts, render_chat
 from rlhf.errors import UserError, together
 from rlhf.generation import uniforms
@@ -192,13 +192,18 @@ def compare(job: EvaluateJob) -> tuple[dict[str, dict[str, float]], list[dict[st
     return result, kept
 
 
-def open_sources(reward: Any, config: EvalConfig, device: Any) -> dict[str, RewardSource]:
+def open_sources(
+    reward: Any, config: EvalConfig, device: Any, policy: ModelConfig | None = None
+) -> dict[str, RewardSource]:
     """The sources by the names under which evaluations report them.
 
     Functions are opened first: a mistake in one should not wait for a model to load.
     """
     named = {"score": reward, "judge": config.judge}
-    opened = {name: open_source(named[name], device) for name in sorted(named, key=lambda n: named[n].function is None)}
+    opened = {
+        name: open_source(named[name], device, policy)
+        for name in sorted(named, key=lambda n: named[n].function is None)
+    }
     return {name: source for name in named if (source := opened[name]) is not None}
 
 

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf.adapters import CRITIC, POLICY, is_adapted
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.errors import UserError
 from rlhf.models import ActorCritic, belongs_to_critic, disable_dropout, inner
+
+FACTS = "facts.json"
+"""Beside a reward adapter: what is known of its scores, which a whole model has in its config."""
 
 
 def resolve(path: str) -> str:
@@ -172,9 +176,9 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
     """A sequence-classification model with one label; `UserError` where it has several."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    if is_adapter(path):
-        raise UserError(f"reward model {path} is an adapter alone; merge it into its base model first")
     folder = resolve(path)
+    if is_adapter(path):
+        return _load_reward_adapter(path, dtype)
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:
@@ -187,6 +191,68 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     disable_dropout(model)
     return model
+
+
+def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
+    """A reward model that is an adapter and a head, merged into a copy of its base."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    if peft_config(path).task_type != "SEQ_CLS":
+        raise UserError(f"{path} is an adapter of a language model, which is no reward model; train one, `rlhf reward`")
+    base = AutoModelForSequenceClassification.from_pretrained(_adapter_base(resolve(path)), num_labels=1, dtype=dtype)
+    model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
+    for name, value in reward_facts(path).items():
+        setattr(model.config, name, value)
+    disable_dropout(model)
+    return model
+
+
+def reward_facts(path: str) -> dict[str, Any]:
+    """What `rlhf reward` knew of a reward adapter's scores."""
+    facts = Path(resolve(path)) / FACTS
+    return json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+
+
+def peft_config(path: str) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(resolve(path))
+
+
+def fits_over(path: str, model: ModelConfig) -> bool:
+    """Whether a reward model is an adapter over the very base that an adapted policy stands on."""
+    if model.path is None or model.lora.rank == 0 or not is_adapter(path) or is_adapter(model.path):
+        return False
+    if peft_config(path).task_type != "SEQ_CLS":
+        return False
+    ours, theirs = resolve(model.path), resolve(_adapter_base(resolve(path)))
+    return Path(ours).resolve() == Path(theirs).resolve() if Path(ours).exists() else ours == theirs
+
+
+def lay_over(lm: Any, path: str, name: str) -> nn.Linear:
+    """Add a reward adapter to an adapted language model, frozen, under a name; returns the head that reads it."""
+    import dataclasses
+
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    stored = load_file(str(Path(resolve(path)) / "adapter_model.safetensors"))
+    heads = [key for key in stored if key.endswith("score.weight")]
+    if len(heads) != 1:
+        raise UserError(f"reward adapter {path} holds {len(heads)} scalar heads, but must hold one")
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    lm.add_adapter(name, dataclasses.replace(peft_config(path), modules_to_save=None, task_type="CAUSAL_LM"))
+    set_peft_model_state_dict(lm, {k: v for k, v in stored.items() if k not in heads}, adapter_name=name)
+    for key, p in lm.named_parameters():
+        if f".{name}." in key:
+            p.requires_grad_(False)
+    for p in trained:
+        p.requires_grad_(True)
+    weight = stored[heads[0]].float()
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.load_state_dict({"weight": weight})
+    return head.requires_grad_(False)
 
 
 def load_policy(path: str) -> tuple[Any, Any]:
@@ -232,7 +298,10 @@ def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     An adapter that was trained on top of another one belongs to merged weights that lie in no folder, so it is merged.
     """
     stacked = config.lora.rank > 0 and config.path is not None and is_adapter(config.path)
-    (lm.merge_and_unload() if stacked else lm).save_pretrained(folder)
+    if stacked or not is_adapted(lm):
+        (lm.merge_and_unload() if stacked else lm).save_pretrained(folder)
+    else:  # a reward model's adapter is not ours to write
+        lm.save_pretrained(folder, selected_adapters=[name for name in (POLICY, CRITIC) if name in lm.peft_config])
     tokenizer.save_pretrained(folder)
 
 

@@ -340,6 +340,10 @@ def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L
     model = inner(model)
     if not hasattr(model, "score"):
         return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
-    hidden = model.base_model(input_ids=ids, use_cache=False, **trunk_inputs(model, mask)).last_hidden_state
-    last = mask.long().sum(-1) - 1
-    return model.score(hidden[torch.arange(len(ids), device=ids.device), last]).squeeze(-1).float()
+    return model.score(end_states(model, ids, mask)).squeeze(-1).float()
+
+
+def end_states(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
+    """The trunk's states at the last real token of right-padded texts."""
+    hidden = inner(model).base_model(input_ids=ids, use_cache=False, **trunk_inputs(model, mask)).last_hidden_state
+    return hidden[torch.arange(len(ids), device=ids.device), mask.long().sum(-1) - 1]

@@ -29,7 +29,7 @@ from rlhf.plan import estimate_memory, plan
 from rlhf.pretraining import pretrain_critic
 from rlhf.progress import progress, stop_requests
 from rlhf.ptx import TextStream
-from rlhf.rewards import FunctionReward, RewardSource
+from rlhf.rewards import AdapterReward, FunctionReward, RewardSource
 from rlhf.rollout import Sampler, forward_groups, read, respond, score
 from rlhf.run_folder import RunFolder, open_accelerator, require_space
 from rlhf.types import PPOBatch, Prompts, Rollout, interleave, select, to_device
@@ -100,7 +100,8 @@ class PPOTrainer:
     def _load_models(self, source: RewardSource | None) -> None:
         job, device = self.job, self.accelerator.device
         given = {} if source is None else {"score": source}
-        self.judges = given | evaluation.open_sources(SourceConfig() if given else job.reward, job.eval, device)
+        asked = SourceConfig() if given else job.reward
+        self.judges = given | evaluation.open_sources(asked, job.eval, device, job.model)
         self.source = self.judges.get("score")
 
         lm = load_causal_lm(job.model)
@@ -108,6 +109,9 @@ class PPOTrainer:
         self.dropout_rates = disable_dropout(lm)
         check_head(lm)
         self.policy = build_policy(job, lm)
+        for source_of_scores in self.judges.values():
+            if isinstance(source_of_scores, AdapterReward):
+                source_of_scores.attach(self.policy.lm)
         self.reference = Reference.of(self.policy.lm).to(device)
         self.learner = Learner(job, self.policy, self.reference, self.sampler.decoding, self.accelerator, self.texts)
         self.weights, self.optimizer = self.learner.weights, self.learner.optimizer

@@ -1,5 +1,6 @@
 """A reward model from preference pairs: the chosen answer shall score higher than the rejected one."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from rlhf.config import RewardJob
 from rlhf.data import column, encode_answers, pad, pad_id, split_rows
 from rlhf.errors import UserError
-from rlhf.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, room_of
+from rlhf.loading import FACTS, add_lora, check_causal, is_adapter, load_causal_lm, load_tokenizer, room_of
 from rlhf.models import inner, sequence_scores
-from rlhf.run_folder import RunFolder, open_accelerator
+from rlhf.run_folder import RunFolder, open_accelerator, write_text
 from rlhf.supervised import check_batches, check_lengths, fit
 
 
@@ -53,6 +54,12 @@ def train_reward_model(job: RewardJob) -> bool:
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
     assert job.model.path is not None
+    as_adapter = job.export == "adapter"
+    if as_adapter and is_adapter(job.model.path):
+        raise UserError(
+            f"export is adapter, but {job.model.path} is an adapter itself: its merged weights lie in no folder over "
+            "which another adapter could be laid; use export merged"
+        )
     config = check_causal(job.model.path, job.model.trust_remote_code)
     tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
     if tokenizer.eos_token_id is None:
@@ -104,7 +111,7 @@ def train_reward_model(job: RewardJob) -> bool:
                     raise UserError("the trained model gives every text the same score; are the texts cut to nothing?")
                 facts = {"score_mean": float(known.mean()), "score_std": float(known.std()), "append_eos": True}
                 facts |= {f"pairwise_{name}": value for name, value in evaluate().items()}
-            save(model.model, tokenizer, run, facts)
+            save(model.model, tokenizer, run, facts, as_adapter)
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return finished
@@ -139,11 +146,18 @@ def encode_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> lis
     return [Pair(*pair) for pair in zip(*texts, strict=True)]
 
 
-def save(model: Any, tokenizer: Any, run: RunFolder, facts: dict[str, Any]) -> None:
-    """Write what `AutoModelForSequenceClassification` loads, with what is known of its scores in its config."""
-    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    for name, value in facts.items():
-        setattr(inner(whole).config, name, value)
-    whole.save_pretrained(run.path / "model")
+def save(model: Any, tokenizer: Any, run: RunFolder, facts: dict[str, Any], as_adapter: bool = False) -> None:
+    """Write what `AutoModelForSequenceClassification` loads, with what is known of its scores in its config.
+
+    An adapter is written as PEFT saves it, its facts in `facts.json`, for it has no config of the model's.
+    """
+    if as_adapter:
+        model.save_pretrained(run.path / "model")
+        write_text(run.path / "model" / FACTS, json.dumps(facts, indent=2) + "\n")
+    else:
+        whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        for name, value in facts.items():
+            setattr(inner(whole).config, name, value)
+        whole.save_pretrained(run.path / "model")
     tokenizer.save_pretrained(run.path / "model")
     print(f"reward model in {run.path / 'model'}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))

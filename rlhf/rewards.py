@@ -9,19 +9,22 @@ import importlib.util
 import inspect
 import math
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.config import RewardConfig, SourceConfig
+from rlhf.adapters import using
+from rlhf.config import ModelConfig, RewardConfig, SourceConfig
 from rlhf.data import encode_answers, pad, pad_id
 from rlhf.errors import UserError
-from rlhf.loading import load_reward_model, load_tokenizer, room_of
-from rlhf.models import sequence_scores
+from rlhf.loading import fits_over, lay_over, load_reward_model, load_tokenizer, reward_facts, room_of
+from rlhf.models import end_states, inner, sequence_scores
 
 
 @runtime_checkable
@@ -29,12 +32,16 @@ class RewardSource(Protocol):
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]: ...
 
 
-def open_source(config: SourceConfig, device: torch.device | str) -> RewardSource | None:
-    """The source that a config names; None where it names none."""
+def open_source(config: SourceConfig, device: torch.device | str, policy: ModelConfig | None = None) -> Any:
+    """The source that a config names; None where it names none.
+
+    A reward adapter over the base of an adapted `policy` waits to be attached to it.
+    """
     if config.function is not None:
         return FunctionReward(load_function(config.function), config.function)
     if config.model is not None:
-        return ModelReward(config.model, device, config.batch_size, config.normalize)
+        kind = AdapterReward if policy is not None and fits_over(config.model, policy) else ModelReward
+        return kind(config.model, device, config.batch_size, config.normalize)
     return None
 
 
@@ -131,11 +138,16 @@ class ModelReward:
         self.path, self.tokenizer = path, load_tokenizer(path)
         self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
         self.device, self.batch_size = device, batch_size
-        config = self.model.config
-        self.append_eos = bool(getattr(config, "append_eos", False))
-        self.mean = float(getattr(config, "score_mean", 0.0)) if normalize else 0.0
-        self.std = float(getattr(config, "score_std", 1.0)) if normalize else 1.0
-        self.max_length = room_of(config) or 1_000_000
+        self._describe(self.model.config, normalize)
+        self.max_length = room_of(self.model.config) or 1_000_000
+
+    def _describe(self, facts: Any, normalize: bool) -> None:
+        self.append_eos = bool(getattr(facts, "append_eos", False))
+        self.mean = float(getattr(facts, "score_mean", 0.0)) if normalize else 0.0
+        self.std = float(getattr(facts, "score_std", 1.0)) if normalize else 1.0
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return sequence_scores(self.model, ids, mask)
 
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
@@ -146,7 +158,7 @@ class ModelReward:
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             ids, mask = pad([encoded[i] for i in rows], pad_id(self.tokenizer), "right")
-            scores[rows] = sequence_scores(self.model, ids.to(self.device), mask.to(self.device)).cpu()
+            scores[rows] = self._read(ids.to(self.device), mask.to(self.device)).cpu()
         scores = (scores - self.mean) / self.std
         if not bool(scores.isfinite().all()):
             bad = int((~scores.isfinite()).nonzero()[0])
@@ -155,6 +167,24 @@ class ModelReward:
                 f"(its config says score_mean {self.mean}, score_std {self.std})"
             )
         return scores.tolist()
+
+
+class AdapterReward(ModelReward):
+    """A reward model that is an adapter over the policy's own frozen base: one copy of the weights for all of them."""
+
+    def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
+        self.path, self.tokenizer, self.device, self.batch_size = path, load_tokenizer(path), device, batch_size
+        self.name = f"reward_{zlib.crc32(path.encode()):x}"
+        self._describe(SimpleNamespace(**reward_facts(path)), normalize)
+
+    def attach(self, lm: Any) -> None:
+        """Take the place over the policy's base; until then it cannot score."""
+        self.model, self.head = lm, lay_over(lm, self.path, self.name).to(self.device)
+        self.max_length = room_of(inner(lm).config) or 1_000_000
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        with using(self.model, self.name):
+            return self.head(end_states(self.model, ids, mask).float()).squeeze(-1)
 
 
 def apply_rules(

@@ -19,6 +19,7 @@ _HOME = {
     "Rollout": "types",
     "PPOBatch": "types",
     "PPOTrainer": "ppo",
+    "make_rollout": "own",
     "train_sft": "sft",
     "train_reward_model": "reward_modeling",
     "evaluate_policy": "evaluation",

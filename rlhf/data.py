@@ -290,14 +290,17 @@ def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptS
 
 
 def prompts_of(tokenizer: Any, prompts: Sequence[Any], columns: dict[str, list[Any]] | None = None) -> Prompts:
-    """Texts or lists of messages as one batch; `UserError` where one is empty."""
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str | list) or not prompt:
-            raise UserError(f"prompt {i} is {prompt!r}, but must be text or a list of messages")
+    """Texts, lists of messages or lists of token ids as one batch; `UserError` where one is empty."""
     if not len(prompts):
         raise UserError("there are no prompts")
-    ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
-    return Prompts(ids, mask, list(prompts), columns or {})
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str | list) or not prompt:
+            raise UserError(f"prompt {i} is {prompt!r}, but must be text, a list of messages or a list of token ids")
+    given = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt[0], int)}
+    texts = [tokenizer.decode(prompt) if i in given else prompt for i, prompt in enumerate(prompts)]
+    encoded = [given.get(i, ids) for i, ids in enumerate(encode_prompts(tokenizer, texts))]
+    ids, mask = pad(encoded, pad_id(tokenizer), "left")
+    return Prompts(ids, mask, texts, columns or {})
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -28,7 +28,7 @@ def make_rollout(
 
     Args:
         trainer: the PPOTrainer that will learn from it.
-        prompts: texts or lists of messages, one for each response.
+        prompts: texts, lists of messages or lists of token ids, one for each response.
         responses: token ids after the prompt: the policy's own, and between them what an environment answered.
         masks: True on the policy's tokens; None: all of them are.
         scores: one for each response, paid on its last token of the policy's; None leaves them to `trainer.score`.

@@ -197,7 +197,7 @@ class PPOTrainer:
         return self.score(self.generate(prompts))
 
     def generate(self, prompts: Prompts | Sequence[Any]) -> Rollout:
-        """Responses to texts or lists of messages, read by policy and reference; their scores are still nan.
+        """Responses to texts, messages or token ids, read by policy and reference; their scores are still nan.
 
         Every process is given the same prompts, samples its share of them, and gets all responses.
         """
@@ -411,10 +411,10 @@ class PPOTrainer:
         if self.scale is not None and self.state.scale:
             self.scale = RunningScale(**self.state.scale)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path | str) -> None:
         """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic."""
         if self.accelerator.is_main_process:
-            export(self.policy, self.tokenizer, folder, self.job.model, self.dropout_rates)
+            export(self.policy, self.tokenizer, Path(folder), self.job.model, self.dropout_rates)
 
     def _finish(self) -> None:
         """Export the weights with the best held-out score, and write the report."""

@@ -68,6 +68,10 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.response_ids)
 
+    def token_ids(self) -> list[list[int]]:
+        """The sampled tokens of each response, end token included."""
+        return [ids[real].tolist() for ids, real in zip(self.response_ids, self.response_mask, strict=True)]
+
 
 @dataclass(frozen=True)
 class PPOBatch:

@@ -1,6 +1,7 @@
 """A loop of one's own: generate, score and step with rollouts, scores and rewards from anywhere."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,22 +86,39 @@ def test_holes_are_read_but_not_scored_and_change_no_advantage_by_themselves(tra
     assert trainer.step(rollout)["policy/optimizer_steps"] == 4.0
 
 
-def test_an_episode_in_several_turns(trainer):
-    """The README's loop: answer, hear the environment, answer again; learn from both answers."""
-    tokenizer = trainer.tokenizer
-    first = trainer.generate(PROMPTS)
-    heard = [tokenizer.encode("good film" if i % 2 else "bad") for i in range(8)]
-    said = [row[keep].tolist() for row, keep in zip(first.response_ids, first.response_mask, strict=True)]
-    context = [tokenizer.decode(tokenizer.encode(p) + a + b) for p, a, b in zip(PROMPTS, said, heard, strict=True)]
-    second = trainer.generate(context)
-    again = [row[keep].tolist() for row, keep in zip(second.response_ids, second.response_mask, strict=True)]
-    responses = [a + b + c for a, b, c in zip(said, heard, again, strict=True)]
-    masks = [[True] * len(a) + [False] * len(b) + [True] * len(c) for a, b, c in zip(said, heard, again, strict=True)]
-    rewards = [[0.0] * (len(a) + len(b)) + [0.1] * len(c) for a, b, c in zip(said, heard, again, strict=True)]
-    rollout = make_rollout(trainer, PROMPTS, responses, masks, scores=[0.5] * 8, token_scores=rewards)
-    metrics = trainer.step(rollout)
-    assert metrics["objective/reward"] == pytest.approx(0.5 + 0.1 * sum(map(len, again)) / 8)
-    assert metrics["response/length"] == (sum(map(len, said)) + sum(map(len, again))) / 8
+def test_ids_are_prompts_as_they_are(trainer):
+    """Whatever the tokenizer would make of their text: the end token in the middle stays."""
+    ids = [[8, 9, 1, 13], [7]] * 4
+    rollout = trainer.generate(ids)
+    rows = zip(rollout.prompts.prompt_ids, rollout.prompts.prompt_mask, strict=True)
+    assert [row[real].tolist() for row, real in rows] == ids
+
+
+def readme_example():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    return next(block for block in blocks if "own_loop=True" in block)
+
+
+def test_the_readme_s_loop_runs_as_it_stands(job, models, tmp_path, monkeypatch, capsys):
+    """Two turns with the environment's words between them; learnt from are the policy's."""
+    example = readme_example()
+    assert len(example.splitlines()) <= 24
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sft").symlink_to(models("llama"))
+    space: dict = {}
+    exec(compile(example, "README.md", "exec"), space)
+    rollout = space["rollout"]
+    first, heard, second = zip(*space["turns"], strict=True)
+    assert rollout.token_ids() == [a + b for a, b in zip(first, second, strict=True)]
+    for i, (a, h) in enumerate(zip(first, heard, strict=True)):
+        assert rollout.response_ids[i, len(a) : len(a) + len(h)].tolist() == h
+        assert not rollout.response_mask[i, len(a) : len(a) + len(h)].any()
+    assert rollout.token_scores is not None
+    assert (tmp_path / "runs" / "own" / "checkpoints" / "latest").exists()
+    assert (tmp_path / "runs" / "own" / "model" / "config.json").exists()
+    assert len(capsys.readouterr().out.splitlines()) >= 3  # a score a step
 
 
 def test_a_batch_with_advantages_of_one_s_own(trainer):

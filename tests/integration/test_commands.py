@@ -105,8 +105,14 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
 
 def test_metrics_are_those_of_the_readme(capsys, config, job):
     """The README's table names every metric that a run logs, and no other."""
-    assert rlhf(capsys, "ppo", "--config", config)[0] == 0
-    logged = set(json.loads((Path(job.output) / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
+    texts = Path(job.data.path).with_name("texts.jsonl")
+    texts.write_text('{"text": "the film is good"}\n' * 8)
+    loss = ["--ppo.kl_placement", "loss", "--ppo.kl_estimator", "k3", "--ptx.path", texts]
+    logged = set()
+    for i, options in enumerate([[], ["--critic.kind", "separate", "--ppo.policy_loss", "kl_penalty"], loss]):
+        output = f"{job.output}-{i}"
+        assert rlhf(capsys, "ppo", "--config", config, "--output", output, *options)[0] == 0
+        logged |= set(json.loads((Path(output) / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
     table = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name.strip(" `") for row in rows for name in row.split(",")} == logged

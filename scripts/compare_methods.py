@@ -1,9 +1,9 @@
 """PPO's variants on the demo's task, as the README's table: `python scripts/compare_methods.py --seeds 3`.
 
 Language model and reward model are the demo's, trained once a seed (or taken from `scripts/demo_seeds.py`'s folder with
---base); only PPO's settings differ. CPU seconds are the process's own, over all its threads, so that a busy machine shows less
-in them. Scores, KL and win rates are of the held-out prompts, at the step with the best
-held-out score of the reward model, as `rlhf ppo` exports it.
+--base); only PPO's settings differ. Scores, KL and win rates are of the held-out prompts, at the step with the best
+held-out score of the reward model, as `rlhf ppo` exports it. CPU seconds are the process's own, over all its threads,
+so that a busy machine shows less in them.
 """
 
 import argparse

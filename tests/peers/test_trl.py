@@ -8,15 +8,11 @@ import os
 import sys
 from collections import defaultdict
 from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-ppo = pytest.importorskip("trl.experimental.ppo.ppo_trainer")
-grpo = pytest.importorskip("trl.trainer.grpo_trainer")
-trl = pytest.importorskip("trl")
 
 from rlhf.advantages import estimate, loss_weights, rloo
 from rlhf.advantages import grpo as group_norm
@@ -25,6 +21,11 @@ from tabular.core.kl import kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten
 from tabular.core.returns import gae
+
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+trl = pytest.importorskip("trl")
+ppo = import_module("trl.experimental.ppo.ppo_trainer")
+grpo = import_module("trl.trainer.grpo_trainer")
 
 pytestmark = pytest.mark.slow
 same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)

@@ -15,9 +15,10 @@ from tabular.core.masked import masked_mean, masked_var, masked_whiten
 
 with pytest.MonkeyPatch.context() as patch:  # Ray runs verl's workers; none of these functions touches it
     patch.setitem(sys.modules, "ray", MagicMock(__spec__=None))
-    core = pytest.importorskip("verl.trainer.ppo.core_algos")
+    pytest.importorskip("verl")
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo import core_algos as core
 theirs = core.verl_F
-OmegaConf = pytest.importorskip("omegaconf").OmegaConf
 
 pytestmark = pytest.mark.slow
 same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)

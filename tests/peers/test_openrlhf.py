@@ -9,7 +9,7 @@ import peft  # noqa: F401  # with transformers, before either looks whether the 
 import pytest
 import torch
 
-from rlhf.advantages import GROUP_STD_EPS, estimate, gae_estimates, loss_weights, token_rewards
+from rlhf.advantages import GROUP_STD_EPS, estimate, gae_estimates, loss_weights, returns_to_go, token_rewards
 from rlhf.config import PPOConfig
 from tabular.core.kl import AdaptiveKL, kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
@@ -106,6 +106,14 @@ def test_gae_over_holes_differs():
     wanted, _ = maker.RemoteExperienceMaker.get_advantages_and_returns(None, values, rewards, mask, 1.0, 0.0)
     assert ours[mask].tolist() == [0, 0]
     assert wanted[mask].tolist() == [-1, 0]
+
+
+def test_returns_over_holes_differ():
+    """A reward two places on is one decision away, where the place between is no decision."""
+    mask, rewards = torch.tensor([[True, False, True]]), torch.tensor([[0.0, 0.0, 1.0]])
+    assert returns_to_go(rewards, mask, 0.5).tolist() == [[0.5, 0, 1]]
+    wanted = maker.RemoteExperienceMaker.get_cumulative_returns(None, rewards, mask, 0.5)
+    assert wanted[mask].tolist() == [0.25, 1]
 
 
 def through_their_maker(batch, estimator, gamma=1.0):
@@ -206,12 +214,13 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
     ours, metrics = clipped_surrogate_loss(
         logprobs, ragged.old_logprobs, ragged.advantages, mask, mask.sum(), *clips, weights=own_weights(mask, mode)
     )
-    wanted, clipped, *_ = losses.PolicyLoss(*clips, token_level_loss=mode == "token")(
+    wanted, clipped, k1, *_ = losses.PolicyLoss(*clips, token_level_loss=mode == "token")(
         logprobs, ragged.old_logprobs, ragged.advantages, mask
     )
     same(ours, wanted)
     same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
     assert metrics["clip_fraction"] >= clipped - 1e-6  # theirs: only where the clipped branch was chosen
+    same(masked_mean(kl_estimate(ragged.old_logprobs, logprobs.detach(), "k1"), mask), k1)
 
 
 @pytest.mark.parametrize("mode", ["token", "sequence"])

@@ -15,7 +15,7 @@ rlax = pytest.importorskip("rlax")
 jax = pytest.importorskip("jax")
 jax.config.update("jax_enable_x64", True)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")]
 jnp = jax.numpy
 same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 
@@ -92,7 +92,6 @@ def test_policy_gradient(ragged):
     same(torch.autograd.grad(ours, logits)[0][mask], tensor(gradient))
 
 
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_exact_kl():
     p, q = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p[0, 1] = -torch.inf  # an action that p never takes

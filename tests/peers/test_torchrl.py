@@ -1,4 +1,4 @@
-"""TorchRL 0.14.1: GAE (plain and vectorised), TD and lambda returns, clipped and penalised PPO, value and A2C losses."""
+"""TorchRL 0.14.1: GAE (plain and vectorised), TD and lambda returns, clipped and penalised PPO, value loss, A2C."""
 
 from functools import partial
 from importlib import import_module
@@ -51,8 +51,8 @@ def ours_of(episodes, gamma):
 @pytest.mark.parametrize("name", ["generalized_advantage_estimate", "vec_generalized_advantage_estimate"])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.9, 0.0), (0.9, 1.0)])
 def test_gae(episodes, name, gamma, lam):
-    if lam == 0 and name.startswith("vec"):
-        pytest.skip("theirs ends with an IndexError there")
+    if lam == 0:
+        name = "generalized_advantage_estimate"  # the vectorised one ends with an IndexError
     rewards, values, following, done, terminated = (x.unsqueeze(-1) for x in episodes)
     wanted, targets = getattr(functional, name)(gamma, lam, values, following, rewards, done, terminated)
     r, v, discounts, last = ours_of(episodes, gamma)

@@ -40,6 +40,13 @@ def test_moments(ragged):
     same(masked_var(x, mask, unbiased=True), theirs.masked_var(x, mask))
 
 
+def test_one_real_entry_is_an_error_there():
+    x, mask = torch.tensor([[5.0, 1.0]]), torch.tensor([[True, False]])
+    with pytest.raises(ValueError, match="sum of the mask is one"):
+        theirs.masked_whiten(x, mask)
+    assert masked_whiten(x, mask)[mask] == 0
+
+
 def test_whitening_differs_by_the_divisor_alone(ragged):
     x, mask = ragged.rewards, ragged.mask
     same(masked_whiten(x, mask)[mask] / bessel(mask), theirs.masked_whiten(x, mask)[mask])
@@ -74,18 +81,20 @@ def test_gae(either, gamma, lam):
 def test_grpo(ragged, divide):
     assert GROUP_STD_EPS == 1e-6
     config = PPOConfig(estimator="grpo", samples_per_prompt=GROUP, grpo_divide_by_std=divide)
-    ours, _ = estimate(ragged.rollout(), ragged.outcome, None, config)
+    rewards = torch.where(ragged.mask, ragged.rewards, 0)
+    ours, _ = estimate(ragged.rollout(), ragged.rewards, None, config)
     for peer in (core.compute_grpo_outcome_advantage, core.compute_grpo_vectorized_outcome_advantage):
         same(
             ours,
-            peer(ragged.outcome, ragged.mask.double(), ragged.prompt.numpy(), norm_adv_by_std_in_grpo=divide)[0],
+            peer(rewards, ragged.mask.double(), ragged.prompt.numpy(), norm_adv_by_std_in_grpo=divide)[0],
         )
 
 
 def test_rloo(ragged):
-    ours, _ = estimate(ragged.rollout(), ragged.outcome, None, PPOConfig(estimator="rloo", samples_per_prompt=GROUP))
+    rewards = torch.where(ragged.mask, ragged.rewards, 0)
+    ours, _ = estimate(ragged.rollout(), ragged.rewards, None, PPOConfig(estimator="rloo", samples_per_prompt=GROUP))
     for peer in (core.compute_rloo_outcome_advantage, core.compute_rloo_vectorized_outcome_advantage):
-        same(ours, peer(ragged.outcome, ragged.mask.double(), ragged.prompt.numpy())[0])
+        same(ours, peer(rewards, ragged.mask.double(), ragged.prompt.numpy())[0])
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -188,6 +197,8 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
     same(ours, wanted)
     same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
     assert metrics["clip_fraction"] >= found["actor/pg_clipfrac"] - 1e-6  # theirs: only where the clip was chosen
+    k1 = masked_mean((ragged.old_logprobs - logprobs).clamp(-20, 20), mask)
+    assert k1.item() == pytest.approx(found["actor/ppo_kl"], abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)

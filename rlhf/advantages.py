@@ -65,7 +65,8 @@ def token_rewards(rollout: Rollout, scores: Float[Tensor, "B"], kl_coef: float, 
     """`-kl_coef * KL` on every response token, the score on the last one, and what is paid by token besides.
 
     The last True of `response_mask` is the end token where there is one: ending is an action, and is paid as one.
-    Ziegler et al. (2019), section 2.
+    Ziegler et al. (2019), section 2. OpenRLHF and torchtune pay it there too; TRL pays a response that ended one place
+    later, on padding, so that the end token earns only what one more estimated value says.
     """
     mask = rollout.response_mask
     rewards = torch.zeros_like(rollout.old_logprobs)
@@ -137,7 +138,11 @@ def gae_estimates(
 
 
 def rloo(rewards: Float[Tensor, "B"], size: int) -> Float[Tensor, "B"]:
-    """Each response's reward less the mean of the others to its prompt (Ahmadian et al., 2024, arXiv 2402.14740)."""
+    """Each response's reward less the mean of the others to its prompt (Ahmadian et al., 2024, arXiv 2402.14740).
+
+    As in the paper, in TRL and in verl, the reward includes what the whole response paid for its KL. OpenRLHF compares
+    the scores alone and lets each token pay the KL from itself on, without a baseline: unbiased too, but not RLOO's.
+    """
     groups = rewards.view(-1, size)
     others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
     return (groups - others).flatten()
@@ -147,7 +152,8 @@ def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> 
     """Each response's reward less its group's mean, over the group's (unbiased) deviation.
 
     Shao et al. (2024), arXiv 2402.03300. Without the division prompts of every difficulty count alike (Liu et al.,
-    2025, arXiv 2503.20783).
+    2025, arXiv 2503.20783). TRL, verl and OpenRLHF compute the same but for what they add to the deviation: 1e-4, 1e-6
+    (as here) and 1e-9, which matters only where scores hardly differ.
     """
     groups = rewards.view(-1, size)
     advantages = groups - groups.mean(-1, keepdim=True)
@@ -157,7 +163,11 @@ def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> 
 
 
 def returns_to_go(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], gamma: float) -> Float[Tensor, "B R"]:
-    """Discounted sums of what is still paid: REINFORCE++ (Hu, 2025) and ReMax (Li et al., 2023) start from them."""
+    """Discounted sums of what is still paid: REINFORCE++ (Hu, 2025) and ReMax (Li et al., 2023) start from them.
+
+    verl computes the same for both, but its ReMax does not read gamma; OpenRLHF discounts over an environment's words
+    too, where nothing is decided.
+    """
     zeros = torch.zeros_like(rewards)
     return gae(rewards, zeros, gamma * has_next(mask), 1.0, mask=mask)
 

@@ -21,7 +21,9 @@ def kl_estimate(
     - `k3 = exp(-d) - 1 + d`: unbiased and never negative, of lower variance. `d` below -20 counts as -20 in the
       exponential, which would overflow.
 
-    J. Schulman, "Approximating KL divergence" (2020), http://joschu.net/blog/kl-approx.html.
+    J. Schulman, "Approximating KL divergence" (2020), http://joschu.net/blog/kl-approx.html. TRL's k1 and k3 are the
+    same. verl caps k3 at 10 and OpenRLHF every form, k3 thus from `d` below -2.6 on: that biases them and takes the
+    gradient away where the policies are furthest apart, so there is no cap here.
     Raises ValueError for another `kind`.
     """
     d = logprobs - ref_logprobs
@@ -104,7 +106,8 @@ class AdaptiveKL:
 class PenaltyBeta:
     """The coefficient of PPO's KL-penalty objective: doubles above `1.5 target`, halves below `target / 1.5`.
 
-    Updated once per policy iteration, after the epochs, with the mean exact `KL(pi_old || pi)`.
+    Updated once per policy iteration, after the epochs, with the mean exact `KL(pi_old || pi)`. TorchRL has the same
+    rule but applies it at every minibatch, which is not the paper's and can move beta by many powers of two at once.
     Schulman et al. (2017), arXiv 1707.06347, section 4. Raises ValueError for a `beta` or `target` that is not
     positive, and in `update` for a `kl` that is not finite.
     """

@@ -60,6 +60,12 @@ def clipped_surrogate_loss(
     `clip_fraction`, the share of tokens whose ratio lies outside the interval, whether or not the minimum chose the
     clipped branch there; `ratio_mean`, `ratio_max`.
 
+    The loss is that of TRL, verl, OpenRLHF, torchtune, TorchRL, RLax and Stable-Baselines3, of which verl and OpenRLHF
+    alone clamp the log-ratio. Metrics differ, and each means something: TRL, verl, OpenRLHF and torchtune count as
+    clipped only where the minimum chose the clipped branch (no gradient there), TorchRL and Stable-Baselines3 as here.
+    `approx_kl` is k3 in Stable-Baselines3, and k1, which can be negative, in verl, OpenRLHF and TorchRL; TRL has ours
+    but averages over padding too and so reports too little.
+
     Raises ValueError for a negative clip range or clamp, or `dual_clip <= 1`.
     """
     clip_range_high = clip_range if clip_range_high is None else clip_range_high
@@ -97,6 +103,9 @@ def kl_penalty_surrogate_loss(
     `kl` is the exact `KL(pi_old || pi)` of each step's distribution, with its gradient (`kl.categorical_kl`); `beta`
     comes from `kl.PenaltyBeta`. Metrics: `approx_kl` (as above), `exact_kl = mean(kl)`, `ratio_mean`, `ratio_max`.
 
+    TorchRL computes the same loss but changes beta in place before its backward pass, so that the penalty's gradient is
+    twice or half of what the loss says; ours is the gradient of the loss.
+
     Raises ValueError for a negative `beta` or clamp.
     """
     _check_not_negative(beta=beta, log_ratio_clamp=log_ratio_clamp)
@@ -121,6 +130,10 @@ def value_loss(
 
     Schulman et al. (2017), as in OpenAI's baselines and lm-human-preferences. Metric: `clip_fraction`, the share of
     tokens where the clipped error is the larger one, so that their gradient is 0.
+
+    TRL, verl, OpenRLHF and torchtune compute the same. TorchRL and Stable-Baselines3 leave out the half, a matter of
+    the coefficient; the latter takes the clipped error alone, which gives a value that left the interval in the wrong
+    direction no gradient back: the larger of the two, as in baselines, is right.
 
     Raises ValueError for a negative `clip_range`.
     """

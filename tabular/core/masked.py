@@ -33,7 +33,8 @@ def masked_mean(
 def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], unbiased: bool = False) -> Float[Tensor, ""]:
     """Variance of the real entries: `sum_i mask_i (x_i - mean)^2 / n`, over `n - 1` when `unbiased`.
 
-    A single real entry has variance 0, with either divisor, and so has none.
+    A single real entry has variance 0, with either divisor, and so has none. TRL gives nan there and verl raises an
+    error; one token need not end a run.
     """
     x = torch.where(mask, x, 0)
     deviations = x - masked_mean(x, mask)
@@ -48,6 +49,11 @@ def masked_whiten(
     `(x - mean) / sqrt(var + eps)`, or `x / sqrt(var + eps)`: the scale alone changes, no entry changes its sign, and
     the mean is scaled with the rest. Entries without spread (`var <= eps`, as for a single one) have no scale to
     divide by, so scaling alone leaves them as they are instead of multiplying them by `1 / sqrt(eps)`.
+
+    OpenAI's lm-human-preferences and OpenRLHF whiten by the biased deviation too; TRL, verl and torchtune divide by
+    `n - 1`, which is neither better nor worse and `sqrt(1 - 1 / n)` away. Where the mean is to stay, OpenAI's code, TRL
+    and verl add it back unscaled; that can turn a reward's sign and shifts the price of the KL against the score, so
+    ours differs on purpose. torchtune adds it back under `shift_mean=True`, which is a mistake.
     """
     x = torch.where(mask, x, 0)
     var = masked_var(x, mask)

@@ -85,7 +85,8 @@ def gae(
 
     Where `mask` is False nothing is decided: the step before sees the value and the advantage of the step after, its
     own reward and value are never read, and its advantage is 0. `discounts[..., t]` is then the weight of the next
-    step that *is* decided. So a row with holes gives what the row without them would.
+    step that *is* decided. So a row with holes gives what the row without them would. verl carries over holes alike;
+    OpenRLHF counts each as a step of value 0, so that the decision before it seems worth nothing: ours is right.
     """
     if mask is not None:
         return _gae_over_holes(rewards, values, discounts, lam, bootstrap_value, mask)

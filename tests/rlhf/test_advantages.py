@@ -497,7 +497,7 @@ def test_loss_weights_by_hand():
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_weighted_microbatches_add_up_to_the_definition(aggregation, size):
-    """Rows of 5, 1, 3, 0, 2 and 4 tokens, cut anyhow; a response without tokens is none, but fills a place of `fixed`."""
+    """Rows of 5, 1, 3, 0, 2 and 4 tokens, cut anyhow; a response without tokens counts in `fixed` alone."""
     counts = [5, 1, 3, 0, 2, 4]
     mask = lengths(*counts)
     x = torch.where(mask, torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.nan)

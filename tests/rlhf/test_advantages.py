@@ -213,6 +213,9 @@ def test_lambda_may_grow_with_the_length():
         alone = make_batch(rollout, ppo(lam=lam, whiten_advantages=False), 0.1, PLAIN)
         torch.testing.assert_close(batch.advantages[row], alone.advantages[row])
         torch.testing.assert_close(batch.returns[row], alone.returns[row])
+    short = make_batch(rollout, ppo(lam_length_alpha=0.125, whiten_advantages=False), 0.1, PLAIN)
+    none = make_batch(rollout, ppo(lam=0.0, whiten_advantages=False), 0.1, PLAIN)
+    assert torch.equal(short.advantages, none.advantages)  # 1 - 1 / (4 / 8) would be -1
 
 
 def test_gae_estimates_by_hand_over_a_hole():

@@ -448,3 +448,13 @@ def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
     expected = [token not in (1, int(free.ids[0, 0])) for token in free.ids[:, 0].tolist()]
     assert said.truncated.tolist() == expected
     assert not said.truncated[0]
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt(load, strings):
+    lm, decoding = load(), Decoding(1.0, stops=(1,))
+    free = listed(bent(lm, decoding, PROMPTS)[0])
+    decode = strings().tokenizer.decode
+    text = decode([PROMPTS[0][-1], free[0][0]])
+    assert text not in decode(free[0])
+    assert len(free[0]) > 1
+    assert listed(bent(lm, decoding, PROMPTS, strings=strings(text))[0])[0] == free[0]

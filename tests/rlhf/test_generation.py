@@ -1,5 +1,6 @@
 """Sampling against a loop that has neither cache nor padding nor batch, and against transformers' own greedy search."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from rlhf.config import GenerationConfig, ModelConfig
 from rlhf.data import pad
 from rlhf.errors import UserError
-from rlhf.generation import sample, stop_ids, uniforms
+from rlhf.generation import StopStrings, decoding_of, sample, stop_ids, uniforms
 from rlhf.loading import load_causal_lm, load_tokenizer
-from rlhf.models import ActorCritic, Decoding
+from rlhf.models import ActorCritic, Decoding, Reference
 
 FAMILIES = [
     "llama",
@@ -227,3 +228,246 @@ def test_stops_of_a_real_model(load, models):
     lm = load()
     tokenizer = load_tokenizer(str(models("llama")))
     assert stop_ids(tokenizer, lm.config, GenerationConfig(), lm.generation_config) == [1]
+
+
+# ----------------------------------------------------------------------------------------------- what is never possible
+
+BENT = {
+    "plain": Decoding(0.8, stops=tuple(STOPS)),
+    "suppressed": Decoding(0.8, suppress_ids=(0, 8, 20, 25), stops=tuple(STOPS)),
+    "shortest": Decoding(0.8, min_new_tokens=4, stops=tuple(STOPS)),
+    "both": Decoding(0.8, suppress_ids=(8, 25), min_new_tokens=3, stops=tuple(STOPS)),
+}
+
+
+def possible(decoding, place):
+    """The tokens that may come at a place of a response, by the definition."""
+    banned = set(decoding.suppress_ids) | (set(decoding.stops) if place < decoding.min_new_tokens else set())
+    return [i for i in range(27) if i not in banned]
+
+
+@torch.no_grad()
+def distribution(lm, text, decoding, place):
+    """Of the next token: a softmax over the possible tokens alone."""
+    logits = lm(torch.tensor([text])).logits[0, -1] / decoding.temperature
+    kept, p = possible(decoding, place), torch.zeros(27)
+    p[kept] = logits[kept].softmax(-1)
+    return p
+
+
+def bent(lm, decoding, prompts=PROMPTS * 2, **how):
+    noise = uniforms([0], range(len(prompts)), len(prompts), LENGTH)
+    ids, mask = pad(prompts, 2, "left")
+    return sample(lm, ids, mask, noise, decoding, LENGTH, **how), noise, (ids, mask)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", BENT)
+def test_bent_responses_are_those_of_a_plain_loop_over_the_possible_tokens(load, family, name):
+    lm, decoding = load(family), BENT[name]
+    said, noise, _ = bent(lm, decoding)
+    expected = []
+    for prompt, numbers in zip(PROMPTS * 2, noise.tolist(), strict=True):
+        response = []
+        for u in numbers:
+            p = distribution(lm, prompt + response, decoding, len(response))
+            response.append(int((p.double().cumsum(-1) > u * float(p.double().sum())).int().argmax()))
+            if response[-1] in STOPS:
+                break
+        expected.append(response)
+    assert listed(said) == expected
+    assert len({len(response) for response in expected}) > 2
+    assert not {token for response in expected for token in response} & set(decoding.suppress_ids)
+    assert min(map(len, expected)) > decoding.min_new_tokens or decoding.min_new_tokens == 0
+    assert name == "plain" or expected != listed(bent(lm, BENT["plain"])[0])
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_sampler_policy_and_reference_give_every_token_the_same_probability(load, name):
+    """Every token of the vocabulary at every place: the impossible ones none at all, the rest add up to one."""
+    lm, decoding = load(), BENT[name]
+    said, _, (prompt_ids, prompt_mask) = bent(lm, decoding)
+    row = max(range(12), key=lambda i: int(said.mask[i].sum()))
+    width = int(said.mask[row].sum())
+    prompt, response = (PROMPTS * 2)[row], said.ids[row, :width].tolist()
+    for place in range(width):
+        p = distribution(lm, prompt + response[:place], decoding, place)
+        # The response as it was, but for its last token, which is each of the 27 in turn.
+        ids = torch.tensor([response[: place + 1]] * 27)
+        ids[:, place] = torch.arange(27)
+        tokens = (prompt_ids[row].expand(27, -1), prompt_mask[row].expand(27, -1), ids, torch.ones_like(ids).bool())
+        with torch.no_grad():
+            out = ActorCritic(lm)(*tokens, decoding)
+        of_policy, of_reference = out.logprobs[:, place], Reference(lm).logprobs(*tokens, decoding)[:, place]
+        torch.testing.assert_close(of_policy.exp(), p, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(of_reference.exp(), p, rtol=1e-4, atol=1e-6)
+        impossible = [i for i in range(27) if i not in possible(decoding, place)]
+        assert (
+            of_policy[impossible].exp().tolist() == of_reference[impossible].exp().tolist() == [0.0] * len(impossible)
+        )
+        torch.testing.assert_close(of_policy.exp().sum(), torch.tensor(1.0))
+        real = p[p > 0]
+        torch.testing.assert_close(out.entropy[0, place], -(real * real.log()).sum(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(said.logprobs[row, place].exp(), p[response[place]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("name", BENT)
+def test_sampler_s_logprobs_are_the_policy_s_also_after_rows_left_the_cache(load, family, name):
+    lm, decoding = load(family), replace(BENT[name], stops=(*STOPS, 5, 13, 14))
+    said, _, prompts = bent(lm, decoding, PROMPTS * 4)
+    lengths = said.mask.sum(-1)
+    alive = [int((lengths > t).sum()) for t in range(1, LENGTH)]
+    assert any(0 < rows <= 12 for rows in alive)  # half of 24 rows left, and some went on
+    with torch.no_grad():
+        out = ActorCritic(lm)(*prompts, said.ids, said.mask, decoding)
+    torch.testing.assert_close(said.logprobs, out.logprobs, rtol=0, atol=1e-5)
+    assert (said.logprobs[said.mask] < 0).all()
+    assert not said.logprobs[~said.mask].any()
+
+
+def test_gradient_is_finite_where_tokens_are_impossible(load):
+    """And none of it reaches what was impossible: the logits of suppressed tokens stand nowhere."""
+    lm, decoding = load(), BENT["both"]
+    said, _, prompts = bent(lm, decoding)
+    out = ActorCritic(lm)(*prompts, said.ids, said.mask, decoding)
+    (out.logprobs.sum() + out.entropy.sum()).backward()
+    grad = lm.get_output_embeddings().weight.grad
+    assert grad.isfinite().all()
+    assert not grad[list(decoding.suppress_ids)].any()
+    assert grad[[9, 21]].any()
+
+
+def test_places_count_the_tokens_of_a_response_not_of_the_prompt(load):
+    """At place 2 of min_new_tokens 3 no end, at place 3 any; whatever stands left of it."""
+    logits = torch.zeros(4, 5)
+    found = Decoding(2.0, suppress_ids=(4,), min_new_tokens=3, stops=(0, 1))(logits, torch.tensor([0, 2, 3, 9]))
+    ninf = -torch.inf
+    assert found.tolist() == [[ninf, ninf, 0, 0, ninf]] * 2 + [[0, 0, 0, 0, ninf]] * 2
+    assert Decoding(0.5)(torch.tensor([[1.0, -2.0]]), torch.tensor([0])).tolist() == [[2.0, -4.0]]
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_greedy_takes_the_most_probable_possible_token(load, name):
+    lm, decoding = load(), BENT[name]
+    ids, mask = pad(PROMPTS, 2, "left")
+    said = sample(lm, ids, mask, None, decoding, LENGTH)
+    for prompt, response, logprobs in zip(PROMPTS, listed(said), said.logprobs.tolist(), strict=True):
+        text = list(prompt)
+        for place, token in enumerate(response):
+            p = distribution(lm, text, decoding, place)
+            assert token == int(p.argmax())
+            assert logprobs[place] == pytest.approx(float(p.max().log()), abs=1e-5)
+            assert token not in STOPS or place == len(response) - 1
+            text.append(token)
+    one_by_one = sample(lm, ids, mask, None, decoding, LENGTH, max_rows=1)
+    assert torch.equal(one_by_one.ids, said.ids)
+
+
+def test_suppressed_ids_outside_the_vocabulary_or_without_an_end_are_refused():
+    def made(stops=(1, 5), **settings):
+        return decoding_of(GenerationConfig(**settings), stops, 27)
+
+    for bad in (27, -1):
+        with pytest.raises(UserError) as error:
+            made(suppress_ids=[3, bad])
+        assert str(error.value) == f"generation.suppress_ids names {bad}, but the model's tokens are 0 to 26"
+    with pytest.raises(UserError) as error:
+        made(suppress_ids=[5, 3, 1])
+    assert str(error.value) == "generation.suppress_ids holds every end token (1, 5), so no response could end"
+    assert made(suppress_ids=[5]) == Decoding(1.0, (5,), 0, (1, 5))
+    assert made(suppress_ids=[1, 5], stop_strings=["end"]).suppress_ids == (1, 5)  # a text can end it
+    assert made(temperature=0.5, min_new_tokens=2) == Decoding(0.5, (), 2, (1, 5))
+
+
+def test_without_an_end_token_a_stop_string_will_do():
+    assert named(stop_strings=["end"]) == []
+
+
+# ------------------------------------------------------------------------------------------------------- stop strings
+
+
+@pytest.fixture
+def strings(models):
+    tokenizer = load_tokenizer(str(models("llama")))
+
+    def made(*texts):
+        return StopStrings(tokenizer, texts)
+
+    return made
+
+
+def words(*texts):
+    """Ids of rows of words as the tiny tokenizer has them."""
+    known = {"the": 7, "film": 8, "is": 9, "a": 10, "good": 11, "bad": 12}
+    return torch.tensor([[known[word] for word in text.split()] for text in texts])
+
+
+def test_a_stop_string_is_complete_with_the_token_that_completes_it(strings):
+    stop = strings("film is", "oo")
+    ids = words("the film is a", "film the is a", "a good film the", "the film film is", "is film good bad")
+    seen = [stop.completed(ids[:, : t + 1]).tolist() for t in range(4)]
+    assert list(map(list, zip(*seen, strict=True))) == [
+        [False, False, True, False],
+        [False, False, False, False],
+        [False, True, False, False],
+        [False, False, False, True],
+        [False, False, True, False],
+    ]
+
+
+def test_a_long_stop_string_is_found_however_long_the_response_is(strings):
+    stop = strings("is a good film the bad")
+    ids = words("a " * 40 + "is a good film the bad")
+    assert stop.completed(ids).tolist() == [True]
+    assert stop.completed(ids[:, :-1]).tolist() == [False]
+
+
+def test_text_is_cut_before_the_first_stop_string(strings):
+    stop = strings("good", "film is")
+    assert stop.cut("the film is a good") == "the "
+    assert stop.cut("a good film is") == "a "
+    assert stop.cut("the film") == "the film"
+    assert stop.cut("film is") == ""
+
+
+@pytest.mark.parametrize("text", ["good", "film", "st", None])
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strings, text, max_rows):
+    """It is the unstopped response, cut; the prompt's own words complete nothing. None: two words of one response."""
+    lm, prompts = load(), PROMPTS * 6
+    decoding = Decoding(1.0, stops=(1,))
+    free, _, _ = bent(lm, decoding, prompts)
+    text = text or strings().tokenizer.decode(max(listed(free), key=len)[3:5])
+    stop = strings(text)
+    said, _, _ = bent(lm, decoding, prompts, strings=stop, max_rows=max_rows)
+    stopped = 0
+    for whole, response, cut in zip(listed(free), listed(said), said.truncated.tolist(), strict=True):
+        texts = [stop.tokenizer.decode(whole[: t + 1]) for t in range(len(whole))]
+        ends = [t for t, so_far in enumerate(texts) if text in so_far]
+        assert response == (whole[: ends[0] + 1] if ends else whole)
+        assert cut == (not ends and whole[-1] != 1)
+        stopped += bool(ends) and len(response) < len(whole)
+    assert stopped >= (1 if " " in text else 3)
+
+
+def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
+    lm = load()
+    ids, mask = pad(PROMPTS, 2, "left")
+    free = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1)
+    text = strings().tokenizer.decode(free.ids[0])
+    said = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1, strings(text))
+    assert torch.equal(said.ids, free.ids)
+    expected = [token not in (1, int(free.ids[0, 0])) for token in free.ids[:, 0].tolist()]
+    assert said.truncated.tolist() == expected
+    assert not said.truncated[0]
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt(load, strings):
+    lm, decoding = load(), Decoding(1.0, stops=(1,))
+    free = listed(bent(lm, decoding, PROMPTS)[0])
+    decode = strings().tokenizer.decode
+    text = decode([PROMPTS[0][-1], free[0][0]])
+    assert text not in decode(free[0])
+    assert len(free[0]) > 1
+    assert listed(bent(lm, decoding, PROMPTS, strings=strings(text))[0])[0] == free[0]

@@ -229,3 +229,38 @@ def test_penalties_take_the_place_of_scores(rules, expected):
     truncated = torch.tensor([True, False, True, False])
     scores = torch.tensor([0.5, 1.5, 2.5, 3.5])
     assert apply_rules(scores, lengths, truncated, RewardConfig(**rules), 4).tolist() == expected
+
+
+def test_overlong_responses_pay_more_with_every_token_of_the_buffer():
+    """Limit 10, buffer 4, price 2: six tokens are free, the next four cost 2 / 4 each, later ones no more.
+
+    It is taken from the score, truncated or not, and nothing replaces the score.
+    """
+    lengths = torch.tensor([1, 6, 7, 8, 9, 10, 10, 13])
+    truncated = torch.tensor([False, False, False, False, False, False, True, True])
+    config = RewardConfig(truncated="overlong", overlong_penalty=2.0, overlong_buffer=4)
+    found = apply_rules(torch.full((8,), 5.0), lengths, truncated, config, 10)
+    assert found.tolist() == [5.0, 5.0, 4.5, 4.0, 3.5, 3.0, 3.0, 3.0]
+
+
+def test_overlong_buffer_as_long_as_the_limit_prices_every_token():
+    config = RewardConfig(truncated="overlong", overlong_penalty=1.0, overlong_buffer=4)
+    found = apply_rules(torch.zeros(4), torch.tensor([1, 2, 3, 4]), torch.zeros(4, dtype=torch.bool), config, 4)
+    assert found.tolist() == [-0.25, -0.5, -0.75, -1.0]
+
+
+def test_too_short_and_overlong_are_both_paid_for():
+    """A response below min_length scores minus short_penalty; the soft penalty comes on top of whatever there is."""
+    config = RewardConfig(
+        truncated="overlong", overlong_penalty=2.0, overlong_buffer=4, min_length=2, short_penalty=3.0
+    )
+    found = apply_rules(torch.ones(3), torch.tensor([1, 2, 4]), torch.zeros(3, dtype=torch.bool), config, 4)
+    assert found.tolist() == [-3.5, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("policy", ["bootstrap", "mask"])
+def test_other_truncation_policies_leave_the_scores_alone(policy):
+    """Though a penalty for a missing end has a default."""
+    scores = torch.tensor([0.5, 1.5])
+    found = apply_rules(scores, torch.tensor([4, 4]), torch.tensor([True, False]), RewardConfig(truncated=policy), 4)
+    assert torch.equal(found, scores)

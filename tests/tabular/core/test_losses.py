@@ -5,6 +5,7 @@ import torch
 
 from tabular.core.kl import categorical_kl
 from tabular.core.losses import (
+    aggregate,
     clipped_surrogate_loss,
     kl_penalty_surrogate_loss,
     policy_gradient_loss,
@@ -230,3 +231,87 @@ def test_impossible_beta_and_value_clip():
         kl_penalty_surrogate_loss(zeros, zeros, zeros, zeros, -1, REAL, 4)
     with pytest.raises(ValueError, match=r"clip_range must not be negative, got -0\.2"):
         value_loss(zeros, zeros, zeros, REAL, 4, -0.2)
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+WEIGHTED = {
+    "policy_gradient": lambda x, denom, w: policy_gradient_loss(
+        x["logprobs"], x["advantages"], x["mask"], denom, weights=w
+    ),
+    "clipped": lambda x, denom, w: clipped_surrogate_loss(
+        x["logprobs"], x["old_logprobs"], x["advantages"], x["mask"], denom, weights=w
+    ),
+    "kl_penalty": lambda x, denom, w: kl_penalty_surrogate_loss(
+        x["logprobs"], x["old_logprobs"], x["advantages"], x["kl"], 0.3, x["mask"], denom, weights=w
+    ),
+    "value": lambda x, denom, w: value_loss(
+        x["values"], x["old_values"], x["returns"], x["mask"], denom, 0.2, weights=w
+    ),
+}
+
+
+def test_aggregate_by_hand():
+    """Rows of three tokens and one. The mean of the rows' means is not the mean of the tokens."""
+    x = torch.tensor([[1.0, 2.0, 6.0], [5.0, torch.nan, torch.inf]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    assert aggregate(x, mask, 4) == (1 + 2 + 6 + 5) / 4
+    assert aggregate(x, mask, 7) == 14 / 7
+    torch.testing.assert_close(
+        aggregate(x, mask, 4, torch.tensor([[1 / 6], [1 / 2]])), torch.tensor(((1 + 2 + 6) / 3 + 5) / 2)
+    )
+    assert aggregate(x, mask, 4, torch.tensor([[0.5], [0.0]])) == 4.5
+    assert aggregate(x, mask, 4, torch.tensor([[1.0, 0.0, 10.0], [2.0, 9.0, 9.0]])) == 1 + 60 + 10
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_one_over_the_denominator_are_the_mean(name, ragged):
+    """In loss, gradient and metrics; the denominator is then the metrics' alone."""
+    denom = ragged["mask"].sum()
+    found = {}
+    for key, weights in (("mean", None), ("weights", torch.full((6, 1), 1.0, dtype=torch.float64) / denom)):
+        x = {k: t if k == "mask" else t.clone().requires_grad_() for k, t in ragged.items()}
+        loss, metrics = WEIGHTED[name](x, denom, weights)
+        loss.backward()
+        found[key] = loss.detach(), metrics, (x["values"] if name == "value" else x["logprobs"]).grad
+    torch.testing.assert_close(found["weights"], found["mean"])
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weighted_loss_is_the_weighted_sum_of_single_tokens_losses(name, ragged):
+    """And the metrics stay means over tokens, whatever the weights."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(6, 5, generator=generator, dtype=torch.float64)
+    denom = ragged["mask"].sum()
+    loss, metrics = WEIGHTED[name](ragged, denom, weights)
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, place in ragged["mask"].nonzero().tolist():
+        alone = {k: t[row, place].reshape(1) for k, t in ragged.items()}
+        expected += weights[row, place] * WEIGHTED[name](alone, 1, None)[0]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics, WEIGHTED[name](ragged, denom, None)[1])
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weighted_microbatches_sum_to_the_whole(name, ragged):
+    """Each response counts alike: its own part needs its own tokens and the number of all responses."""
+    denom = ragged["mask"].sum()
+    weights = 1.0 / (5 * ragged["mask"].sum(-1, keepdim=True).clamp(min=1).double())
+    whole, _ = WEIGHTED[name](ragged, denom, weights)
+    parts = [
+        WEIGHTED[name]({k: x[i : i + 2] for k, x in ragged.items()}, denom, weights[i : i + 2])[0] for i in (0, 2, 4)
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    rows = [
+        WEIGHTED[name]({k: x[i, :n] for k, x in ragged.items()}, n, None)[0]
+        for i, n in enumerate(ragged["mask"].sum(-1).tolist())
+        if n
+    ]
+    torch.testing.assert_close(whole, torch.stack(rows).mean())
+
+
+def test_masked_nan_changes_no_weighted_loss(ragged):
+    weights = torch.rand(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    poisoned = {k: x if k == "mask" else torch.where(ragged["mask"], x, torch.nan) for k, x in ragged.items()}
+    for loss in WEIGHTED.values():
+        torch.testing.assert_close(loss(poisoned, 3, weights)[0], loss(ragged, 3, weights)[0])

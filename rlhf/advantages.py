@@ -14,7 +14,7 @@ from rlhf.ppo_settings import PPOConfig
 from rlhf.settings import RewardConfig
 from rlhf.types import PPOBatch, Rollout, last_index
 from tabular.core.kl import kl_estimate
-from tabular.core.masked import masked_whiten
+from tabular.core.masked import masked_whiten, unit_scale
 from tabular.core.returns import gae
 
 GROUP_STD_EPS = 1e-6
@@ -91,7 +91,7 @@ def make_batch(
         loss_mask = mask & ~rollout.truncated.unsqueeze(-1)
     rewards = token_rewards(rollout, scores, kl_coef if config.kl_placement == "reward" else 0.0, config.kl_estimator)
     if config.whiten_rewards:
-        rewards = masked_whiten(rewards, mask, shift_mean=False)
+        rewards = rewards * unit_scale(rewards, loss_mask)  # by what is learnt from, on all that is compared
     baselines = None if rollout.baseline_scores is None else shaped(rollout.baseline_scores, reward, scale)
     advantages, returns = estimate(rollout, rewards, baselines, config)
     if config.whitens:
@@ -155,11 +155,11 @@ def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> 
     2025, arXiv 2503.20783). TRL, verl and OpenRLHF compute the same but for what they add to the deviation: 1e-4, 1e-6
     (as here) and 1e-9, which matters only where scores hardly differ.
     """
-    groups = rewards.view(-1, size)
+    groups = rewards.double().view(-1, size)  # in float32 the mean of equal scores need not be the score
     advantages = groups - groups.mean(-1, keepdim=True)
     if divide_by_std:
         advantages = advantages / (groups.std(-1, keepdim=True) + GROUP_STD_EPS)
-    return advantages.flatten()
+    return advantages.flatten().to(rewards.dtype)
 
 
 def returns_to_go(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], gamma: float) -> Float[Tensor, "B R"]:

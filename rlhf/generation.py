@@ -103,9 +103,16 @@ class StopStrings:
         ]
         return torch.tensor(found, device=ids.device)
 
-    def cut(self, text: str) -> str:
-        """The text before the first stop string."""
-        return text[: min((i for s in self.strings if (i := text.find(s)) >= 0), default=len(text))]
+    def cut(self, ids: list[int], text: str) -> str:
+        """A response's text, special tokens left out, before its stop string, which is sought with them in place."""
+        whole = self.tokenizer.decode(ids, skip_special_tokens=False)
+        start = min((i for s in self.strings if (i := whole.find(s)) >= 0), default=None)
+        if start is None:
+            return text
+        before = whole[:start]
+        for special in self.tokenizer.all_special_tokens:
+            before = before.replace(special, "")
+        return before
 
 
 @torch.no_grad()

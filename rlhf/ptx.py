@@ -35,7 +35,7 @@ class TextStream:
         """
         assert config.path is not None
         examples = encode(tokenizer, load_rows(config.path, config.split), config.max_length, config.path)
-        check_lengths((len(ids) for ids, _ in examples), room, config.path)
+        check_lengths((len(ids) for ids, _ in examples), room, config.path, "ptx.max_length")
         if len(examples) < config.batch_size:
             raise UserError(
                 f"{config.path} holds {len(examples)} texts, fewer than ptx.batch_size = {config.batch_size}; lower it"

@@ -76,7 +76,7 @@ def read(
     policy: ActorCritic,
     reference: Reference,
     rollout: Rollout,
-    groups: Sequence[Int[Tensor, "M"]],
+    groups: Sequence[Int[Tensor, "_"]],
     decoding: Decoding,
     extras: Extras | None = None,
 ) -> Rollout:
@@ -120,7 +120,7 @@ def read(
     return replace(rollout, **found)
 
 
-def cut_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "M"]]) -> Float[Tensor, "B"]:
+def cut_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "B"]:
     """What the critic expects after each response that was cut off; 0 for the others."""
     values = torch.zeros(len(rollout), device=rollout.response_ids.device)
     for rows in groups:
@@ -150,7 +150,7 @@ def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Tensor) -> list[str]
     rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
     texts = sampler.tokenizer.batch_decode(rows, skip_special_tokens=True)
     strings = sampler.strings
-    return texts if strings is None else [strings.cut(text) for text in texts]
+    return texts if strings is None else [strings.cut(row, text) for row, text in zip(rows, texts, strict=True)]
 
 
 def tokens(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,6 +163,6 @@ def tokens(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def forward_groups(count: int, minibatch: int, microbatch: int) -> list[Int[Tensor, "M"]]:
+def forward_groups(count: int, minibatch: int, microbatch: int) -> list[Int[Tensor, "_"]]:
     """Rows 0 to count - 1 cut first into minibatches, then each into microbatches."""
     return [rows for part in torch.arange(count).split(minibatch) for rows in microbatches(part, microbatch)]

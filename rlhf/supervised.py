@@ -40,13 +40,15 @@ def check_batches(config: TrainingConfig, rows: int, processes: int, path: str |
         )
 
 
-def check_lengths(lengths: Iterable[int], room: int | None, path: str | None) -> None:
+def check_lengths(
+    lengths: Iterable[int], room: int | None, path: str | None, setting: str = "training.max_length"
+) -> None:
     """Refuse texts that are longer than the model reads (`room` tokens; None: any)."""
     longest = max(lengths)
     if room is not None and longest > room:
         raise UserError(
             f"{path} holds a text of {longest} tokens, but the model reads at most {room}; "
-            f"set training.max_length to {room} or less, to cut longer ones"
+            f"set {setting} to {room} or less, to cut longer ones"
         )
 
 

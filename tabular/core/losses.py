@@ -143,7 +143,8 @@ def value_loss(
     if clip_range is not None:
         _check_not_negative(clip_range=clip_range)
         clipped_errors = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
-        active = clipped_errors > errors
+        # Adding up what was taken apart rounds: a value that moved little is not clipped, whatever its last bit says.
+        active = (clipped_errors > errors) & ((values - old_values).abs() > clip_range)
         errors = torch.maximum(errors, clipped_errors)
     metrics = {"clip_fraction": masked_mean(active.to(values.dtype), mask, denom)}
     return 0.5 * aggregate(errors, mask, denom, weights), metrics

@@ -56,12 +56,17 @@ def masked_whiten(
     ours differs on purpose. torchtune adds it back under `shift_mean=True`, which is a mistake.
     """
     x = torch.where(mask, x, 0)
-    var = masked_var(x, mask)
     if shift_mean:
-        whitened = (x - masked_mean(x, mask)) * torch.rsqrt(var + eps)
+        whitened = (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + eps)
     else:
-        whitened = x * torch.where(var > eps, torch.rsqrt(var + eps), 1)
+        whitened = x * unit_scale(x, mask, eps)
     return torch.where(mask, whitened, 0)
+
+
+def unit_scale(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: float = 1e-8) -> Float[Tensor, ""]:
+    """What to multiply by for unit variance of the real entries: `1 / sqrt(var + eps)`, and 1 where `var <= eps`."""
+    var = masked_var(x, mask)
+    return torch.where(var > eps, torch.rsqrt(var + eps), 1)
 
 
 def explained_variance(

@@ -104,10 +104,9 @@ def _gae_over_holes(
         torch.where(real, x.gather(-1, order), 0) for x in (rewards, values, discounts.expand_as(rewards))
     )
     decays = torch.as_tensor(lam, dtype=rewards.dtype, device=rewards.device).expand_as(rewards).gather(-1, order)
-    if last is not None:  # the step after the last real one
-        count = mask.sum(-1, keepdim=True)
-        ends = torch.arange(mask.shape[-1], device=mask.device) == count
-        values = torch.where(ends, last[..., None], values)
+    if last is not None:  # after the last real step comes one of this value, and nothing is better or worse about it
+        ends = torch.arange(mask.shape[-1], device=mask.device) == mask.sum(-1, keepdim=True)
+        rewards, values = (torch.where(ends, last[..., None], x) for x in (rewards, values))
     advantages = torch.where(real, gae(rewards, values, discounts, decays, last), 0)
     return torch.zeros_like(advantages).scatter(-1, order, advantages)
 

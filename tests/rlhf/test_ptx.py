@@ -128,7 +128,6 @@ def test_texts_that_cannot_be_learnt_are_refused(write, tokenizer):
         TextStream.load(PTXConfig(path="none.jsonl"), tokenizer, 128, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the message names training.max_length, which a PPO run does not have")
 def test_texts_too_long_are_told_to_lower_the_setting_that_there_is(write, tokenizer):
     with pytest.raises(UserError, match=r"set ptx\.max_length to 6 or less"):
         TextStream.load(write([{"text": text} for text in TEXTS]), tokenizer, 6, 0)

@@ -226,7 +226,6 @@ def test_mask_without_a_hole_is_no_mask(batch, bootstrap):
     assert torch.equal(gae(rewards, values, discounts, 0.8, last, full), gae(rewards, values, discounts, 0.8, last))
 
 
-@pytest.mark.xfail(strict=True, reason="the bootstrap value comes back as the delta of the first place after the end")
 @pytest.mark.parametrize("seed", range(3))
 def test_bootstrap_value_stands_after_the_last_real_step(seed):
     rewards, values, discounts, after, mask = holed(seed)

@@ -126,7 +126,7 @@ def gae_estimates(
     Yuan et al. (2025), VC-PPO: the policy's lambda below 1 trades variance, the critic's targets need not. Yue et al.
     (2025), VAPO: `1 - 1 / (alpha * length)` lets every response look back over a share of its length.
     """
-    discounts = config.gamma * has_next(mask)
+    discounts = torch.full_like(rewards, config.gamma)
     lam: float | Tensor = config.lam
     if config.lam_length_alpha is not None:
         lam = (1 - 1 / (config.lam_length_alpha * mask.sum(-1, keepdim=True))).clamp(0, 1)
@@ -168,8 +168,7 @@ def returns_to_go(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], gamm
     verl computes the same for both, but its ReMax does not read gamma; OpenRLHF discounts over an environment's words
     too, where nothing is decided.
     """
-    zeros = torch.zeros_like(rewards)
-    return gae(rewards, zeros, gamma * has_next(mask), 1.0, mask=mask)
+    return gae(rewards, torch.zeros_like(rewards), torch.full_like(rewards, gamma), 1.0, mask=mask)
 
 
 def total(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:
@@ -179,12 +178,6 @@ def total(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Ten
 def over_tokens(x: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     """One number a response, on each of its tokens."""
     return torch.where(mask, x.unsqueeze(-1), 0.0)
-
-
-def has_next(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
-    """True where a later token of the response follows."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return mask & (places < last_index(mask).unsqueeze(-1))
 
 
 def loss_weights(

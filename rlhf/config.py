@@ -105,6 +105,8 @@ class PPOJob:
                 "critic.kind is adapter, but model.lora.rank is 0: an adapter critic shares the frozen base of an "
                 "adapted policy; set --model.lora.rank 16, or critic.kind to shared or separate"
             )
+        if ppo.vf_coef == 0 and (critic.warmup_steps or critic.pretraining_steps):
+            raise UserError("ppo.vf_coef is 0, so a critic that learns first would learn nothing; raise it")
         if critic.init == "reward" and self.reward.model is None:
             raise UserError("critic.init is reward, but there is no reward.model to take the critic from")
         check(

@@ -48,6 +48,8 @@ def decoding_of(config: GenerationConfig, stops: Sequence[int], vocabulary: int)
     """
     if bad := [i for i in config.suppress_ids if not 0 <= i < vocabulary]:
         raise UserError(f"generation.suppress_ids names {bad[0]}, but the model's tokens are 0 to {vocabulary - 1}")
+    if len(set(config.suppress_ids)) >= vocabulary:
+        raise UserError("generation.suppress_ids holds every token of the model, so nothing could be said")
     if stops and all(i in config.suppress_ids for i in stops) and not config.stop_strings:
         raise UserError(
             f"generation.suppress_ids holds every end token ({', '.join(map(str, stops))}), so no response could end"

@@ -175,6 +175,9 @@ class PPOConfig:
             )
         if self.kl_target is None:
             check_unread(self, "ppo", ("kl_horizon",), "ppo.kl_target is null")
+        if self.kl_coef == 0:
+            why = "ppo.kl_coef is 0, from which no controller rises"
+            check_unread(self, "ppo", ("kl_target", "kl_estimator", "kl_placement"), why)
 
     @property
     def has_critic(self) -> bool:

@@ -44,6 +44,8 @@ class LoraConfig:
     def __post_init__(self):
         check(self.rank >= 0, "model.lora.rank", self.rank, "0 (train all weights) or a positive rank")
         check(self.alpha > 0, "model.lora.alpha", self.alpha, "positive")
+        if self.rank == 0:
+            check_unread(self, "model.lora", ("alpha", "targets"), "model.lora.rank is 0")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ class GenerationConfig:
     temperature: float = 1.0
     """Divides the logits, when sampling and in every log-probability alike."""
     min_new_tokens: int = 0
-    """Shortest response: no end token is possible before it, in sampling and in every log-probability alike."""
+    """Before so many tokens no end token is possible, in sampling and in every log-probability alike; a stop string
+    may still end a response."""
     suppress_ids: list[int] = field(default_factory=list)
     """Token ids that are never possible, in sampling and in every log-probability alike."""
     stop_ids: list[int] | None = None
@@ -216,6 +219,8 @@ class RewardConfig(SourceConfig):
     def __post_init__(self):
         check_source(self, "reward")
         check(self.min_length >= 0, "reward.min_length", self.min_length, "at least 0")
+        if self.min_length == 0:
+            check_unread(self, "reward", ("short_penalty",), "reward.min_length is 0")
         check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, "at least 0; it is subtracted")
         check(self.clip is None or self.clip > 0, "reward.clip", self.clip, "null or positive")
         check(self.overlong_penalty >= 0, "reward.overlong_penalty", self.overlong_penalty, "at least 0")
@@ -242,6 +247,7 @@ def check_source(source: SourceConfig, key: str) -> None:
         raise UserError(f"{key}.model and {key}.function are both set; scores come from one source: unset one of them")
     check(source.batch_size > 0, f"{key}.batch_size", source.batch_size, "positive")
     if source.function is not None:
+        check_unread(source, key, ("batch_size", "normalize"), f"{key}.function gives its scores as they are")
         check(":" in source.function, f"{key}.function", source.function, "of the form file.py:name or module:name")
 
 

@@ -11,7 +11,6 @@ from rlhf.advantages import (
     estimate,
     gae_estimates,
     grpo,
-    has_next,
     loss_weights,
     make_batch,
     over_tokens,
@@ -23,7 +22,7 @@ from rlhf.advantages import (
     total,
 )
 from rlhf.config import PPOConfig, RewardConfig
-from rlhf.types import Prompts, Rollout, last_index, reach
+from rlhf.types import Prompts, Rollout, reach
 from rlhf.update import Count
 from tabular.core.losses import aggregate
 
@@ -227,7 +226,6 @@ def test_gae_estimates_by_hand_over_a_hole():
 
 def test_small_parts_by_hand():
     mask = torch.tensor([[T, F, T, F], [T, T, F, F]])
-    assert has_next(mask).tolist() == [[T, F, F, F], [T, F, F, F]]
     assert over_tokens(torch.tensor([2.0, 3.0]), mask).tolist() == [[2.0, 0.0, 2.0, 0.0], [3.0, 3.0, 0.0, 0.0]]
     rewards = torch.tensor([[1.0, torch.nan, 4.0, 9.0], [1.0, 2.0, 9.0, torch.inf]])
     assert total(rewards, mask).tolist() == [5.0, 3.0]
@@ -513,8 +511,3 @@ def test_weighted_microbatches_add_up_to_the_definition(aggregation, size):
         for m in [mask[i : i + size]]
     ]
     torch.testing.assert_close(torch.stack(parts).sum(), expected)
-
-
-def test_last_index_of_the_score_is_the_last_place_that_is_discounted():
-    mask = torch.tensor([[T, F, T, F], [F, T, F, T]])
-    assert (has_next(mask).int() + torch.nn.functional.one_hot(last_index(mask), 4)).bool().tolist() == mask.tolist()

@@ -129,7 +129,9 @@ def test_later_files_and_options_win(tmp_path):
 @pytest.mark.parametrize("kind", JOBS)
 def test_a_written_config_parses_back_to_the_same_job(kind, tmp_path):
     job = parse(
-        kind, [*JOBS[kind], "--data.eval_split", "te:st", "--model.lora.targets", "[q_proj, v_proj]", "--seed=3"]
+        kind,
+        [*JOBS[kind], "--data.eval_split", "te:st", "--model.lora.targets", "[q_proj, v_proj]", "--seed=3"]
+        + ["--model.lora.rank", "2"],
     )
     (tmp_path / "config.yaml").write_text(to_yaml(job))
     assert parse(kind, ["--config", str(tmp_path / "config.yaml")]) == job
@@ -321,7 +323,7 @@ VALUES = [
         for bad in (-1, 64, 65)
     ),
     ("generation", {"stop_strings": ["a", ""]}, "stop_strings", "without empty strings"),
-    ("reward", {"short_penalty": -1.0}, "short_penalty", "at least 0; it is subtracted"),
+    ("reward", {"min_length": 1, "short_penalty": -1.0}, "short_penalty", "at least 0; it is subtracted"),
     ("reward", {"missing_eos_penalty": -1.0}, "missing_eos_penalty", "null or at least 0; it is subtracted"),
     *(
         (g, {"function": "f.py"}, "function", "of the form file.py:name or module:name")
@@ -370,6 +372,21 @@ UNREAD = [
         for name, value in {"clip_range": 0.1, "clip_range_high": 0.28, "dual_clip": 3.0}.items()
     ),
     ("ppo", {"kl_horizon": 5000}, "kl_horizon", "ppo.kl_target is null"),
+    *(
+        ("ppo", {"kl_coef": 0.0, **given}, name, "ppo.kl_coef is 0, from which no controller rises")
+        for name, given in {
+            "kl_target": {"kl_target": 6.0},
+            "kl_estimator": {"kl_estimator": "full"},
+        }.items()
+    ),
+    ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
+    ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
+    ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
+    *(
+        (group, {"function": "f.py:g", name: value}, name, f"{group}.function gives its scores as they are")
+        for group in ("reward", "eval.judge")
+        for name, value in {"batch_size": 8, "normalize": False}.items()
+    ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(
         ("critic", {"kind": kind, "init": "x"}, "init", f"critic.kind {kind} stands on the policy's weights")
@@ -416,6 +433,11 @@ COMBINATIONS = [
             f"{group}.model and {group}.function are both set; scores come from one source: unset one of them",
         )
         for group in ("reward", "eval.judge")
+    ),
+    (
+        job_of,
+        {"ppo": {"vf_coef": 0.0}, "critic": {"warmup_steps": 1}},
+        "ppo.vf_coef is 0, so a critic that learns first would learn nothing; raise it",
     ),
     (
         PPOConfig,
@@ -541,7 +563,7 @@ TAKEN = [
     (PPOConfig, {"estimator": "remax", "gamma": 0.9, "samples_per_prompt": 2}),
     (GenerationConfig, {"max_new_tokens": 1, "min_new_tokens": 0}),
     (GenerationConfig, {"max_new_tokens": 8, "min_new_tokens": 7, "max_rows": 1, "stop_strings": ["a"]}),
-    (RewardConfig, {"missing_eos_penalty": None, "clip": None, "short_penalty": 0.0}),
+    (RewardConfig, {"missing_eos_penalty": None, "clip": None, "min_length": 1, "short_penalty": 0.0}),
     (RewardConfig, {"truncated": "overlong", "overlong_penalty": 0.0, "overlong_buffer": 1}),
     (LoraConfig, {"rank": 0}),
     (ModelConfig, {"load_in_4bit": True, "lora": LoraConfig(rank=1)}),
@@ -596,8 +618,9 @@ def test_no_check_is_without_a_case_above(monkeypatch):
     cases = [(GROUPS[group], given) for group, given, *_ in VALUES + UNREAD]
     for make, given in cases + [(make, given) for make, given, _ in COMBINATIONS] + TAKEN:
         refusal(make, given)
-    # These two need another setting of the critic's, which is refused before them.
+    # These need another setting, which is refused before them.
     never = {(f"critic.{name}", "ppo.estimator * has no critic") for name in ("init", "pretraining_patience")}
+    never |= {("ppo.kl_placement", "ppo.kl_coef is *, from which no controller rises")}
     assert asked - refused == never
     assert len(refused) > 90
 

@@ -424,11 +424,13 @@ def test_a_long_stop_string_is_found_however_long_the_response_is(strings):
 
 
 def test_text_is_cut_before_the_first_stop_string(strings):
+    """Which is sought with the special tokens in their places; 1 ends the text, 7 to 10 are `the film is a`."""
     stop = strings("good", "film is")
-    assert stop.cut("the film is a good") == "the "
-    assert stop.cut("a good film is") == "a "
-    assert stop.cut("the film") == "the film"
-    assert stop.cut("film is") == ""
+    assert stop.cut([7, 8, 9, 10, 11], "the film is a good") == "the "
+    assert stop.cut([10, 11, 8, 9], "a good film is") == "a "
+    assert stop.cut([4, 7, 11, 1], "the good") == " the "
+    assert stop.cut([7, 8, 1], "the film") == "the film"
+    assert stop.cut([8, 9], "film is") == ""
 
 
 @pytest.mark.parametrize("text", ["good", "film", "st", None])

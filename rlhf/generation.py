@@ -112,8 +112,8 @@ class StopStrings:
         if start is None:
             return text
         before = whole[:start]
-        for special in self.tokenizer.all_special_tokens:
-            before = before.replace(special, "")
+        for token in self.tokenizer.added_tokens_decoder.values():
+            before = before.replace(token.content, "") if token.special else before
         return before
 
 

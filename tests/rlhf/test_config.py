@@ -130,8 +130,10 @@ def test_later_files_and_options_win(tmp_path):
 def test_a_written_config_parses_back_to_the_same_job(kind, tmp_path):
     job = parse(
         kind,
-        [*JOBS[kind], "--data.eval_split", "te:st", "--model.lora.targets", "[q_proj, v_proj]", "--seed=3"]
-        + ["--model.lora.rank", "2"],
+        [
+            *(*JOBS[kind], "--data.eval_split", "te:st", "--seed=3"),
+            *("--model.lora.rank", "2", "--model.lora.targets", "[q_proj, v_proj]"),
+        ],
     )
     (tmp_path / "config.yaml").write_text(to_yaml(job))
     assert parse(kind, ["--config", str(tmp_path / "config.yaml")]) == job

@@ -176,7 +176,7 @@ def test_unknown_command(capsys):
         (["--generation.stop_ids", "[9999]"], "generation.stop_ids names 9999, but the model's tokens are 0 to"),
         (
             ["--ppo.rollout_batch_size", "64", "--ppo.minibatch_size", "64"],
-            "fewer than one batch of ppo.rollout_batch_size",
+            "fewer than the 64 of one batch (ppo.rollout_batch_size = 64",
         ),
         (["--data.max_prompt_length", "2"], "prompts are longer than data.max_prompt_length = 2 tokens (row"),
         (["--resume", "nowhere"], "cannot resume from nowhere: weights.safetensors is missing"),

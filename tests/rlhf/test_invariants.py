@@ -1,5 +1,6 @@
 """What must hold before the first update, and what each critic, estimator and objective may and may not move."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,152 @@ def test_what_becomes_of_truncated_responses(job, change, rule):
         assert torch.equal(paid[whole], rollout.scores[whole])
     assert torch.equal(batch.loss_mask.any(-1), whole if rule == "mask" else torch.ones_like(cut))
     assert trainer.learner.update(batch, 0, 0.0)["policy/grad_norm"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ batches and steps
+
+
+@pytest.mark.parametrize(
+    ("total", "rollout", "minibatch", "microbatch", "epochs", "samples"),
+    [
+        (8, 8, 8, 8, 1, 1),
+        (8, 8, 4, 2, 3, 1),
+        (16, 8, 2, 1, 2, 2),
+        (24, 12, 4, 3, 1, 3),
+        (20, 8, 8, 3, 2, 4),
+        (9, 4, 1, 16, 2, 1),
+        (12, 12, 6, 4, 2, 6),
+    ],
+)
+def test_batch_sizes_mean_what_they_say(job, change, total, rollout, minibatch, microbatch, epochs, samples):
+    """Steps, optimizer steps, forwards, responses and prompts of a whole run."""
+    sizes = {"total_episodes": total, "rollout_batch_size": rollout, "minibatch_size": minibatch}
+    more = {"microbatch_size": microbatch, "ppo_epochs": epochs, "samples_per_prompt": samples}
+    trainer = PPOTrainer(change(job, ppo=sizes | more, data={"eval_fraction": 0.0}))
+    read, asked = [], []
+    honest, honest_source = trainer.learner.loss, trainer.source
+    trainer.learner.loss = lambda batch, *rest: (read.append(len(batch)), honest(batch, *rest))[1]
+    trainer.source = lambda prompts, texts, columns: (asked.append(prompts), honest_source(prompts, texts, columns))[1]
+    metrics = trainer.train()
+    steps = -(-total // rollout)
+    per_epoch = rollout // minibatch
+    assert trainer.state.step == steps == len(asked)
+    assert trainer.state.episodes == steps * rollout == sum(map(len, asked))
+    assert metrics["policy/optimizer_steps"] == epochs * per_epoch
+    taken = {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
+    assert taken == {steps * epochs * per_epoch}
+    assert len(read) == steps * epochs * per_epoch * -(-minibatch // microbatch)
+    assert max(read) == min(minibatch, microbatch)
+    for prompts in asked:  # each prompt as often as asked, side by side
+        assert all(prompts[i] == prompts[i - i % samples] for i in range(rollout))
+    started = trainer.prompts.stream(0, steps * rollout // samples, job.seed)
+    assert [p for batch in asked for p in batch[::samples]] == [trainer.prompts.prompts[i] for i in started]
+
+
+# --------------------------------------------------------------------------------------- the sampler is the policy
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"repetition_penalty": 2.0}, {"suppress_tokens": [8, 9]}, {"no_repeat_ngram_size": 1}, {"top_k": 2, "top_p": 0.5}],
+)
+def test_a_model_s_own_generation_config_bends_nothing(job, change, models, tmp_path, asked, capsys):
+    """It is named before the start and set aside: the responses are those of a model without it."""
+    import shutil
+
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "bent"
+    shutil.copytree(models("llama"), folder)
+    GenerationConfig(eos_token_id=1, do_sample=True, **asked).save_pretrained(folder)
+    plain = collected(PPOTrainer(job)).rollout
+    trainer = PPOTrainer(change(job, model={"path": str(folder)}, output=str(tmp_path / "other")))
+    bent, metrics = first_minibatch(trainer)
+    assert bent.rollout.completions == plain.completions
+    assert float(metrics["policy/ratio_max"]) == 1.0
+    trainer._start()
+    said = capsys.readouterr().out
+    assert "the model's generation_config asks for" in said
+    assert all(name in said for name in asked)
+
+
+# -------------------------------------------------------------------------------------------------- where critics start
+
+
+def test_a_critic_comes_back_from_where_it_was_saved(job, change, tmp_path):
+    """Trunk and head of a separate critic, and the head of a shared one with its trunk."""
+    for kind in ("separate", "shared"):
+        first = PPOTrainer(change(job, critic={"kind": kind}, output=str(tmp_path / kind), data={"eval_fraction": 0.0}))
+        first.train()
+        again = PPOTrainer(
+            change(
+                job,
+                critic={"kind": "separate", "init": str(tmp_path / kind)},
+                model={"path": str(tmp_path / kind)},
+                output=str(tmp_path / f"{kind}-again"),
+            )
+        )
+        rollout = first.generate(["the film is", "a good"] * 4)
+        assert rollout.old_values.abs().max() > 0
+        torch.testing.assert_close(again.read(rollout).old_values, rollout.old_values)
+
+
+def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_path):
+    """After the last token, shifted and scaled as PPO sees them."""
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.rewards import ModelReward
+
+    config = build.config("llama", num_labels=1)
+    config.score_mean, config.score_std = 0.3, 2.0
+    torch.manual_seed(3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    build.tokenizer().save_pretrained(tmp_path / "reward")
+    trainer = PPOTrainer(
+        change(
+            job,
+            critic={"kind": "separate", "init": "reward"},
+            reward={"function": None, "model": str(tmp_path / "reward")},
+        )
+    )
+    rollout = trainer.generate(["the film is", "a good", "it", "no end in"] * 2)
+    rows = torch.arange(8)
+    values = trainer.policy.values_after(
+        rollout.prompts.prompt_ids, rollout.prompts.prompt_mask, rollout.response_ids, rollout.response_mask
+    )
+    scorer = ModelReward(str(tmp_path / "reward"), "cpu")
+    from rlhf.data import pad
+    from rlhf.models import sequence_scores
+
+    ids = [
+        rollout.prompts.prompt_ids[i][rollout.prompts.prompt_mask[i]].tolist() + rollout.token_ids()[i] for i in rows
+    ]
+    expected = (sequence_scores(scorer.model, *pad(ids, 2, "right")) - 0.3) / 2.0
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_critics_that_cannot_be(job, change, models, build, tmp_path, reward_folder):
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.errors import UserError
+
+    build.tokenizer(bos="<|start|>").save_pretrained(tmp_path / "other")
+    AutoModelForSequenceClassification.from_config(build.config("llama", num_labels=1)).save_pretrained(
+        tmp_path / "other"
+    )
+    vocabulary = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    separate = {"kind": "separate"}
+    with pytest.raises(
+        UserError, match=r"has another tokenizer than .* \(token '(good|bad)' has id 1[12] there and 1[12] h"
+    ):
+        PPOTrainer(change(job, critic=separate | {"init": str(tmp_path / "other")}))
+    with pytest.raises(UserError, match="does not exist"):
+        PPOTrainer(change(job, critic=separate | {"init": str(tmp_path / "nowhere")}))
+    bert = tmp_path / "bert"
+    AutoModelForSequenceClassification.from_config(build.config("bert", num_labels=1)).save_pretrained(bert)
+    build.tokenizer().save_pretrained(bert)
+    with pytest.raises(UserError, match="BertForSequenceClassification, which cannot value the middle of a text"):
+        PPOTrainer(change(job, critic=separate | {"init": str(bert)}))

@@ -63,7 +63,7 @@ class PPOConfig:
     whiten_advantages: bool | None = None
     """Give a batch's advantages mean 0 and deviation 1 over its tokens; null does for gae and reinforce_pp."""
     whiten_rewards: bool = False
-    """Divide a batch's token rewards by their deviation; their mean is not taken away (Ziegler et al., 2019)."""
+    """Divide a batch's token rewards by their deviation; mean and sign stay in proportion."""
     # ------------------------------------------------------------------------------------------------ objective
     policy_loss: Literal["clip", "kl_penalty"] = "clip"
     """Clipped surrogate, or surrogate minus an adaptive price on the exact KL(old || new) (Schulman et al., 2017)."""

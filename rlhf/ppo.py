@@ -21,7 +21,7 @@ from rlhf.critics import build_policy
 from rlhf.data import load_prompts, prompts_of
 from rlhf.errors import UserError, together
 from rlhf.generation import uniforms
-from rlhf.loading import check_causal, export, load_causal_lm, load_tokenizer, room_of
+from rlhf.loading import check_causal, export, load_causal_lm, load_tokenizer, resolve, room_of
 from rlhf.metrics import Clock, peak_memory_mb, rollout_metrics
 from rlhf.models import Reference, check_head, disable_dropout
 from rlhf.own import check_rollout
@@ -86,6 +86,8 @@ class PPOTrainer:
             self.longest = max(map(len, self.prompts.ids + (self.held_out.ids if self.held_out else [])))
             self.check_room(self.longest, job.generation.max_new_tokens)
         self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
+        if job.critic.init not in (None, "reward"):
+            resolve(job.critic.init)  # a folder that is not there should not wait for the policy to load
         if job.ptx.path is not None:
             self.texts = TextStream.load(job.ptx, self.tokenizer, self.room, job.seed)
 

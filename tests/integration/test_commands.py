@@ -118,8 +118,10 @@ def test_metrics_are_those_of_the_readme(capsys, config, job):
     assert {name.strip(" `") for row in rows for name in row.split(",")} == logged
 
 
-def test_a_checkpoint_can_be_asked_to_speak(capsys, config, job):
-    assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1", "--model.lora.rank", "2")[0] == 0
+@pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
+def test_a_checkpoint_can_be_asked_to_speak(capsys, config, job, kind):
+    options = ["--checkpoint.every", "1", "--model.lora.rank", "2", "--critic.kind", kind]
+    assert rlhf(capsys, "ppo", "--config", config, *options)[0] == 0
     last = Path(job.output) / "checkpoints" / "latest"
     status, output = rlhf(capsys, "generate", last, "--prompt", "the film", "--max_new_tokens", "4")
     assert status == 0, output

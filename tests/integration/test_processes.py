@@ -50,7 +50,7 @@ VARIANTS = {
         "ppo": {"kl_placement": "loss", "kl_estimator": "full", "loss_aggregation": "fixed"},
         "reward": {"truncated": "mask"},
     },
-    "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2}},
+    "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2, "target_kl": 1e-4}},
 }
 
 

@@ -144,7 +144,9 @@ class Learner:
             surrogate, found = kl_penalty_surrogate_loss(
                 out.logprobs, rollout.old_logprobs, advantages, *prices, *known, config.log_ratio_clamp, weights
             )
-        loss = surrogate - config.ent_coef * aggregate(out.entropy, *known, weights)
+        loss = surrogate
+        if config.ent_coef > 0:  # at 0 its backward pass over the vocabulary would be for nothing
+            loss = loss - config.ent_coef * aggregate(out.entropy, *known, weights)
         metrics = {"policy/loss": surrogate.detach(), "policy/entropy": masked_mean(out.entropy, *known).detach()}
         metrics |= {
             f"policy/{name}": found[name] for name in ("approx_kl", "clip_fraction", "ratio_max") if name in found

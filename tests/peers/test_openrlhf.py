@@ -30,7 +30,7 @@ with pytest.MonkeyPatch.context() as patch:
     from openrlhf.trainer.ppo_utils import kl_controller as controller
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 single = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6, check_dtype=False)  # theirs casts to float32
 GROUP = 4
 
@@ -78,7 +78,7 @@ def test_token_rewards(either, kind):
     """The score on the last real token; theirs leaves what lies in padding to be masked later."""
     kl = kl_estimate(either.old_logprobs, either.ref_logprobs, kind)
     wanted = utils.compute_reward(either.scores, 0.3, kl, either.mask)
-    same(token_rewards(either.rollout(), either.scores, 0.3, kind)[either.mask], wanted[either.mask])
+    assert_same(token_rewards(either.rollout(), either.scores, 0.3, kind)[either.mask], wanted[either.mask])
 
 
 # -------------------------------------------------------------------------------------------------- estimators
@@ -91,7 +91,7 @@ def test_gae(ragged, gamma, lam):
         None, ragged.values, ragged.rewards, ragged.mask, gamma, lam
     )
     for mine, peers in zip(ours, wanted, strict=True):
-        same(mine[ragged.mask], peers[ragged.mask])
+        assert_same(mine[ragged.mask], peers[ragged.mask])
 
 
 def test_gae_over_holes_differs():
@@ -145,7 +145,7 @@ def test_gae_and_whitening_of_a_batch(ragged):
     rewards = token_rewards(ragged.rollout(), ragged.scores, 0.3, "k1")
     advantages, returns = estimate(ragged.rollout(), rewards, None, PPOConfig(gamma=0.95, lam=0.9))
     wanted, wanted_returns = through_their_maker(ragged, "gae", gamma=0.95)
-    same(returns[ragged.mask], wanted_returns[ragged.mask])
+    assert_same(returns[ragged.mask], wanted_returns[ragged.mask])
     single(masked_whiten(advantages, ragged.mask)[ragged.mask], wanted[ragged.mask])
 
 
@@ -201,8 +201,10 @@ def own_weights(mask, mode):
 @pytest.mark.parametrize("mode", ["token", "sequence"])
 def test_aggregation(ragged, mode):
     x, mask = ragged.rewards, ragged.mask
-    same(aggregate(x, mask, mask.sum(), own_weights(mask, mode)), losses.aggregate_loss(x, mask, mode == "token"))
-    same(masked_mean(x, mask), utils.masked_mean(x, mask))
+    assert_same(
+        aggregate(x, mask, mask.sum(), own_weights(mask, mode)), losses.aggregate_loss(x, mask, mode == "token")
+    )
+    assert_same(masked_mean(x, mask), utils.masked_mean(x, mask))
 
 
 @pytest.mark.parametrize("mode", ["token", "sequence"])
@@ -217,10 +219,10 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
     wanted, clipped, k1, *_ = losses.PolicyLoss(*clips, token_level_loss=mode == "token")(
         logprobs, ragged.old_logprobs, ragged.advantages, mask
     )
-    same(ours, wanted)
-    same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
     assert metrics["clip_fraction"] >= clipped - 1e-6  # theirs: only where the clipped branch was chosen
-    same(masked_mean(kl_estimate(ragged.old_logprobs, logprobs.detach(), "k1"), mask), k1)
+    assert_same(masked_mean(kl_estimate(ragged.old_logprobs, logprobs.detach(), "k1"), mask), k1)
 
 
 @pytest.mark.parametrize("mode", ["token", "sequence"])
@@ -230,5 +232,5 @@ def test_value_loss_and_its_gradient(ragged, mode, clip):
     known = (values, ragged.old_values, ragged.returns, mask)
     ours, _ = value_loss(*known, mask.sum(), clip, own_weights(mask, mode))
     wanted = losses.ValueLoss(clip, token_level_loss=mode == "token")(*known)
-    same(ours, wanted)
-    same(*(torch.autograd.grad(loss, values)[0] for loss in (ours, wanted)))
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(loss, values)[0] for loss in (ours, wanted)))

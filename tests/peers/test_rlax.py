@@ -16,7 +16,7 @@ jax.config.update("jax_enable_x64", True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")]
 jnp = jax.numpy
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 
 
 def tensor(x):
@@ -37,7 +37,7 @@ def rows(batch):
 def test_gae(ragged, lam):
     for (rewards, discounts, values, last), (r, d, v, end) in rows(ragged):
         wanted = rlax.truncated_generalized_advantage_estimation(r, d, lam, jnp.append(v, end))
-        same(gae(rewards, values, discounts, lam, last), tensor(wanted))
+        assert_same(gae(rewards, values, discounts, lam, last), tensor(wanted))
 
 
 def test_gae_with_a_lambda_for_each_step(ragged):
@@ -45,21 +45,21 @@ def test_gae_with_a_lambda_for_each_step(ragged):
     for i, ((rewards, discounts, values, last), (r, d, v, end)) in enumerate(rows(ragged)):
         lam = ragged.advantages[i].sigmoid()
         wanted = rlax.truncated_generalized_advantage_estimation(r, d, jnp.asarray(lam.numpy()), jnp.append(v, end))
-        same(gae(rewards, values, discounts, lam, last), tensor(wanted))
+        assert_same(gae(rewards, values, discounts, lam, last), tensor(wanted))
 
 
 def test_returns(ragged):
     for (rewards, discounts, values, last), (r, d, v, end) in rows(ragged):
-        same(discounted_returns(rewards, discounts, last), tensor(rlax.discounted_returns(r, d, end)))
+        assert_same(discounted_returns(rewards, discounts, last), tensor(rlax.discounted_returns(r, d, end)))
         lambda_returns = rlax.lambda_returns(r, d, jnp.append(v[1:], end), 0.9)
-        same(gae(rewards, values, discounts, 0.9, last) + values, tensor(lambda_returns))
+        assert_same(gae(rewards, values, discounts, 0.9, last) + values, tensor(lambda_returns))
 
 
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_n_step_returns(ragged, n):
     for (rewards, discounts, values, last), (r, d, v, end) in rows(ragged):
         wanted = rlax.n_step_bootstrapped_returns(r, d, jnp.append(v[1:], end), n)
-        same(n_step_returns(rewards, values, discounts, n, last), tensor(wanted))
+        assert_same(n_step_returns(rewards, values, discounts, n, last), tensor(wanted))
 
 
 def test_clipped_surrogate_and_its_gradient(ragged):
@@ -72,8 +72,8 @@ def test_clipped_surrogate_and_its_gradient(ragged):
     wanted, gradient = jax.value_and_grad(
         lambda new: rlax.clipped_surrogate_pg_loss(jnp.exp(new - old), advantages, 0.2)
     )(new)
-    same(ours.detach(), tensor(wanted))
-    same(torch.autograd.grad(ours, logprobs)[0][mask], tensor(gradient))
+    assert_same(ours.detach(), tensor(wanted))
+    assert_same(torch.autograd.grad(ours, logprobs)[0][mask], tensor(gradient))
 
 
 def test_policy_gradient(ragged):
@@ -87,8 +87,8 @@ def test_policy_gradient(ragged):
         jnp.asarray(logits[mask].detach().numpy()), jnp.asarray(actions[mask].numpy()),
         jnp.asarray(ragged.advantages[mask].numpy()), jnp.ones(int(mask.sum())),
     )  # fmt: skip
-    same(ours.detach(), tensor(wanted))
-    same(torch.autograd.grad(ours, logits)[0][mask], tensor(gradient))
+    assert_same(ours.detach(), tensor(wanted))
+    assert_same(torch.autograd.grad(ours, logits)[0][mask], tensor(gradient))
 
 
 def test_exact_kl():
@@ -96,4 +96,4 @@ def test_exact_kl():
     p[0, 1] = -torch.inf  # an action that p never takes
     q[1, 1] = -torch.inf  # one that only p takes
     wanted = rlax.categorical_kl_divergence(jnp.asarray(p.numpy()), jnp.asarray(q.numpy()))
-    same(categorical_kl(p, q), tensor(wanted))
+    assert_same(categorical_kl(p, q), tensor(wanted))

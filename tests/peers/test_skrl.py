@@ -13,7 +13,7 @@ pytest.importorskip("skrl")
 compute_gae = import_module("skrl.agents.torch.ppo.ppo").compute_gae
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 ENVS, STEPS = 3, 12
 
 
@@ -43,15 +43,15 @@ def test_gae(episodes, gamma, lam):
     settings = {"discount_factor": gamma, "lambda_coefficient": lam, "time_limit_bootstrap": True}
     returns, advantages = theirs(rewards, values, last, done & ~cut, cut, **settings)
     ours = gae(rewards, values, gamma * (~done).double(), lam, last)
-    same(ours + values, returns)
+    assert_same(ours + values, returns)
     n = done.numel()
-    same(masked_whiten(ours, torch.ones_like(done)) * ((n - 1) / n) ** 0.5, advantages)
+    assert_same(masked_whiten(ours, torch.ones_like(done)) * ((n - 1) / n) ** 0.5, advantages)
 
 
 def test_a_cut_is_no_end_there_by_default(episodes):
     """Without `time_limit_bootstrap` an episode that was cut takes in the next one's values and rewards."""
     rewards, values, last, done, cut = episodes
     returns, _ = theirs(rewards, values, last, done & ~cut, cut, discount_factor=0.9, lambda_coefficient=0.7)
-    same(gae(rewards, values, 0.9 * (~(done & ~cut)).double(), 0.7, last) + values, returns)
+    assert_same(gae(rewards, values, 0.9 * (~(done & ~cut)).double(), 0.7, last) + values, returns)
     ours = gae(rewards, values, 0.9 * (~done).double(), 0.7, last) + values
     assert (ours - returns)[cut].abs().max() > 1e-3

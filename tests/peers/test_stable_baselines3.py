@@ -23,7 +23,7 @@ buffers = import_module("stable_baselines3.common.buffers")
 spaces = import_module("gymnasium").spaces
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 STEPS, ENVS = 12, 3
 
 
@@ -43,8 +43,8 @@ def test_gae_over_several_episodes_in_a_row(seed, gamma, lam):
         for x in (buffer.rewards, buffer.values, gamma * (1 - ended), buffer.advantages, buffer.returns)
     )
     ours = gae(rewards, values, discounts, lam, last)
-    same(ours, wanted)
-    same(ours + values, returns)
+    assert_same(ours, wanted)
+    assert_same(ours + values, returns)
 
 
 def test_explained_variance():
@@ -84,9 +84,9 @@ def test_policy_loss_and_clip_fraction(updates):
         loss, metrics = clipped_surrogate_loss(
             x["log_prob"], x["rollout_data"].old_log_prob, x["advantages"], *real(x["log_prob"]), x["clip_range"]
         )
-        same(loss, x["policy_loss"])
+        assert_same(loss, x["policy_loss"])
         assert metrics["clip_fraction"].item() == pytest.approx(x["clip_fraction"], abs=1e-6)
-        same(*(torch.autograd.grad(y, x["log_prob"], retain_graph=True)[0] for y in (loss, x["policy_loss"])))
+        assert_same(*(torch.autograd.grad(y, x["log_prob"], retain_graph=True)[0] for y in (loss, x["policy_loss"])))
 
 
 def test_approximate_kl_is_k3_there(updates):
@@ -94,7 +94,7 @@ def test_approximate_kl_is_k3_there(updates):
     for x in updates.found:
         old = x["rollout_data"].old_log_prob
         theirs = kl_estimate(old, x["log_prob"], "k3").mean()
-        same(theirs.detach(), torch.tensor(x["approx_kl_div"]))
+        assert_same(theirs.detach(), torch.tensor(x["approx_kl_div"]))
         _, metrics = clipped_surrogate_loss(x["log_prob"], old, x["advantages"], *real(old))
         assert metrics["approx_kl"].item() == pytest.approx(theirs.item(), rel=0.5, abs=1e-6)
 

@@ -22,7 +22,7 @@ modules = import_module("tensordict.nn")
 TensorDict = import_module("tensordict").TensorDict
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 ACTIONS = 5
 
 
@@ -57,20 +57,20 @@ def test_gae(episodes, name, gamma, lam):
     wanted, targets = getattr(functional, name)(gamma, lam, values, following, rewards, done, terminated)
     r, v, discounts, last = ours_of(episodes, gamma)
     ours = gae(r, v, discounts, lam, last)
-    same(ours, wanted.squeeze(-1))
-    same(ours + v, targets.squeeze(-1))
+    assert_same(ours, wanted.squeeze(-1))
+    assert_same(ours + v, targets.squeeze(-1))
 
 
 def test_td_errors_and_returns(episodes):
     rewards, values, following, done, terminated = (x.unsqueeze(-1) for x in episodes)
     r, v, discounts, last = ours_of(episodes, 0.9)
     td = functional.td0_advantage_estimate(0.9, values, following, rewards, done, terminated)
-    same(td_errors(r, v, discounts, last), td.squeeze(-1))
+    assert_same(td_errors(r, v, discounts, last), td.squeeze(-1))
     for peer in (functional.td1_return_estimate, functional.vec_td1_return_estimate):
-        same(discounted_returns(r, discounts, last), peer(0.9, following, rewards, done, terminated).squeeze(-1))
+        assert_same(discounted_returns(r, discounts, last), peer(0.9, following, rewards, done, terminated).squeeze(-1))
     for peer in (functional.td_lambda_return_estimate, functional.vec_td_lambda_return_estimate):
         wanted = peer(0.9, 0.7, following, rewards, done, terminated).squeeze(-1)
-        same(gae(r, v, discounts, 0.7, last) + v, wanted)
+        assert_same(gae(r, v, discounts, 0.7, last) + v, wanted)
 
 
 # ------------------------------------------------------------------------------------------------------ losses
@@ -114,7 +114,7 @@ def ours(x):
 
 
 def gradients_agree(mine, peers, x):
-    same(*(torch.autograd.grad(loss, x)[0] for loss in (mine, peers)))
+    assert_same(*(torch.autograd.grad(loss, x)[0] for loss in (mine, peers)))
 
 
 @pytest.mark.parametrize("clips", [0.2, (0.2, 0.28)])
@@ -123,12 +123,12 @@ def test_clipped_surrogate_and_its_gradient(steps, clips):
     low, high = clips if isinstance(clips, tuple) else (clips, clips)
     loss, metrics = clipped_surrogate_loss(logprobs, steps["old_logprobs"], steps["advantages"], mask, 40, low, high)
     _, found = theirs(objectives.ClipPPOLoss, steps, clip_epsilon=clips, entropy_bonus=False)
-    same(loss, found["loss_objective"], check_dtype=False)
-    same(metrics["clip_fraction"], found["clip_fraction"])
-    same(metrics["ratio_mean"], found["mean_ratio"])
-    same(metrics["ratio_max"], found["max_ratio"])
+    assert_same(loss, found["loss_objective"], check_dtype=False)
+    assert_same(metrics["clip_fraction"], found["clip_fraction"])
+    assert_same(metrics["ratio_mean"], found["mean_ratio"])
+    assert_same(metrics["ratio_max"], found["max_ratio"])
     k1 = kl_estimate(steps["old_logprobs"], logprobs, "k1").mean()
-    same(k1.detach(), found["kl_approx"])  # theirs may be negative; ours, half of the squared log ratio, may not
+    assert_same(k1.detach(), found["kl_approx"])  # theirs may be negative; ours, half of the squared log ratio, may not
     gradients_agree(loss, found["loss_objective"], steps["logits"])
 
 
@@ -147,8 +147,8 @@ def test_kl_penalty(steps, target):
 
     loss, metrics = loss_at(0.7)
     peer, found = theirs(objectives.KLPENPPOLoss, steps, beta=0.7, dtarg=target, entropy_bonus=False)
-    same(loss, found["loss_objective"])
-    same(metrics["exact_kl"], found["kl"].mean())
+    assert_same(loss, found["loss_objective"])
+    assert_same(metrics["exact_kl"], found["kl"].mean())
     beta = PenaltyBeta(0.7, target)
     beta.update(metrics["exact_kl"].item())
     assert beta.beta == pytest.approx(peer.beta.item())
@@ -164,7 +164,7 @@ def test_value_loss_and_its_gradient(steps, clip):
     _, found = theirs(
         objectives.ClipPPOLoss, steps, clip_value=clip, loss_critic_type="l2", critic_coeff=0.5, entropy_bonus=False
     )
-    same(loss, found["loss_critic"])
+    assert_same(loss, found["loss_critic"])
     gradients_agree(loss, found["loss_critic"], steps["values"])
     if clip is not None:
         assert metrics["clip_fraction"] <= found["value_clip_fraction"]
@@ -174,5 +174,5 @@ def test_policy_gradient(steps):
     logprobs, mask = ours(steps)
     loss, _ = policy_gradient_loss(logprobs, steps["advantages"], mask, 40)
     _, found = theirs(objectives.A2CLoss, steps, loss_critic_type="l2", entropy_bonus=False)
-    same(loss, found["loss_objective"])
+    assert_same(loss, found["loss_objective"])
     gradients_agree(loss, found["loss_objective"], steps["logits"])

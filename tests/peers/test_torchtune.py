@@ -22,7 +22,7 @@ with pytest.MonkeyPatch.context() as patch:
     from torchtune.rlhf.loss import PPOLoss
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 
 
 def bessel(mask):
@@ -33,17 +33,17 @@ def bessel(mask):
 def test_moments(ragged):
     x, mask = ragged.rewards, ragged.mask
     mean = masked_mean(x, mask)
-    same(mean, theirs.masked_mean(x, mask))
-    same(masked_var(x, mask), theirs.masked_var(x - mean, mask, unbiased=False))
-    same(masked_var(x, mask, unbiased=True), theirs.masked_var(x - mean, mask))
+    assert_same(mean, theirs.masked_mean(x, mask))
+    assert_same(masked_var(x, mask), theirs.masked_var(x - mean, mask, unbiased=False))
+    assert_same(masked_var(x, mask, unbiased=True), theirs.masked_var(x - mean, mask))
 
 
 def test_their_whitening_has_its_flag_the_wrong_way_round(ragged):
     """`shift_mean`, on by default, adds the mean back; switched off, it does what its name says."""
     x, mask = ragged.rewards, ragged.mask
     centred = masked_whiten(x, mask) / bessel(mask)
-    same(centred[mask], theirs.whiten(x, mask, shift_mean=False)[mask])
-    same((centred + masked_mean(x, mask))[mask], theirs.whiten(x, mask, shift_mean=True)[mask])
+    assert_same(centred[mask], theirs.whiten(x, mask, shift_mean=False)[mask])
+    assert_same((centred + masked_mean(x, mask))[mask], theirs.whiten(x, mask, shift_mean=True)[mask])
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (0.99, 0.0), (0.9, 1.0)])
@@ -57,9 +57,9 @@ def test_gae(ragged, gamma, lam):
     advantages, returns = estimate(ragged.rollout(), ragged.rewards, None, config)
     values, rewards = (torch.where(mask, x, 0) for x in (ragged.values, ragged.rewards))
     whitened, wanted = theirs.estimate_advantages(values, rewards, gamma, lam, mask)
-    same(returns, wanted)
+    assert_same(returns, wanted)
     centred = masked_whiten(advantages, mask) / bessel(mask)
-    same(torch.where(mask, centred + masked_mean(advantages, mask), 0), whitened)
+    assert_same(torch.where(mask, centred + masked_mean(advantages, mask), 0), whitened)
 
 
 def test_gae_reads_padding_there(ragged):
@@ -69,7 +69,7 @@ def test_gae_reads_padding_there(ragged):
     last = ragged.lengths - 1
     rows = torch.arange(len(last))
     # The last action earns its reward and nothing else; theirs adds what stands in the padding.
-    same((advantages + ragged.values)[rows, last], ragged.rewards[rows, last])
+    assert_same((advantages + ragged.values)[rows, last], ragged.rewards[rows, last])
     assert ((returns[rows, last] - ragged.rewards[rows, last]).abs()[short] > 1e-3).all()
 
 
@@ -77,7 +77,7 @@ def test_token_rewards(ragged):
     wanted, _, _ = theirs.get_rewards_ppo(
         ragged.scores, ragged.old_logprobs, ragged.ref_logprobs, 0.3, ragged.lengths - 1
     )
-    same(token_rewards(ragged.rollout(), ragged.scores, 0.3, "k1")[ragged.mask], wanted[ragged.mask])
+    assert_same(token_rewards(ragged.rollout(), ragged.scores, 0.3, "k1")[ragged.mask], wanted[ragged.mask])
 
 
 def test_losses_and_their_gradients(ragged):
@@ -89,14 +89,14 @@ def test_losses_and_their_gradients(ragged):
     wanted, wanted_policy, wanted_critic, ratio, clipped = PPOLoss(epsilon=0.2, value_clip_range=0.2, value_coeff=0.1)(
         ragged.old_logprobs, logprobs, ragged.advantages, ragged.old_values, values, ragged.returns, mask, mask
     )
-    same(policy, wanted_policy)
-    same(critic, wanted_critic)
+    assert_same(policy, wanted_policy)
+    assert_same(critic, wanted_critic)
     for x in (logprobs, values):
         ours, peers = (torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (policy + 0.1 * critic, wanted))
-        same(ours, peers)
+        assert_same(ours, peers)
     assert metrics["clip_fraction"] >= clipped - 1e-6  # theirs: only where the clipped branch was chosen
     everything = torch.ones_like(mask)  # and its mean ratio is one over padding too
     _, over_padding = clipped_surrogate_loss(
         logprobs, ragged.old_logprobs, ragged.advantages, everything, everything.sum()
     )
-    same(over_padding["ratio_mean"], ratio)
+    assert_same(over_padding["ratio_mean"], ratio)

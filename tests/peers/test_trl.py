@@ -28,7 +28,7 @@ ppo = import_module("trl.experimental.ppo.ppo_trainer")
 grpo = import_module("trl.trainer.grpo_trainer")
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------- whitening
@@ -36,22 +36,22 @@ same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 
 def test_moments(ragged):
     x, mask = ragged.rewards, ragged.mask
-    same(masked_mean(x, mask), ppo.masked_mean(x, mask))
-    same(masked_var(x, mask), ppo.masked_var(x, mask, unbiased=False))
-    same(masked_var(x, mask, unbiased=True), ppo.masked_var(x, mask))
+    assert_same(masked_mean(x, mask), ppo.masked_mean(x, mask))
+    assert_same(masked_var(x, mask), ppo.masked_var(x, mask, unbiased=False))
+    assert_same(masked_var(x, mask, unbiased=True), ppo.masked_var(x, mask))
 
 
 def test_whitening_differs_by_the_divisor_alone(ragged):
     x, mask = ragged.rewards, ragged.mask
     bessel = (mask.sum() / (mask.sum() - 1)).sqrt()
-    same(masked_whiten(x, mask)[mask] / bessel, ppo.masked_whiten(x, mask)[mask])
+    assert_same(masked_whiten(x, mask)[mask] / bessel, ppo.masked_whiten(x, mask)[mask])
 
 
 def test_scaling_alone_is_ours_only(ragged):
     """Theirs centres, scales and adds the unscaled mean back; ours leaves every sign as it is."""
     x, mask = ragged.rewards, ragged.mask
     bessel = (mask.sum() / (mask.sum() - 1)).sqrt()
-    same((masked_whiten(x, mask) / bessel + masked_mean(x, mask))[mask], ppo.masked_whiten(x, mask, False)[mask])
+    assert_same((masked_whiten(x, mask) / bessel + masked_mean(x, mask))[mask], ppo.masked_whiten(x, mask, False)[mask])
     assert torch.equal(masked_whiten(x, mask, shift_mean=False).sign()[mask], x.sign()[mask])
 
 
@@ -112,18 +112,18 @@ def test_gae_of_a_step(step):
     discounts = torch.full_like(x["rewards"], step.args.gamma)
     discounts[:, -1] = 0
     ours = gae(x["rewards"], x["values"], discounts, step.args.lam)
-    same(ours, x["advantages"])
-    same(ours + x["values"], x["returns"])
+    assert_same(ours, x["advantages"])
+    assert_same(ours + x["values"], x["returns"])
 
 
 def test_kl_of_a_step(step):
     (x,) = step.whiten
     kl = kl_estimate(x["logprobs"], x["ref_logprobs"], step.args.kl_estimator)
-    same(kl, x["kl"])
+    assert_same(kl, x["kl"])
     paid = -step.args.kl_coef * kl
     rows, score_at = torch.arange(8), x["actual_end"]
     paid[rows, score_at] += x["scores"]
-    same(paid, x["rewards"])
+    assert_same(paid, x["rewards"])
 
 
 def test_score_of_a_step_lies_behind_the_end_token(step):
@@ -143,14 +143,14 @@ def test_losses_of_a_step(step):
         policy, metrics = clipped_surrogate_loss(
             x["new_logprobs"], x["mb_logprobs"], x["mb_advantage"], mask, mask.sum(), step.args.cliprange
         )
-        same(policy, x["pg_loss"])
+        assert_same(policy, x["pg_loss"])
         critic, clipped = value_loss(
             x["vpred"], x["mb_values"], x["mb_return"], value_mask, value_mask.sum(), step.args.cliprange_value
         )
-        same(critic, x["vf_loss"])
-        same(clipped["clip_fraction"], x["vf_clipfrac"])
+        assert_same(critic, x["vf_loss"])
+        assert_same(clipped["clip_fraction"], x["vf_clipfrac"])
         # Theirs averages over padding too, where the difference is 0, and so comes out smaller.
-        same(metrics["approx_kl"] * mask.sum() / mask.numel(), 0.5 * (x["logprobs_diff"] ** 2).mean())
+        assert_same(metrics["approx_kl"] * mask.sum() / mask.numel(), 0.5 * (x["logprobs_diff"] ** 2).mean())
     assert metrics["clip_fraction"] > 0
 
 
@@ -199,8 +199,8 @@ def test_grpo_loss_and_its_gradient(ragged, mode, high, delta, beta):
     )
     kl = kl_estimate(logprobs, ragged.ref_logprobs, "k3")
     ours = ours + beta * aggregate(torch.where(mask, kl, 0), mask, mask.sum(), weights)
-    same(ours, wanted)
-    same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
 
 
 # -------------------------------------------------------------------------------- their GRPO and RLOO, a real step
@@ -241,16 +241,16 @@ def test_grpo_advantages_of_a_step(models, tmp_path, scale):
     if scale == "group":
         deviations = scores.view(-1, 4).std(-1, keepdim=True)
         wanted = (wanted.view(-1, 4) * (deviations + 1e-4) / (deviations + 1e-6)).flatten()
-    same(group_norm(scores, 4, divide_by_std=scale == "group"), wanted)
+    assert_same(group_norm(scores, 4, divide_by_std=scale == "group"), wanted)
 
 
 def test_rloo_advantages_of_a_step(models, tmp_path):
     scores, wanted = advantages_of(trl.RLOOTrainer, trl.RLOOConfig, models("llama"), tmp_path, beta=0.0)
-    same(rloo(scores, 4), wanted)
+    assert_same(rloo(scores, 4), wanted)
 
 
 def test_rloo_and_grpo_pay_each_token_what_the_response_earned(ragged):
     """So the tokens' advantages here are TRL's one number a response."""
     for name, whole in (("rloo", rloo), ("grpo", group_norm)):
         ours, _ = estimate(ragged.rollout(), ragged.outcome, None, PPOConfig(estimator=name, samples_per_prompt=4))
-        same(ours, torch.where(ragged.mask, whole(ragged.scores, 4)[:, None], 0))
+        assert_same(ours, torch.where(ragged.mask, whole(ragged.scores, 4)[:, None], 0))

@@ -21,7 +21,7 @@ with pytest.MonkeyPatch.context() as patch:  # Ray runs verl's workers; none of 
 theirs = core.verl_F
 
 pytestmark = pytest.mark.slow
-same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
 GROUP = 4
 
 
@@ -35,9 +35,9 @@ def bessel(mask):
 
 def test_moments(ragged):
     x, mask = ragged.rewards, ragged.mask
-    same(masked_mean(x, mask), theirs.masked_mean(x, mask))
-    same(masked_var(x, mask), theirs.masked_var(x, mask, unbiased=False))
-    same(masked_var(x, mask, unbiased=True), theirs.masked_var(x, mask))
+    assert_same(masked_mean(x, mask), theirs.masked_mean(x, mask))
+    assert_same(masked_var(x, mask), theirs.masked_var(x, mask, unbiased=False))
+    assert_same(masked_var(x, mask, unbiased=True), theirs.masked_var(x, mask))
 
 
 def test_one_real_entry_is_an_error_there():
@@ -49,14 +49,16 @@ def test_one_real_entry_is_an_error_there():
 
 def test_whitening_differs_by_the_divisor_alone(ragged):
     x, mask = ragged.rewards, ragged.mask
-    same(masked_whiten(x, mask)[mask] / bessel(mask), theirs.masked_whiten(x, mask)[mask])
+    assert_same(masked_whiten(x, mask)[mask] / bessel(mask), theirs.masked_whiten(x, mask)[mask])
 
 
 def test_scaling_alone_is_ours_only(ragged):
     """Theirs centres, scales and adds the mean back, so that signs turn: 0.1 below the mean becomes a punishment."""
     x, mask = ragged.rewards, ragged.mask
     mean = masked_mean(x, mask)
-    same((masked_whiten(x, mask) / bessel(mask) + mean)[mask], theirs.masked_whiten(x, mask, shift_mean=False)[mask])
+    assert_same(
+        (masked_whiten(x, mask) / bessel(mask) + mean)[mask], theirs.masked_whiten(x, mask, shift_mean=False)[mask]
+    )
     x = torch.tensor([[1.0, 1.1, 1.2, 1.3]], dtype=torch.float64)
     mask = torch.ones(1, 4, dtype=torch.bool)
     assert (masked_whiten(x, mask, shift_mean=False) > 0).all()
@@ -72,9 +74,9 @@ def test_gae(either, gamma, lam):
     config = PPOConfig(gamma=gamma, lam=lam)
     advantages, returns = estimate(x.rollout(), x.rewards, None, config)
     whitened, wanted = core.compute_gae_advantage_return(x.rewards, x.values, x.mask.double(), gamma, lam)
-    same(returns[x.mask], wanted[x.mask])
-    same(advantages[x.mask], (wanted - x.values)[x.mask])
-    same(masked_whiten(advantages, x.mask)[x.mask] / bessel(x.mask), whitened[x.mask])
+    assert_same(returns[x.mask], wanted[x.mask])
+    assert_same(advantages[x.mask], (wanted - x.values)[x.mask])
+    assert_same(masked_whiten(advantages, x.mask)[x.mask] / bessel(x.mask), whitened[x.mask])
 
 
 @pytest.mark.parametrize("divide", [True, False])
@@ -84,7 +86,7 @@ def test_grpo(ragged, divide):
     rewards = torch.where(ragged.mask, ragged.rewards, 0)
     ours, _ = estimate(ragged.rollout(), ragged.rewards, None, config)
     for peer in (core.compute_grpo_outcome_advantage, core.compute_grpo_vectorized_outcome_advantage):
-        same(
+        assert_same(
             ours,
             peer(rewards, ragged.mask.double(), ragged.prompt.numpy(), norm_adv_by_std_in_grpo=divide)[0],
         )
@@ -94,7 +96,7 @@ def test_rloo(ragged):
     rewards = torch.where(ragged.mask, ragged.rewards, 0)
     ours, _ = estimate(ragged.rollout(), ragged.rewards, None, PPOConfig(estimator="rloo", samples_per_prompt=GROUP))
     for peer in (core.compute_rloo_outcome_advantage, core.compute_rloo_vectorized_outcome_advantage):
-        same(ours, peer(rewards, ragged.mask.double(), ragged.prompt.numpy())[0])
+        assert_same(ours, peer(rewards, ragged.mask.double(), ragged.prompt.numpy())[0])
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -105,15 +107,15 @@ def test_reinforce_pp(either, gamma):
     whitened, wanted = core.compute_reinforce_plus_plus_outcome_advantage(
         x.rewards, x.mask.double(), config=OmegaConf.create({"gamma": gamma})
     )
-    same(returns, wanted)
-    same(masked_whiten(advantages, x.mask) / bessel(x.mask), whitened)
+    assert_same(returns, wanted)
+    assert_same(masked_whiten(advantages, x.mask) / bessel(x.mask), whitened)
 
 
 def test_remax(ragged):
     ours = estimate(ragged.rollout(), ragged.rewards, ragged.baselines, PPOConfig(estimator="remax"))
     wanted = core.compute_remax_outcome_advantage(ragged.rewards, ragged.baselines, ragged.mask.double())
     for mine, peers in zip(ours, wanted, strict=True):
-        same(mine[ragged.mask], peers[ragged.mask])
+        assert_same(mine[ragged.mask], peers[ragged.mask])
 
 
 def test_remax_discounts_as_told(ragged):
@@ -123,7 +125,7 @@ def test_remax_discounts_as_told(ragged):
         ragged.outcome, ragged.baselines, ragged.mask.double(), config=OmegaConf.create({"gamma": 0.9})
     )
     steps_left = (ragged.lengths[:, None] - 1 - torch.arange(ragged.mask.shape[1])).double()
-    same(returns, torch.where(ragged.mask, 0.9**steps_left * wanted, 0))  # theirs does not read its gamma
+    assert_same(returns, torch.where(ragged.mask, 0.9**steps_left * wanted, 0))  # theirs does not read its gamma
 
 
 # ---------------------------------------------------------------------------------------------------------- KL
@@ -133,15 +135,15 @@ def test_remax_discounts_as_told(ragged):
 def test_kl_forms_and_their_gradients(ragged, kind):
     logprobs = ragged.logprobs.requires_grad_()
     ours, wanted = (f(logprobs, ragged.ref_logprobs, kind) for f in (kl_estimate, core.kl_penalty))
-    same(ours, wanted)
-    same(*(torch.autograd.grad(kl.sum(), logprobs)[0] for kl in (ours, wanted)))
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(kl.sum(), logprobs)[0] for kl in (ours, wanted)))
 
 
 def test_k3_is_capped_at_ten_there_only():
     """A cap makes the estimate biased, and takes the gradient away where the policies are furthest apart."""
     logprobs = torch.tensor([-4.0, -8.0], dtype=torch.float64, requires_grad=True)
     ours, wanted = (f(logprobs, torch.zeros(2).double(), "k3") for f in (kl_estimate, core.kl_penalty))
-    same(ours, torch.expm1(-logprobs) + logprobs)
+    assert_same(ours, torch.expm1(-logprobs) + logprobs)
     assert wanted.tolist() == [10, 10]
     assert torch.autograd.grad(wanted.sum(), logprobs)[0].tolist() == [0, 0]
     assert (torch.autograd.grad(ours.sum(), logprobs)[0] < -10).all()
@@ -165,7 +167,7 @@ def test_aggregation(ragged, mode):
     x, mask = ragged.rewards, ragged.mask
     weights = loss_weights(mask, mode, *mask.shape)
     weights = weights if weights is None else weights.double()
-    same(aggregate(x, mask, mask.sum(), weights), core.agg_loss(x, mask.double(), MODES[mode]))
+    assert_same(aggregate(x, mask, mask.sum(), weights), core.agg_loss(x, mask.double(), MODES[mode]))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -194,8 +196,8 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
     wanted, found = core.compute_policy_loss_vanilla(
         ragged.old_logprobs, logprobs, ragged.advantages, mask.double(), MODES[mode], config
     )
-    same(ours, wanted)
-    same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
     assert metrics["clip_fraction"] >= found["actor/pg_clipfrac"] - 1e-6  # theirs: only where the clip was chosen
     k1 = masked_mean((ragged.old_logprobs - logprobs).clamp(-20, 20), mask)
     assert k1.item() == pytest.approx(found["actor/ppo_kl"], abs=1e-6)
@@ -210,6 +212,6 @@ def test_value_loss_and_its_gradient(ragged, mode):
     wanted, clipped = core.compute_value_loss(
         values, ragged.returns, ragged.old_values, mask.double(), 0.2, MODES[mode]
     )
-    same(ours, wanted)
-    same(*(torch.autograd.grad(loss, values)[0] for loss in (ours, wanted)))
-    same(metrics["clip_fraction"], clipped, check_dtype=False)
+    assert_same(ours, wanted)
+    assert_same(*(torch.autograd.grad(loss, values)[0] for loss in (ours, wanted)))
+    assert_same(metrics["clip_fraction"], clipped, check_dtype=False)

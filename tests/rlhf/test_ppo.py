@@ -54,32 +54,6 @@ def test_first_epoch_gradient_is_the_policy_gradient(job, change):
         torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-def test_microbatches_add_up_to_the_whole(job, change, size):
-    """Losses, metrics and gradients do not depend on how a minibatch of unequal lengths is cut."""
-    trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "ent_coef": 0.01}))
-    batch = collected(trainer)
-    count = Count.of(batch)
-    trainer.step()  # weights move away from those that sampled, so that every term of the loss is alive
-
-    def gradients(rows_at_once):
-        trainer.policy.zero_grad()
-        parts = []
-        for rows in microbatches(torch.arange(8), rows_at_once):
-            loss, metrics, _ = trainer.learner.loss(select(batch, rows), count, TURN)
-            loss.backward()
-            parts.append(metrics)
-        return add_up(parts), {name: p.grad.clone() for name, p in trainer.weights.items()}
-
-    whole, grads = gradients(8)
-    cut, cut_grads = gradients(size)
-    assert float(whole["policy/approx_kl"]) > 0
-    for name in whole:
-        torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-6)
-    for name in grads:
-        torch.testing.assert_close(cut_grads[name], grads[name], rtol=1e-4, atol=1e-6)
-
-
 def test_number_of_optimizer_steps(job):
     trainer = PPOTrainer(job)
     metrics = trainer.step()

@@ -28,7 +28,7 @@ def parse(kind: type[Job], argv: Sequence[str] | None = None, prog: str | None =
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = _whole_numbers(kind, list(sys.argv[1:] if argv is None else argv))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, exit_on_error=False, description=kind.__doc__)
     parser.add_argument(
@@ -85,6 +85,19 @@ def _build(kind: type[Job], settings: dict[str, Any]) -> Job:
         value = settings[item.name]
         values[item.name] = _build(hints[item.name], dict(value)) if is_dataclass(hints[item.name]) else value
     return kind(**values)
+
+
+def _whole_numbers(kind: type, argv: list[str]) -> list[str]:
+    """Options with `1e5` written out where a whole number is wanted."""
+    whole = {f"--{key}" for key, hint in keys_of(kind).items() if hint in (int, int | None)}
+    found, name = [], ""
+    for arg in argv:
+        option, _, value = arg.partition("=") if arg.startswith("--") else (name, "", arg)
+        if option in whole and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value) and float(value).is_integer():
+            arg = arg.removesuffix(value) + str(int(float(value)))
+        found.append(arg)
+        name = arg if arg.startswith("--") else ""
+    return found
 
 
 def _refuse_unknown(kind: type, argv: list[str]) -> None:

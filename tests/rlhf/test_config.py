@@ -175,6 +175,13 @@ def test_every_setting_says_what_it_is():
     assert silent == ["ModelConfig.lora", "EvalConfig.judge"]  # groups, whose classes say it
 
 
+@pytest.mark.parametrize("options", [["--ppo.total_episodes", "1e3"], ["--ppo.total_episodes=1E+3"]])
+def test_whole_numbers_may_be_written_with_an_exponent(options):
+    assert parse(PPOJob, [*NEEDED, *options]).ppo.total_episodes == 1000
+    with pytest.raises(UserError, match=r"ppo\.total_episodes: Expected a int\. Got value: 1\.5e0"):
+        parse(PPOJob, [*NEEDED, "--ppo.total_episodes", "1.5e0"])
+
+
 def test_names_from_elsewhere_lead_to_settings_that_exist():
     known = keys_of(PPOJob)
     assert set(HERE.values()) <= set(known)

@@ -6,20 +6,17 @@ backward passes of each minibatch. What one process computes, several compute to
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
-from torch import Tensor
-
 from rlhf import checkpoint, evaluation
 from rlhf.advantages import RunningScale, make_batch
+from rlhf.collector import Collector, check_start
 from rlhf.config import PPOJob, SourceConfig
 from rlhf.critics import build_policy
 from rlhf.data import load_prompts, prompts_of
-from rlhf.errors import UserError, together
+from rlhf.errors import UserError
 from rlhf.generation import uniforms
 from rlhf.loading import check_causal, export, load_causal_lm, load_tokenizer, resolve, room_of
 from rlhf.metrics import Clock, peak_memory_mb, rollout_metrics
@@ -30,9 +27,9 @@ from rlhf.pretraining import pretrain_critic
 from rlhf.progress import progress, stop_requests
 from rlhf.ptx import TextStream
 from rlhf.rewards import AdapterReward, FunctionReward, RewardSource
-from rlhf.rollout import Sampler, forward_groups, read, respond, score
+from rlhf.rollout import Sampler
 from rlhf.run_folder import RunFolder, open_accelerator, require_space
-from rlhf.types import PPOBatch, Prompts, Rollout, interleave, select, to_device
+from rlhf.types import PPOBatch, Prompts, Rollout
 from rlhf.update import Learner
 from tabular.core.kl import AdaptiveKL, FixedKL
 
@@ -116,6 +113,9 @@ class PPOTrainer:
                 source_of_scores.attach(self.policy.lm)
         self.reference = Reference.of(self.policy.lm).to(device)
         self.learner = Learner(job, self.policy, self.reference, self.sampler.decoding, self.accelerator, self.texts)
+        self.collector = Collector(
+            job, self.policy, self.reference, self.sampler, self.source, self.learner.extras, self.accelerator
+        )
         self.weights, self.optimizer = self.learner.weights, self.learner.optimizer
 
     def _start_state(self) -> None:
@@ -171,7 +171,7 @@ class PPOTrainer:
         Args:
             given: a scored rollout to learn from in place of a new one, or a batch whose advantages are known.
         """
-        clock, before = self.clock, sum(self.clock.seconds.values())
+        clock, before = self.collector.clock, sum(self.collector.clock.seconds.values())
         with clock("step"):
             rollout = self.collect(self._next_prompts()) if given is None else given
             batch = rollout if isinstance(rollout, PPOBatch) else self.make_batch(rollout)
@@ -192,7 +192,7 @@ class PPOTrainer:
 
     def begin_step(self) -> None:
         """Start the clock of a step, and the count of its calls of `generate`."""
-        self.clock, self._generated = Clock(), 0
+        self.collector.clock, self._generated = Clock(), 0
 
     def collect(self, prompts: Prompts) -> Rollout:
         """Responses to a whole batch of prompts, scored."""
@@ -210,34 +210,27 @@ class PPOTrainer:
         key = [self.job.seed, self.state.step] + ([self._generated] if self._generated else [])
         noise = uniforms(key, range(len(batch)), len(batch), length)
         self._generated += 1
-        mine = self._share(len(batch))
-        self.policy.eval()
-        with self.accelerator.autocast():
-            rollout = respond(
-                self.policy,
-                self.sampler,
-                to_device(select(batch, mine), self.accelerator.device),
-                noise[mine],
-                self.clock,
-            )
-        return self._gather(self._read(rollout))
+        return self._checked(self.collector.generate(batch, noise))
 
     def read(self, rollout: Rollout) -> Rollout:
         """The rollout with what policy, critic and reference say of its tokens now; all processes read a share."""
-        self.policy.eval()
-        return self._gather(self._read(select(rollout, self._share(len(rollout)))))
+        return self._checked(self.collector.read(rollout))
 
     def score(self, rollout: Rollout) -> Rollout:
         """The rollout with its scores; where the source fails, the steps that are done are saved first."""
         if self.source is None:
             raise UserError("no score: set reward.model or reward.function, or fill in the rollout's scores yourself")
-        mine = self._share(len(rollout))
-        with self.clock("score"):
-            part = self._score(select(rollout, mine))
-            if self.job.ppo.estimator == "remax":
-                part = replace(part, baseline_scores=self._greedy_scores(rollout.prompts, mine))
-        scored = self._gather(part)
-        return replace(rollout, scores=scored.scores, baseline_scores=scored.baseline_scores)
+        try:
+            return self.collector.score(rollout)
+        except UserError:
+            if self.state.step > 0:
+                self.save()
+            raise
+
+    def _checked(self, rollout: Rollout) -> Rollout:
+        if self.state.step == 0:
+            check_start(rollout)
+        return rollout
 
     def make_batch(self, rollout: Rollout) -> PPOBatch:
         """Rewards, advantages and returns of a scored rollout."""
@@ -247,49 +240,6 @@ class PPOTrainer:
         if self.scale is not None:
             self.scale.update(rollout.scores)
         return make_batch(rollout, self.job.ppo, self.kl_coef.coef, self.job.reward, self.scale)
-
-    # ------------------------------------------------------------------------------------------- parts of a step
-
-    def _share(self, count: int) -> Tensor:
-        """The rows of a batch that this process samples, reads and scores."""
-        ranks = self.accelerator.num_processes
-        if count % ranks:
-            raise UserError(f"{count} prompts or responses cannot be shared evenly by {ranks} processes")
-        return torch.arange(self.accelerator.process_index, count, ranks)
-
-    def _gather(self, rollout: Rollout) -> Rollout:
-        """All processes' rows, on each of them."""
-        if self.accelerator.num_processes == 1:
-            return rollout
-        return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
-
-    def _read(self, rollout: Rollout) -> Rollout:
-        config, ranks = self.job.ppo, self.accelerator.num_processes
-        groups = forward_groups(len(rollout), config.minibatch_size // ranks, config.microbatch_size)
-        with self.clock("score"), self.accelerator.autocast():
-            found = read(self.policy, self.reference, rollout, groups, self.sampler.decoding, self.learner.extras)
-        if self.state.step == 0:
-            self._check_start(found)
-        return found
-
-    def _score(self, rollout: Rollout) -> Rollout:
-        assert self.source is not None
-        try:
-            with together(self.accelerator):
-                return score(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
-        except UserError:
-            if self.state.step > 0:
-                self.save()
-            raise
-
-    def _greedy_scores(self, prompts: Prompts, rows: Tensor) -> Tensor:
-        """The scores of the greedy responses to the prompts of some rows; each prompt is answered once."""
-        size = self.job.ppo.samples_per_prompt
-        numbers, place = (rows // size).unique(return_inverse=True)
-        batch = to_device(select(prompts, numbers * size), self.accelerator.device)
-        with self.accelerator.autocast():
-            greedy = respond(self.policy, self.sampler, batch, None, self.clock)
-        return self._score(greedy).scores[place.to(self.accelerator.device)]
 
     def _next_prompts(self) -> Prompts:
         return self.prompts_at(self.state.episodes // self.job.ppo.samples_per_prompt, self.job.seed)
@@ -301,15 +251,6 @@ class PPOTrainer:
             raise UserError("data.path is not set, so there are no prompts to take; give step() a rollout")
         picked = self.prompts.stream(first, config.prompts_per_step, seed)
         return self.prompts.batch([i for i in picked for _ in range(config.samples_per_prompt)])
-
-    def _check_start(self, rollout: Rollout) -> None:
-        """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""
-        apart = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
-        if apart > 1e-3:
-            raise UserError(
-                f"before the first update policy and reference differ by {apart:.3g} nats on a token, but they must "
-                "be the same model; does the model behave at random, or depend on more than its inputs?"
-            )
 
     # ------------------------------------------------------------------------------------------ around the steps
 

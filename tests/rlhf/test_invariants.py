@@ -286,9 +286,12 @@ def test_batch_sizes_mean_what_they_say(job, change, total, rollout, minibatch, 
     more = {"microbatch_size": microbatch, "ppo_epochs": epochs, "samples_per_prompt": samples}
     trainer = PPOTrainer(change(job, ppo=sizes | more, data={"eval_fraction": 0.0}))
     read, asked = [], []
-    honest, honest_source = trainer.learner.loss, trainer.source
+    honest, honest_source = trainer.learner.loss, trainer.collector.source
     trainer.learner.loss = lambda batch, *rest: (read.append(len(batch)), honest(batch, *rest))[1]
-    trainer.source = lambda prompts, texts, columns: (asked.append(prompts), honest_source(prompts, texts, columns))[1]
+    trainer.collector.source = lambda prompts, texts, columns: (
+        asked.append(prompts),
+        honest_source(prompts, texts, columns),
+    )[1]
     metrics = trainer.train()
     steps = -(-total // rollout)
     per_epoch = rollout // minibatch

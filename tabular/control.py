@@ -30,9 +30,9 @@ CHUNK = 100_000
 class ControlConfig:
     """Settings of the one-step methods."""
 
-    alpha: Number = 0.5
+    alpha: Number = 0.1
     "step size, in (0, 1]"
-    gamma: Number = 0.95
+    gamma: Number = 0.99
     "discount, in [0, 1]"
     initial_q: Number = 1.0
     "action values at the beginning; above the true ones is optimistic, and explores. Sutton & Barto (2018), 2.6"
@@ -87,6 +87,7 @@ class Control:
     fits = "discrete observations and discrete actions"
     method: int
     n_tables = 1
+    on_policy = False
 
     def __init__(self, make_env: Callable[..., gym.Env], config: Any, seed: int) -> None:
         self.env, self.config, self.seed = make_env(), config, seed
@@ -104,14 +105,22 @@ class Control:
         self.q = np.full((self.n_tables, self.n_states, self.n_actions), float(config.initial_q))
         self.visits = np.zeros(self.n_states, dtype=np.int64)
         self.clock = np.array([0, -1, -1, 0])
-        self.sums = np.zeros(3)
+        self.sums = np.zeros(4)
         self.masks = np.ones((self.n_states, self.n_actions), dtype=bool) if self.table is None else self.table.masks
         self.history = History()
-        self.rule = kernels.Rule(self.method, config.softmax, float(config.gamma))
+        self.memory = self._memory(1)
+        self.rule = self._rule(config)
         start = config.temperature if config.softmax else config.epsilon
         self.exploration = make_schedule(
             config.exploration_schedule, start, config.exploration_steps, end=config.exploration_end
         )
+
+    def _rule(self, config: Any) -> kernels.Rule:
+        return kernels.Rule(self.method, config.softmax, float(config.gamma), float(config.alpha))
+
+    def _memory(self, capacity: int) -> kernels.Memory:
+        numbers, table = np.zeros((2, capacity), dtype=np.int64), (self.n_states, self.n_actions)
+        return kernels.Memory(*numbers, np.zeros(capacity), np.full(table, -1), np.zeros(table, dtype=np.int64))
 
     @property
     def steps(self) -> int:
@@ -132,97 +141,67 @@ class Control:
 
     def advance(self, steps: int) -> None:
         """`steps` more environment steps. Raises ValueError where a mask allows no action."""
-        while steps > 0:
-            chunk = min(steps, CHUNK)
+        goal = self.steps + steps
+        while self.steps < goal:
+            chunk = min(goal - self.steps, CHUNK)
             self._on_table(chunk) if self.table is not None else self._in_env(chunk)
-            steps -= chunk
 
     def _on_table(self, steps: int) -> None:
-        config, begin = self.config, self.steps
+        begin, log_every = self.steps, self.config.log_every
         explorations = self._explorations(begin, steps)
-        episodes, log = np.empty((3, steps)), np.empty((2, steps // config.log_every + 1))
-        n_episodes, n_logs = self._compiled(steps, explorations, episodes, log)
+        episodes, log = np.empty((3, steps)), np.empty((2, steps // log_every + 1))
+        n_episodes, n_logs = kernels.learn(
+            self.table, self.limit, steps, self.q, self.rule, explorations, BLOCK, log_every,
+            self.clock, self.sums, self.visits, self.memory, self.rngs, episodes, log,
+        )  # fmt: skip
         ends, returns, lengths = episodes[:, :n_episodes]
         self.history.ends += ends.astype(int).tolist()
         self.history.returns += returns.tolist()
         self.history.lengths += lengths.astype(int).tolist()
         for i in range(n_logs):
-            step = (begin // config.log_every + i + 1) * config.log_every
-            self._log(step, log[0, i], log[1, i], explorations[(step - 1) // BLOCK - begin // BLOCK])
-
-    def _compiled(self, steps: int, explorations: np.ndarray, episodes: np.ndarray, log: np.ndarray) -> tuple[int, int]:
-        return kernels.learn(
-            self.table,
-            self.limit,
-            steps,
-            self.q,
-            self.rule,
-            float(self.config.alpha),
-            explorations,
-            BLOCK,
-            self.config.log_every,
-            self.clock,
-            self.sums,
-            self.visits,
-            self.rngs,
-            episodes,
-            log,
-        )
+            step = (begin // log_every + i + 1) * log_every
+            self._log(step, log[:, i], explorations[(step - 1) // BLOCK - begin // BLOCK])
 
     def _in_env(self, steps: int) -> None:
-        q, masks, rule, rng, alpha = self.q, self.masks, self.rule, self.rngs[0], float(self.config.alpha)
-        step_env, index, log_every = self.env.step, self.index, self.config.log_every
-        step, state, action, length = self.clock.tolist()
-        total, error_sum, largest = self.sums.tolist()
-        visits = [0] * self.n_states
-        exploration = self.exploration(step - step % BLOCK)
-        on_policy = rule.method == kernels.SARSA
-        begin = step
-        for step in range(begin + 1, begin + steps + 1):
-            if step % BLOCK == 1:
-                exploration = self.exploration(step - 1)
+        q, masks, rng, softmax = self.q, self.masks, self.rngs[0], self.config.softmax
+        step_env, index, choose, update = self.env.step, self.index, kernels.choose, self._update
+        begin, state, action, t = self.clock.tolist()
+        total, visits, log = float(self.sums[kernels.RETURN]), [0] * self.n_states, np.empty((2, 1))
+        exploration = self.exploration(begin - begin % BLOCK)
+        for step in range(begin, begin + steps):
+            if step % BLOCK == 0:
+                exploration = self.exploration(step)
             if state < 0:
-                state, action = self._reset(step), -1
+                state, action, t, total = self._reset(), -1, 0, 0.0
             if action < 0:
-                action = _checked(kernels.choose(q, state, masks, rule.softmax, exploration, rng))
+                action = choose(q, state, masks, softmax, exploration, rng)
+            if action < 0:
+                raise ValueError(f'info["action_mask"] allows no action in state {state}: one at least is needed')
             visits[state] += 1
             observation, reward, terminated, truncated, info = step_env(action + self.first_action)
             next_state, reward, terminated = index(observation), float(reward), bool(terminated)
             if "action_mask" in info:
                 masks[next_state] = info["action_mask"]
             next_action = -1
-            if on_policy and not terminated:
-                next_action = _checked(kernels.choose(q, next_state, masks, rule.softmax, exploration, rng))
-            error = kernels.update(
-                q,
-                state,
-                action,
-                reward,
-                next_state,
-                next_action,
-                masks,
-                terminated,
-                rule,
-                alpha,
-                exploration,
-                rng,
-            )
-            state, action = next_state, next_action
+            if self.on_policy and not terminated:
+                next_action = choose(q, next_state, masks, softmax, exploration, rng)
+            update(t, state, action, reward, next_state, next_action, terminated, truncated, exploration, rng)
+            state, action, t = next_state, next_action, t + 1
             total += reward
-            length += 1
-            error_sum += abs(error)
-            largest = max(largest, abs(alpha * error))
             if terminated or truncated:
-                self.history.add_episode(step, total, length)
-                state, total, length = -1, 0.0, 0
-            if step % log_every == 0:
-                self._log(step, error_sum / log_every, largest, exploration)
-                error_sum = largest = 0.0
-        self.clock[:] = step, state, action, length
-        self.sums[:] = total, error_sum, largest
+                self.history.add_episode(step + 1, total, t)
+                state, action, t, total = -1, -1, 0, 0.0
+            if (step + 1) % self.config.log_every == 0:
+                kernels.end_interval(self.sums, log, 0)
+                self._log(step + 1, log[:, 0], exploration)
+        self.clock[:] = begin + steps, state, action, t
+        self.sums[kernels.RETURN] = total
         self.visits += visits
 
-    def _reset(self, step: int) -> int:
+    def _update(self, t, s, a, r, s2, a2, terminated, truncated, exploration, rng) -> None:
+        kernels.update(self.q, s, a, r, s2, a2, self.masks, terminated, self.rule, exploration, rng, self.sums)
+
+    def _reset(self) -> int:
         """Begins an episode; the very first one is seeded, and the first after a resume."""
         seed, self.env_seed = self.env_seed, None
         observation, info = self.env.reset(seed=seed)
@@ -236,9 +215,11 @@ class Control:
         blocks = range(begin // BLOCK, (begin + steps - 1) // BLOCK + 1)
         return np.array([self.exploration(block * BLOCK) for block in blocks])
 
-    def _log(self, step: int, td_error: float, q_change: float, exploration: float) -> None:
-        name = "temperature" if self.config.softmax else "epsilon"
-        self.history.add(step, td_error=td_error, q_change=q_change, **{name: exploration})
+    def _log(self, step: int, figures: np.ndarray, exploration: float) -> None:
+        td_error, q_change = figures
+        self.history.add(step, **{"temperature" if self.config.softmax else "epsilon": exploration}, q_change=q_change)
+        if td_error == td_error:  # Monte Carlo may go without an update for long
+            self.history.add(step, td_error=td_error)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -277,6 +258,7 @@ class Sarsa(Control):
     """Learns the values of the policy that it follows, exploration included. Rummery & Niranjan (1994)."""
 
     method = kernels.SARSA
+    on_policy = True
 
 
 class ExpectedSarsa(Control):
@@ -290,9 +272,3 @@ class DoubleQLearning(Control):
 
     method = kernels.DOUBLE_Q_LEARNING
     n_tables = 2
-
-
-def _checked(action: int) -> int:
-    if action < 0:
-        raise ValueError('info["action_mask"] allows no action: an environment must leave at least one')
-    return action

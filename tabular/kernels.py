@@ -13,43 +13,48 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-Q_LEARNING, SARSA, EXPECTED_SARSA, DOUBLE_Q_LEARNING = range(4)
+Q_LEARNING, SARSA, EXPECTED_SARSA, DOUBLE_Q_LEARNING, N_STEP_SARSA, MONTE_CARLO = range(6)
 
-compiled: Any = njit(cache=True, error_model="numpy", _nrt=False)
+STEP, STATE, NEXT_ACTION, LENGTH = range(4)
+"""What `clock` holds: steps so far, the present state (-1: no episode is under way), the action chosen for it (-1: none
+yet), and the steps of this episode."""
+
+RETURN, ERROR_SUM, UPDATES, LARGEST_CHANGE = range(4)
+"""What `sums` holds: this episode's return; of this log interval the sum of |errors|, the number of updates, and the
+largest change of a value."""
+
+compiled: Any = njit(cache=True, error_model="numpy", _nrt=False)  # pyright: ignore
 """Without numba's reference counts: they are atomic, come with every use of an array, and cost three quarters of the
 time here, where no function allocates."""
-
-
-class Table(NamedTuple):
-    """A transition table in flat arrays: outcomes `first[s, a]` to `first[s, a] + count[s, a] - 1` belong to `s, a`."""
-
-    start: np.ndarray
-    "[S] cumulative probability of beginning in each state"
-    first: np.ndarray
-    "[S, A] index of the first outcome"
-    count: np.ndarray
-    "[S, A] number of outcomes"
-    chance: np.ndarray
-    "[M] cumulative probability within the outcomes of one action"
-    next_state: np.ndarray
-    "[M]"
-    reward: np.ndarray
-    "[M]"
-    terminated: np.ndarray
-    "[M] True where the episode ends"
-    masks: np.ndarray
-    "[S, A] True where an action may be taken"
 
 
 class Rule(NamedTuple):
     """What tells the algorithms apart."""
 
     method: int
-    "Q_LEARNING, SARSA, EXPECTED_SARSA or DOUBLE_Q_LEARNING"
+    "Q_LEARNING, SARSA, EXPECTED_SARSA, DOUBLE_Q_LEARNING, N_STEP_SARSA or MONTE_CARLO"
     softmax: bool
     "softmax behaviour; else epsilon-greedy"
     gamma: float
     "discount"
+    alpha: float
+    "step size; 0 for Monte Carlo's plain averages"
+    n: int = 1
+    "steps that n-step SARSA looks ahead"
+    first_visit: bool = False
+    "Monte Carlo learns from the first visit of an episode only"
+
+
+class Memory(NamedTuple):
+    """What n-step SARSA and Monte Carlo remember of an episode: a ring [C] of the last steps, or all of them."""
+
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    first_seen: np.ndarray
+    "[S, A] step of the episode at which an action was first taken; -1: not yet"
+    counts: np.ndarray
+    "[S, A] returns averaged so far"
 
 
 def make_rng(seed: np.random.SeedSequence) -> np.ndarray:
@@ -160,8 +165,8 @@ def expected_value(q, s, masks, softmax, exploration):
 
 
 @compiled
-def update(q, s, a, r, s2, a2, masks, terminated, rule, alpha, exploration, rng):
-    """`q(s, a) += alpha (target - q(s, a))`; the target is all that the methods differ in. Returns the TD error.
+def update(q, s, a, r, s2, a2, masks, terminated, rule, exploration, rng, sums):
+    """`q(s, a) += alpha (target - q(s, a))`; the target is all that the one-step methods differ in.
 
     - Q-learning: `r + gamma max_a q(s', a)`. Watkins (1989); Sutton & Barto (2018), eq. 6.8.
     - SARSA: `r + gamma q(s', a')`, with the action taken next. Rummery & Niranjan (1994); eq. 6.7.
@@ -184,9 +189,50 @@ def update(q, s, a, r, s2, a2, masks, terminated, rule, alpha, exploration, rng)
             target += rule.gamma * expected_value(q, s2, masks, rule.softmax, exploration)
         else:
             target += rule.gamma * q[1 - k, s2, best_of(q, k, s2, masks, rng)]
+    move(q, k, s, a, target, rule.alpha, sums)
+
+
+@compiled
+def move(q, k, s, a, target, alpha, sums):
+    """`q(s, a) += alpha (target - q(s, a))`, noted in `sums`."""
     error = target - q[k, s, a]
     q[k, s, a] += alpha * error
-    return error
+    sums[ERROR_SUM] += abs(error)
+    sums[UPDATES] += 1
+    sums[LARGEST_CHANGE] = max(sums[LARGEST_CHANGE], abs(alpha * error))
+
+
+@compiled
+def update_later(q, t, s, a, r, s2, a2, masks, terminated, truncated, rule, exploration, memory, sums):
+    """Remembers step `t` of an episode, and updates what was done `n` steps ago, or at its end all that is left.
+
+    - n-step SARSA: towards `r_t + ... + gamma^(n-1) r_{t+n-1} + gamma^n q(s_{t+n}, a_{t+n})`, fewer rewards at the end.
+      Sutton & Barto (2018), section 7.2.
+    - Monte Carlo: towards the return, after the episode, the last step first; `alpha` 0 averages. Section 5.4. What
+      would have followed a cut (truncation) is what the behaviour expects from there.
+    """
+    capacity = len(memory.states)
+    i = t % capacity
+    memory.states[i], memory.actions[i], memory.rewards[i] = s, a, r
+    if rule.first_visit and memory.first_seen[s, a] < 0:
+        memory.first_seen[s, a] = t
+    ended = terminated or truncated
+    oldest = 0 if rule.method == MONTE_CARLO else max(t + 1 - rule.n, 0)
+    if not ended and (rule.method == MONTE_CARLO or t + 1 < rule.n):
+        return
+    follows = 0.0
+    if not terminated:
+        follows = q[0, s2, a2] if a2 >= 0 else expected_value(q, s2, masks, rule.softmax, exploration)
+    for j in range(t, oldest - 1, -1):
+        i = j % capacity
+        s, a = memory.states[i], memory.actions[i]
+        follows = memory.rewards[i] + rule.gamma * follows
+        if (ended or j == oldest) and (not rule.first_visit or memory.first_seen[s, a] == j):
+            memory.counts[s, a] += 1
+            move(q, 0, s, a, follows, rule.alpha if rule.alpha > 0 else 1 / memory.counts[s, a], sums)
+    if ended and rule.first_visit:
+        for j in range(t + 1):
+            memory.first_seen[memory.states[j], memory.actions[j]] = -1
 
 
 @compiled
@@ -201,28 +247,25 @@ def draw(cumulative, begin, count, rng):
     return begin
 
 
-STEP, STATE, NEXT_ACTION, LENGTH = range(4)
-"""What `clock` holds: steps so far, the present state (-1: no episode is under way), the action chosen for it (-1: none
-yet), and the steps of this episode."""
-
-RETURN, ERROR_SUM, LARGEST_CHANGE = range(3)
-"""What `sums` holds: this episode's return, and of this log interval the sum of |TD errors| and the largest change."""
-
-
 @compiled
 def learn(
-    table, limit, steps, q, rule, alpha, explorations, block, log_every, clock, sums, visits, rngs, episodes, log
+    table, limit, steps, q, rule, explorations, block, log_every, clock, sums, visits, memory, rngs, episodes, log
 ):
-    """`steps` steps of temporal-difference control on a table. Returns how many episodes ended and rows were logged.
+    """At most `steps` steps of control on a table. Returns how many episodes ended and how many rows were logged.
 
+    Fewer steps only where Monte Carlo's `memory` is full before the episode ends: make it larger and call again.
     `limit` cuts episodes after so many steps (0: never). `explorations[i]` is epsilon or the temperature of the steps
     `block * i` to `block * (i + 1) - 1`, counted from the block of the first. What ended goes to `episodes` [3, N]
-    (step, return, length), every `log_every` steps the mean |TD error| and the largest change of a value go to `log`
-    [2, N]. `clock`, `sums`, `visits` [S], `q` and `rngs` [2, 4] (behaviour, table) carry on in the next call.
+    (step, return, length), every `log_every` steps the mean |error| and the largest change of a value go to `log`
+    [2, N]. `clock`, `sums`, `visits` [S], `memory`, `q` and `rngs` [2, 4] (behaviour, table) carry on in the next call.
     """
     behaviour, world = rngs[0], rngs[1]
+    on_policy = rule.method == SARSA or rule.method == N_STEP_SARSA
+    later = rule.method == N_STEP_SARSA or rule.method == MONTE_CARLO
     n_episodes, n_logs, first_block = 0, 0, clock[STEP] // block
     for _ in range(steps):
+        if rule.method == MONTE_CARLO and clock[LENGTH] == len(memory.states):
+            break
         exploration = explorations[clock[STEP] // block - first_block]
         if clock[STATE] < 0:
             clock[STATE] = draw(table.start, 0, len(table.start), world)
@@ -234,22 +277,23 @@ def learn(
         outcome = draw(table.chance, table.first[s, a], table.count[s, a], world)
         r, s2, terminated = table.reward[outcome], table.next_state[outcome], table.terminated[outcome]
         a2 = -1
-        if rule.method == SARSA and not terminated:
+        if on_policy and not terminated:
             a2 = choose(q, s2, table.masks, rule.softmax, exploration, behaviour)
-        error = update(q, s, a, r, s2, a2, table.masks, terminated, rule, alpha, exploration, behaviour)
+        t = clock[LENGTH]
+        truncated = t + 1 == limit
+        if later:
+            update_later(q, t, s, a, r, s2, a2, table.masks, terminated, truncated, rule, exploration, memory, sums)
+        else:
+            update(q, s, a, r, s2, a2, table.masks, terminated, rule, exploration, behaviour, sums)
 
         clock[STEP] += 1
-        clock[STATE], clock[NEXT_ACTION] = s2, a2
-        clock[LENGTH] += 1
+        clock[STATE], clock[NEXT_ACTION], clock[LENGTH] = s2, a2, t + 1
         sums[RETURN] += r
-        sums[ERROR_SUM] += abs(error)
-        sums[LARGEST_CHANGE] = max(sums[LARGEST_CHANGE], abs(alpha * error))
-        if terminated or clock[LENGTH] == limit:
+        if terminated or truncated:
             end_episode(clock, sums, episodes, n_episodes)
             n_episodes += 1
         if clock[STEP] % log_every == 0:
-            log[0, n_logs], log[1, n_logs] = sums[ERROR_SUM] / log_every, sums[LARGEST_CHANGE]
-            sums[ERROR_SUM] = sums[LARGEST_CHANGE] = 0.0
+            end_interval(sums, log, n_logs)
             n_logs += 1
     return n_episodes, n_logs
 
@@ -262,10 +306,15 @@ def end_episode(clock, sums, episodes, i):
 
 
 @compiled
-def replay(q, states, actions, rewards, next_states, terminated, masks, order, rule, alpha, rng):
-    """One pass over a log of transitions [N] in the given order; returns the mean |TD error|."""
-    total = 0.0
+def end_interval(sums, log, i):
+    """Writes the mean |error| (nan without an update) and the largest change down, and begins a new interval."""
+    log[0, i], log[1, i] = sums[ERROR_SUM] / sums[UPDATES], sums[LARGEST_CHANGE]
+    sums[ERROR_SUM] = sums[UPDATES] = sums[LARGEST_CHANGE] = 0.0
+
+
+@compiled
+def replay(q, states, actions, rewards, next_states, terminated, masks, order, rule, exploration, rng, sums):
+    """One pass of one-step updates over a log of transitions [N] in the given order."""
     for i in order:
         s2 = next_states[i]
-        total += abs(update(q, states[i], actions[i], rewards[i], s2, -1, masks, terminated[i], rule, alpha, 0.0, rng))
-    return total / len(order)
+        update(q, states[i], actions[i], rewards[i], s2, -1, masks, terminated[i], rule, exploration, rng, sums)

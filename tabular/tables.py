@@ -1,17 +1,36 @@
 """What tabular methods need to know of an environment: its states and actions as numbers, its table, its masks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete, MultiDiscrete, Space
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from tabular.kernels import Table
-
 HARMLESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 """Wrappers under which an environment is still its table."""
+
+
+class Table(NamedTuple):
+    """A transition table in flat arrays: outcomes `first[s, a]` to `first[s, a] + count[s, a] - 1` belong to `s, a`."""
+
+    start: np.ndarray
+    "[S] cumulative probability of beginning in each state"
+    first: np.ndarray
+    "[S, A] index of the first outcome"
+    count: np.ndarray
+    "[S, A] number of outcomes"
+    chance: np.ndarray
+    "[M] cumulative probability within the outcomes of one action"
+    next_state: np.ndarray
+    "[M]"
+    reward: np.ndarray
+    "[M]"
+    terminated: np.ndarray
+    "[M] True where the episode ends"
+    masks: np.ndarray
+    "[S, A] True where an action may be taken"
 
 
 def discrete(space: Space[Any], needs: str, role: str) -> tuple[int, Callable[[Any], int]]:
@@ -23,8 +42,8 @@ def discrete(space: Space[Any], needs: str, role: str) -> tuple[int, Callable[[A
         start = int(space.start)
         return int(space.n), (int if start == 0 else lambda value: int(value) - start)
     if role == "observations":
-        parts = space.spaces if isinstance(space, gym.spaces.Tuple) else ()
-        if parts and all(isinstance(part, Discrete) for part in parts):
+        parts = [part for part in getattr(space, "spaces", ()) if isinstance(part, Discrete)]
+        if isinstance(space, gym.spaces.Tuple) and len(parts) == len(space.spaces) > 0:
             return _combined([int(part.n) for part in parts], [int(part.start) for part in parts])
         if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
             return _combined(space.nvec.tolist(), np.asarray(space.start).tolist())

@@ -89,7 +89,8 @@ class TableEnv(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         outcomes = self.P[self.s][action]
-        _, self.s, reward, terminated = outcomes[0] if len(outcomes) == 1 else self._draw(outcomes)
+        _, state, reward, terminated = outcomes[0] if len(outcomes) == 1 else self._draw(outcomes)
+        self.s = int(state)
         info = self.info()
         if terminated:
             info["success"] = reward == self.best_reward

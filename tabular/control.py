@@ -119,8 +119,10 @@ class Control:
         return kernels.Rule(self.method, config.softmax, float(config.gamma), float(config.alpha))
 
     def _memory(self, capacity: int) -> kernels.Memory:
-        numbers, table = np.zeros((2, capacity), dtype=np.int64), (self.n_states, self.n_actions)
-        return kernels.Memory(*numbers, np.zeros(capacity), np.full(table, -1), np.zeros(table, dtype=np.int64))
+        table = (self.n_states, self.n_actions)
+        states, actions = np.zeros((2, capacity), dtype=np.int64)
+        counts = np.zeros(table, dtype=np.int64)
+        return kernels.Memory(states, actions, np.zeros(capacity), np.full(table, -1), counts)
 
     @property
     def steps(self) -> int:
@@ -160,7 +162,7 @@ class Control:
         self.history.lengths += lengths.astype(int).tolist()
         for i in range(n_logs):
             step = (begin // log_every + i + 1) * log_every
-            self._log(step, log[:, i], explorations[(step - 1) // BLOCK - begin // BLOCK])
+            self._log(step, log[:, i], float(explorations[(step - 1) // BLOCK - begin // BLOCK]))
 
     def _in_env(self, steps: int) -> None:
         q, masks, rng, softmax = self.q, self.masks, self.rngs[0], self.config.softmax

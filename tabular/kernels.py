@@ -8,7 +8,7 @@ where an action may be taken. `rng` [4] uint64 is the state of the random number
 numpy's generators cost microseconds to hand over, this costs nothing and is as easily saved.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
@@ -25,7 +25,7 @@ largest change of a value."""
 
 compiled: Any = njit(cache=True, error_model="numpy", _nrt=False)  # pyright: ignore
 """Without numba's reference counts: they are atomic, come with every use of an array, and cost three quarters of the
-time here, where no function allocates."""
+time here, where no function allocates. `no_type_check` keeps the tests' type checker from wrapping what is compiled."""
 
 
 class Rule(NamedTuple):
@@ -63,6 +63,7 @@ def make_rng(seed: np.random.SeedSequence) -> np.ndarray:
 
 
 @compiled
+@no_type_check
 def uniform(rng):
     """The next random number in [0, 1): xoshiro256+ of Blackman & Vigna (2021), arXiv 1805.01407."""
     result = rng[0] + rng[3]
@@ -77,12 +78,14 @@ def uniform(rng):
 
 
 @compiled
+@no_type_check
 def value(q, s, a):
     """The action value that behaviour goes by: under double Q-learning the mean of both tables."""
     return q[0, s, a] if len(q) == 1 else 0.5 * (q[0, s, a] + q[1, s, a])
 
 
 @compiled
+@no_type_check
 def best_value(q, s, masks):
     best = -np.inf
     for a in range(q.shape[2]):
@@ -92,6 +95,7 @@ def best_value(q, s, masks):
 
 
 @compiled
+@no_type_check
 def choose(q, s, masks, softmax, exploration, rng):
     """An action of the behaviour policy; -1 if the mask allows none.
 
@@ -124,6 +128,7 @@ def choose(q, s, masks, softmax, exploration, rng):
 
 
 @compiled
+@no_type_check
 def choose_softmax(q, s, masks, best, temperature, rng):
     total, chosen = 0.0, -1
     for a in range(q.shape[2]):
@@ -138,6 +143,7 @@ def choose_softmax(q, s, masks, best, temperature, rng):
 
 
 @compiled
+@no_type_check
 def best_of(q, k, s, masks, rng):
     """The best allowed action of table `k` alone, ties at random."""
     best, chosen, ties = -np.inf, -1, 0
@@ -152,6 +158,7 @@ def best_of(q, k, s, masks, rng):
 
 
 @compiled
+@no_type_check
 def expected_value(q, s, masks, softmax, exploration):
     """`sum_a pi(a | s) q(s, a)` for the behaviour policy."""
     best = best_value(q, s, masks)
@@ -165,6 +172,7 @@ def expected_value(q, s, masks, softmax, exploration):
 
 
 @compiled
+@no_type_check
 def update(q, s, a, r, s2, a2, masks, terminated, rule, exploration, rng, sums):
     """`q(s, a) += alpha (target - q(s, a))`; the target is all that the one-step methods differ in.
 
@@ -193,6 +201,7 @@ def update(q, s, a, r, s2, a2, masks, terminated, rule, exploration, rng, sums):
 
 
 @compiled
+@no_type_check
 def move(q, k, s, a, target, alpha, sums):
     """`q(s, a) += alpha (target - q(s, a))`, noted in `sums`."""
     error = target - q[k, s, a]
@@ -203,6 +212,7 @@ def move(q, k, s, a, target, alpha, sums):
 
 
 @compiled
+@no_type_check
 def update_later(q, t, s, a, r, s2, a2, masks, terminated, truncated, rule, exploration, memory, sums):
     """Remembers step `t` of an episode, and updates what was done `n` steps ago, or at its end all that is left.
 
@@ -236,6 +246,7 @@ def update_later(q, t, s, a, r, s2, a2, masks, terminated, truncated, rule, expl
 
 
 @compiled
+@no_type_check
 def draw(cumulative, begin, count, rng):
     """An index from `begin` to `begin + count - 1` by cumulative probabilities; a sure thing draws no number."""
     last = begin + count - 1
@@ -248,6 +259,7 @@ def draw(cumulative, begin, count, rng):
 
 
 @compiled
+@no_type_check
 def learn(
     table, limit, steps, q, rule, explorations, block, log_every, clock, sums, visits, memory, rngs, episodes, log
 ):
@@ -299,6 +311,7 @@ def learn(
 
 
 @compiled
+@no_type_check
 def end_episode(clock, sums, episodes, i):
     """Writes the episode down and clears the counters for the next."""
     episodes[0, i], episodes[1, i], episodes[2, i] = clock[STEP], sums[RETURN], clock[LENGTH]
@@ -306,6 +319,7 @@ def end_episode(clock, sums, episodes, i):
 
 
 @compiled
+@no_type_check
 def end_interval(sums, log, i):
     """Writes the mean |error| (nan without an update) and the largest change down, and begins a new interval."""
     log[0, i], log[1, i] = sums[ERROR_SUM] / sums[UPDATES], sums[LARGEST_CHANGE]
@@ -313,6 +327,7 @@ def end_interval(sums, log, i):
 
 
 @compiled
+@no_type_check
 def replay(q, states, actions, rewards, next_states, terminated, masks, order, rule, exploration, rng, sums):
     """One pass of one-step updates over a log of transitions [N] in the given order."""
     for i in order:

@@ -7,7 +7,7 @@ TD(lambda) learn within the episode, Monte Carlo and n-step as soon as their ret
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 import gymnasium as gym
 import numpy as np
@@ -110,6 +110,7 @@ def _play(
 
 
 @njit
+@no_type_check
 def sample(start, first, count, chance, next_state, reward, terminated, cumulative, limit, rng):
     """One episode on a table, as `_play` returns it."""
     states, rewards = [draw(start, 0, len(start), rng)], [0.0]
@@ -126,6 +127,7 @@ def sample(start, first, count, chance, next_state, reward, terminated, cumulati
 
 
 @njit
+@no_type_check
 def learn_values(values, counts, states, rewards, terminated, method, alpha, gamma, lam, n, first_visit):
     """Updates `values` [S] from one episode: states [T + 1], rewards [T]."""
     if method == TD:
@@ -137,6 +139,7 @@ def learn_values(values, counts, states, rewards, terminated, method, alpha, gam
 
 
 @njit
+@no_type_check
 def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
     """Every step, each state moves by `alpha delta e(s)`, `delta = r + gamma V(s') - V(s)`; traces `e` accumulate.
 
@@ -156,6 +159,7 @@ def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
 
 
 @njit
+@no_type_check
 def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
     """Each state moves towards the next n rewards and the value after them. Sutton & Barto (2018), section 7.1."""
     length = len(rewards)
@@ -168,6 +172,7 @@ def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
 
 
 @njit
+@no_type_check
 def monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit):
     """Each state moves towards the return that followed it, the last one first. Sutton & Barto (2018), section 5.1."""
     target = 0.0 if terminated else values[states[-1]]

@@ -65,7 +65,7 @@ class TableEnv(gym.Env):
 
     `P` and `initial_state_distrib` are named as in gymnasium's toy-text worlds, so that planning and the fast learners
     treat both alike. An episode that terminates with the best reward of the whole table is a success, which
-    `info["success"]` says at its end.
+    `info["success"]` says.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  (gymnasium's way)
@@ -91,9 +91,7 @@ class TableEnv(gym.Env):
         outcomes = self.P[self.s][action]
         _, state, reward, terminated = outcomes[0] if len(outcomes) == 1 else self._draw(outcomes)
         self.s = int(state)
-        info = self.info()
-        if terminated:
-            info["success"] = reward == self.best_reward
+        info = {**self.info(), "success": bool(terminated and reward == self.best_reward)}
         return self.observe(), float(reward), bool(terminated), False, info
 
     def _draw(self, outcomes: Sequence[Outcome]) -> Any:

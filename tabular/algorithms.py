@@ -27,6 +27,22 @@ ALGORITHMS = {
 }
 """Name -> module and class, in the order of the theory; a module is imported when its algorithm is asked for."""
 
+SOURCES = {
+    "q_learning": "off-policy TD control, Watkins (1989)",
+    "sarsa": "on-policy TD control, Rummery & Niranjan (1994)",
+    "expected_sarsa": "SARSA with an expectation, van Seijen et al. (2009)",
+    "double_q_learning": "two tables against the maximum's bias, van Hasselt (2010)",
+    "n_step_sarsa": "SARSA over n rewards, Sutton & Barto (2018), section 7.2",
+    "monte_carlo": "whole returns, no bootstrapping, Sutton & Barto (2018), section 5.4",
+    "dqn": "Q-learning with a network and a replay buffer, Mnih et al. (2015)",
+    "reinforce": "policy gradient from whole returns, Williams (1992)",
+    "actor_critic": "policy gradient with the TD error, Sutton & Barto (2018), section 13.5",
+    "a2c": "actor-critic with GAE over parallel environments, Mnih et al. (2016)",
+    "npg": "natural policy gradient, Kakade (2001)",
+    "trpo": "natural gradient within a true KL, Schulman et al. (2015)",
+    "ppo": "clipped or KL-penalised surrogate, Schulman et al. (2017)",
+}
+
 TABLES = ("q_learning", "sarsa", "expected_sarsa", "double_q_learning", "n_step_sarsa", "monte_carlo")
 """These need discrete observations and actions."""
 
@@ -52,6 +68,15 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_").strip("_")
+
+
+def fits(name: str) -> str:
+    """The spaces that an algorithm takes, in words."""
+    if name in TABLES:
+        return "discrete observations and actions"
+    return (
+        "any observations, discrete actions" if name in VALUES else "any observations, discrete or continuous actions"
+    )
 
 
 def fitting(env: gym.Env) -> list[str]:

@@ -136,7 +136,8 @@ class Control:
 
     def act(self, observation: Any, mask: Any = None) -> int:
         """The best of the allowed actions, the first of equals: evaluation is deterministic."""
-        values = self.q[:, self.index(observation)].mean(axis=0)
+        state = self.index(observation)
+        values = self.q[0, state] if self.n_tables == 1 else self.q[:, state].mean(axis=0)
         if mask is not None:
             values = np.where(np.asarray(mask, dtype=bool), values, -np.inf)
         return int(values.argmax()) + self.first_action

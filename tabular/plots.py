@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from tabular import judging
-from tabular.envs.table import Grid
+from tabular.envs.table import Grid, grid_of
 from tabular.history import History
 from tabular.tables import time_limit
 
@@ -31,6 +31,13 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def new_file(file: Path) -> Path:
+    """The same path. Raises ValueError if something is there already: nothing is ever overwritten."""
+    if file.exists():
+        raise ValueError(f"{file} exists already")
+    return file
 
 
 def learning_curves(
@@ -66,7 +73,8 @@ def _band(ax: Any, places: np.ndarray, curves: np.ndarray, label: str) -> None:
 
 def _sensible_range(ax: Any) -> tuple[float, float]:
     """Without the first tenth of the curves, where a beginner's returns can dwarf all that follows."""
-    late = [y for line in ax.get_lines() if len(y := np.asarray(line.get_ydata())) for y in y[len(y) // 10 :]]
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
+    late = [float(y) for curve in curves for y in curve[len(curve) // 10 :]]
     low, high = (min(late), max(late)) if late else (0.0, 1.0)
     margin = 0.1 * (high - low) or 1.0
     return low - margin, high + margin
@@ -141,22 +149,29 @@ def _square(row: int, column: int) -> Any:
 
 def episode_frames(learner: Any, make_env: Callable[..., gym.Env], seed: int, most: int = 200) -> list[np.ndarray]:
     """The pictures [H, W, 3] of one episode of the greedy policy, `most` steps of it. Raises ValueError where the
-    environment draws none."""
+    environment draws none. Grid worlds are drawn here: gymnasium's own need pygame.
+    """
+    grid = grid_of(make_env())
     try:
-        env = make_env(render_mode="rgb_array")
+        env = make_env() if grid is not None else make_env(render_mode="rgb_array")
         observation, info = env.reset(seed=seed)
-        frames = [np.asarray(env.render())]
+        frames = [_frame(env, grid)]
     except Exception as error:  # each environment has its own way of saying that it cannot
         raise ValueError(f"{NO_FRAMES}: {error}") from error
     for _ in range(min(most, time_limit(env) or most)):
         observation, _, terminated, truncated, info = env.step(learner.act(observation, info.get("action_mask")))
-        frames.append(np.asarray(env.render()))
+        frames.append(_frame(env, grid))
         if terminated or truncated:
             break
     env.close()
-    if frames[0].ndim != 3:
-        raise ValueError(NO_FRAMES)
     return frames
+
+
+def _frame(env: Any, grid: Grid | None) -> np.ndarray:
+    frame = np.asarray(env.render() if grid is None else grid.pixels(int(env.unwrapped.s)))
+    if frame.ndim != 3:
+        raise ValueError(f"render() gave {frame.shape}")
+    return frame
 
 
 def save_gif(file: Path, frames: Sequence[np.ndarray], fps: int = 8) -> None:

@@ -25,6 +25,9 @@ from tabular.algorithms import load
 
 Number = float | int
 
+PACKED = "packed list"
+"""Key of a list that `_pack` made a tensor."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -154,7 +157,7 @@ def resume(folder: Path, config: RunConfig, seed: int) -> tuple[Any, list[dict[s
         state = torch.load(file, weights_only=True)
     except Exception as error:  # torch raises what it likes for a damaged file
         raise ValueError(f"{file} is damaged: {error}") from error
-    learner.load_state_dict(state["learner"])
+    learner.load_state_dict(_unpack(state["learner"]))
     return learner, state["evaluations"]
 
 
@@ -166,15 +169,33 @@ def save(folder: Path, learner: Any, evaluations: list[dict[str, Number]]) -> No
     history = learner.history
     rows = zip(history.ends, history.returns, history.lengths, strict=True)
     _write(folder / "episodes.csv", _csv(["end", "return", "length"], rows))
-    metrics: dict[int, dict[str, Number]] = {}
+    metrics: dict[int, dict[str, Any]] = {}
     for name, points in history.metrics.items():
         for step, value in points:
             metrics.setdefault(step, {"step": step})[name] = value if math.isfinite(value) else None
     _write(folder / "metrics.jsonl", "".join(json.dumps(metrics[step]) + "\n" for step in sorted(metrics)))
     names = ["step", "mean_return", "mean_length", "success_rate"]
     _write(folder / "evaluations.csv", _csv(names, ([row[name] for name in names] for row in evaluations)))
-    torch.save({"learner": learner.state_dict(), "evaluations": evaluations}, folder / "checkpoint.tmp")
+    torch.save({"learner": _pack(learner.state_dict()), "evaluations": evaluations}, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+
+
+def _pack(state: Any) -> Any:
+    """Long lists of numbers as tensors, which are saved and read a hundred times faster; `_unpack` undoes it."""
+    import torch
+
+    if isinstance(state, dict):
+        return {key: _pack(value) for key, value in state.items()}
+    if isinstance(state, list) and len(state) > 100 and (kinds := {type(value) for value in state}) <= {int, float}:
+        if len(kinds) == 1:
+            return {PACKED: torch.tensor(state, dtype=torch.float64 if kinds == {float} else torch.int64)}
+    return [_pack(value) for value in state] if isinstance(state, list) else state
+
+
+def _unpack(state: Any) -> Any:
+    if isinstance(state, dict):
+        return state[PACKED].tolist() if PACKED in state else {key: _unpack(value) for key, value in state.items()}
+    return [_unpack(value) for value in state] if isinstance(state, list) else state
 
 
 def _csv(names: list[str], rows: Any) -> str:

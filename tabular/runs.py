@@ -186,10 +186,12 @@ def _pack(state: Any) -> Any:
 
     if isinstance(state, dict):
         return {key: _pack(value) for key, value in state.items()}
-    if isinstance(state, list) and len(state) > 100 and (kinds := {type(value) for value in state}) <= {int, float}:
-        if len(kinds) == 1:
-            return {PACKED: torch.tensor(state, dtype=torch.float64 if kinds == {float} else torch.int64)}
-    return [_pack(value) for value in state] if isinstance(state, list) else state
+    if not isinstance(state, list):
+        return state
+    for kind, dtype in ((float, torch.float64), (int, torch.int64)):
+        if len(state) > 100 and all(type(value) is kind for value in state):
+            return {PACKED: torch.tensor(state, dtype=dtype)}
+    return [_pack(value) for value in state]
 
 
 def _unpack(state: Any) -> Any:

@@ -1,6 +1,6 @@
 """Control that waits before it learns: n-step SARSA, and Monte Carlo, which waits until the episode is over."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,9 @@ class MonteCarloConfig(ControlConfig):
     "learn from the first visit of an action in an episode only, instead of every one"
 
     def __post_init__(self) -> None:
-        if self.alpha != 0:
+        if self.alpha == 0:
+            replace(self, alpha=1)  # the other settings are checked as ever
+        else:
             super().__post_init__()
 
 
@@ -95,7 +97,7 @@ class MonteCarlo(NStepSarsa):
         return Control._rule(self, config)._replace(first_visit=config.first_visit)
 
     def _on_table(self, steps: int) -> None:
-        self._make_room(self.clock[kernels.LENGTH])
+        self._make_room(int(self.clock[kernels.LENGTH]))
         super()._on_table(steps)
 
     def _update(self, t, s, a, r, s2, a2, terminated, truncated, exploration, rng) -> None:

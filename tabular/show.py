@@ -80,8 +80,9 @@ def environments(ids: Mapping[str, str]) -> None:
     for env_id, spec in gym.registry.items():
         if env_id in ids or "toy_text" in str(spec.entry_point):
             env: Any = gym.make(env_id).unwrapped
-            if hasattr(env, "P"):
-                table.add_row(env_id, str(len(env.P)), str(env.action_space.n), ids.get(env_id, ""))
+            if hasattr(env, "P") or env_id in ids:
+                size = str(len(env.P)) if hasattr(env, "P") else "pictures"
+                table.add_row(env_id, size, str(env.action_space.n), ids.get(env_id, ""))
     console().print(table)
     console().print("Others with a transition table `P` can be solved by module:ENV_ID; any can be run.")
 

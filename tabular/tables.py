@@ -95,6 +95,8 @@ def compile_table(env: gym.Env) -> Table | None:
     mask_of = getattr(inner, "action_mask", None)
     masked = mask_of is not None and getattr(inner, "masked", True)
     masks = [mask_of(s) for s in range(n_states)] if masked and mask_of is not None else np.ones((n_states, n_actions))
+    if not np.array(masks).any(axis=1).all():
+        raise ValueError(f"the action mask of state {np.array(masks).any(axis=1).argmin()} allows no action")
     return Table(
         start=np.cumsum(np.asarray(start, dtype=float)),
         first=first,

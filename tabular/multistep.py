@@ -70,10 +70,10 @@ class NStepSarsa(Control):
 class MonteCarloConfig(ControlConfig):
     """Settings of Monte Carlo control."""
 
-    alpha: Number = 0.05
+    alpha: Number = 0.02
     "step size, in [0, 1]; 0 takes the plain average of all returns so far"
-    first_visit: bool = False
-    "learn from the first visit of an action in an episode only, instead of every one"
+    first_visit: bool = True
+    "learn from the first visit of an action in an episode only: every visit of one long failure would count"
 
     def __post_init__(self) -> None:
         if self.alpha == 0:

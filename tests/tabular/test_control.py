@@ -289,9 +289,10 @@ def test_chunks_and_resumes_change_nothing(cls, chunks, tmp_path):
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_elsewhere_a_resume_begins_an_episode(cls):
-    learner = make(cls, MAZE, on_table=False)
+    short = maker("tabular/Maze-v0", max_episode_steps=300)
+    learner = make(cls, short, on_table=False)
     learner.advance(700)
-    again = make(cls, MAZE, on_table=False)
+    again = make(cls, short, on_table=False)
     again.load_state_dict(learner.state_dict())
     assert (again.q == learner.q).all()
     again.advance(2000)
@@ -456,11 +457,16 @@ def test_monte_carlo_and_n_steps_learn_the_lake():
     mdp = MDP.from_gym(LAKE(), 1)
     for cls in (MonteCarlo, NStepSarsa):
         config = cls.Config(
-            alpha=0.05, initial_q=0.0, epsilon=1.0, exploration_schedule="linear", exploration_steps=100_000
+            alpha=0.01,
+            initial_q=0.0,
+            epsilon=1.0,
+            exploration_schedule="linear",
+            exploration_end=0.05,
+            exploration_steps=200_000,
         )
-        learners = learnt(cls, LAKE, config, seeds=5, steps=100_000)
+        learners = learnt(cls, LAKE, config, seeds=10, steps=200_000)
         success = [mdp.start @ finite_horizon_values(mdp, 100, x.action_values.argmax(axis=1)) for x in learners]
-        assert np.mean(success) > 0.5
+        assert np.mean(success) > 0.6
 
 
 def test_plain_averages_come_near_the_policys_values():

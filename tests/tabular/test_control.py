@@ -199,7 +199,7 @@ def test_spaces_that_are_counted_otherwise():
     learner.advance(10_000)
     assert learner.q.shape == (1, 32 * 11 * 2, 2)
     assert learner.act((20, 5, 0)) == 0
-    assert np.mean(learner.history.returns[-3000:]) > -0.2
+    assert np.mean(learner.history.returns[-3000:]) > -0.3  # -0.39 at random
 
     shifted = gym.wrappers.TransformAction(
         gym.wrappers.TransformObservation(CLIFF(), lambda s: s + 5, gym.spaces.Discrete(48, start=5)),

@@ -82,7 +82,7 @@ def test_the_ends_of_lambda_and_n():
 @pytest.mark.parametrize("settings", [{"lam": 0.8}, {"method": "n_step"}, {"method": "monte_carlo", "alpha": 0}])
 def test_estimates_come_near_the_truth(settings):
     estimates = predict(walk, RANDOM, PredictionConfig(**{"alpha": 0.01, **settings}), 3000, seed=0)
-    assert estimates[-1] == pytest.approx(TRUE, abs=0.08)
+    assert estimates[-2000:].mean(axis=0) == pytest.approx(TRUE, abs=0.05)
 
 
 @pytest.mark.parametrize("settings", [{}, {"lam": 0.5}, {"method": "n_step"}, {"method": "monte_carlo"}])
@@ -94,8 +94,8 @@ def test_other_environments_are_played_step_by_step(settings):
     def wrapped():
         return gym.wrappers.TransformReward(gym.make("FrozenLake-v1"), float)
 
-    slow = predict(wrapped, policy, config, 500, seed=0)[-1]
-    fast = predict(lambda: gym.make("FrozenLake-v1"), policy, config, 500, seed=1)[-1]
+    slow = predict(wrapped, policy, config, 500, seed=0)[-250:].mean(axis=0)
+    fast = predict(lambda: gym.make("FrozenLake-v1"), policy, config, 500, seed=1)[-250:].mean(axis=0)
     exact = policy_evaluation(MDP.from_gym(gym.make("FrozenLake-v1"), 0.99), policy)
     lived_in = [8, 9, 10, 13, 14]
     assert slow[lived_in] == pytest.approx(fast[lived_in], abs=0.15)

@@ -226,7 +226,8 @@ class Control:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "q": self.q.tolist(),
+            "q": self.q.ravel().tolist(),
+            "shape": list(self.q.shape),
             "visits": self.visits.tolist(),
             "clock": self.clock.tolist(),
             "sums": self.sums.tolist(),
@@ -236,12 +237,12 @@ class Control:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Carries on from a saved state. Raises ValueError if it belongs to an environment of another size."""
-        q = np.array(state["q"])
-        if q.shape != self.q.shape:
+        if state["shape"] != list(self.q.shape):
             raise ValueError(
-                f"the saved values are [tables, S, A] = {list(q.shape)}, here {list(self.q.shape)} are needed"
+                f"the saved values are [tables, S, A] = {state['shape']}, here {list(self.q.shape)} are needed"
             )
-        self.q, self.visits = q, np.array(state["visits"], dtype=np.int64)
+        self.q = np.array(state["q"]).reshape(self.q.shape)
+        self.visits = np.array(state["visits"], dtype=np.int64)
         self.clock, self.sums = np.array(state["clock"]), np.array(state["sums"], dtype=float)
         self.rngs = np.array(state["rngs"], dtype=np.uint64)
         self.history.load_state_dict(state["history"])

@@ -106,30 +106,29 @@ def best_reward(env: Any) -> float | None:
     return best if any(outcome[3] and outcome[2] == best for outcome in outcomes) else None
 
 
-# Statistics over seeds
+# Statistics over seeds: functions of values [..., N] over the last axis
 
 
-def iqm(values: Sequence[Number] | np.ndarray) -> float:
-    """Interquartile mean: of the middle half, the values on its edges weighted by the share that lies inside."""
-    ordered = np.sort(np.asarray(values, dtype=float))
-    n = len(ordered)
-    edges = np.clip(np.arange(n + 1) / n, 0.25, 0.75)
-    weights = np.diff(edges)
-    return float((ordered[weights > 0] * weights[weights > 0]).sum() / weights.sum())
+def mean(values: Any) -> Any:
+    return np.mean(np.asarray(values, dtype=float), axis=-1)
 
 
-def mean(values: Sequence[Number] | np.ndarray) -> float:
-    return float(np.mean(np.asarray(values, dtype=float)))
-
-
-def median(values: Sequence[Number] | np.ndarray) -> float:
+def median(values: Any) -> Any:
     """The middle value; of an even number the mean of the two in the middle, NEVER if one of them is."""
-    ordered = np.sort(np.asarray(values, dtype=float))
-    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return float(low if low == high else (low + high) / 2)
+    ordered = np.sort(np.asarray(values, dtype=float), axis=-1)
+    n = ordered.shape[-1]
+    return mean(ordered[..., [(n - 1) // 2, n // 2]])
 
 
-STATISTICS: dict[str, Callable[..., float]] = {"mean": mean, "median": median, "iqm": iqm}
+def iqm(values: Any) -> Any:
+    """Interquartile mean: of the middle half, the values on its edges weighted by the share that lies inside."""
+    ordered = np.sort(np.asarray(values, dtype=float), axis=-1)
+    weights = np.diff(np.clip(np.linspace(0, 1, ordered.shape[-1] + 1), 0.25, 0.75))
+    inside = weights > 0  # what lies outside may be NEVER
+    return ordered[..., inside] @ weights[inside] / weights.sum()
+
+
+STATISTICS: dict[str, Callable[..., Any]] = {"mean": mean, "median": median, "iqm": iqm}
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Interval:
 
 def interval(
     values: Sequence[Number] | np.ndarray,
-    statistic: Callable[..., float] = mean,
+    statistic: Callable[..., Any] = mean,
     confidence: Number = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -163,11 +162,11 @@ def interval(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     generator = np.random.default_rng(seed)
-    samples = np.sort([statistic(sample) for sample in generator.choice(values, (resamples, len(values)))])
+    samples = np.sort(statistic(generator.choice(values, (resamples, len(values)))))
     # Entries, not interpolated: between a number and NEVER lies nothing.
     tail = (1 - confidence) / 2
     low, high = samples[int(tail * resamples)], samples[min(int((1 - tail) * resamples), resamples - 1)]
-    return Interval(statistic(values), float(low), float(high))
+    return Interval(float(statistic(values)), float(low), float(high))
 
 
 def _text(value: float) -> str:

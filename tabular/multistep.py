@@ -55,12 +55,18 @@ class NStepSarsa(Control):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "memory": [part.tolist() for part in self.memory]}
+        names = kernels.Memory._fields
+        return {**super().state_dict(), **{name: getattr(self.memory, name).ravel().tolist() for name in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        table = self.q.shape[1:]
         self.memory = kernels.Memory(
-            *(np.array(part, old.dtype) for part, old in zip(state["memory"], self.memory, strict=True))
+            states=np.array(state["states"], dtype=np.int64),
+            actions=np.array(state["actions"], dtype=np.int64),
+            rewards=np.array(state["rewards"], dtype=float),
+            first_seen=np.array(state["first_seen"], dtype=np.int64).reshape(table),
+            counts=np.array(state["counts"], dtype=np.int64).reshape(table),
         )
         if self.table is None:  # the episode that it remembers is not carried on
             self.memory.first_seen[:] = -1

@@ -41,7 +41,11 @@ def new_file(file: Path) -> Path:
 
 
 def learning_curves(
-    file: Path, groups: Mapping[str, Sequence[History]], steps: int, threshold: float | None = None, window: int = 100
+    file: Path,
+    groups: Mapping[str, Sequence[History]],
+    steps: int,
+    threshold: float | int | None = None,
+    window: int = 100,
 ) -> None:
     """Mean over seeds of the training return, with its 95% bootstrap band; one curve a group (an algorithm).
 

@@ -46,7 +46,10 @@ class Rule(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What n-step SARSA and Monte Carlo remember of an episode: a ring [C] of the last steps, or all of them."""
+    """What n-step SARSA and Monte Carlo remember of an episode: a ring [C] of the last steps, or all of them.
+
+    C is a power of two, so that the place of step t is `t & (C - 1)`: a division would cost as much as the update.
+    """
 
     states: np.ndarray
     actions: np.ndarray
@@ -221,8 +224,8 @@ def update_later(q, t, s, a, r, s2, a2, masks, terminated, truncated, rule, expl
     - Monte Carlo: towards the return, after the episode, the last step first; `alpha` 0 averages. Section 5.4. What
       would have followed a cut (truncation) is what the behaviour expects from there.
     """
-    capacity = len(memory.states)
-    i = t % capacity
+    last = len(memory.states) - 1
+    i = t & last
     memory.states[i], memory.actions[i], memory.rewards[i] = s, a, r
     if rule.first_visit and memory.first_seen[s, a] < 0:
         memory.first_seen[s, a] = t
@@ -234,7 +237,7 @@ def update_later(q, t, s, a, r, s2, a2, masks, terminated, truncated, rule, expl
     if not terminated:
         follows = q[0, s2, a2] if a2 >= 0 else expected_value(q, s2, masks, rule.softmax, exploration)
     for j in range(t, oldest - 1, -1):
-        i = j % capacity
+        i = j & last
         s, a = memory.states[i], memory.actions[i]
         follows = memory.rewards[i] + rule.gamma * follows
         if (ended or j == oldest) and (not rule.first_visit or memory.first_seen[s, a] == j):

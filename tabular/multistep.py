@@ -31,7 +31,7 @@ class NStepSarsa(Control):
 
     def __init__(self, make_env: Any, config: Any, seed: int) -> None:
         super().__init__(make_env, config, seed)
-        self.memory = self._memory(config.n)
+        self.memory = self._memory(1 << (config.n - 1).bit_length())
 
     def _rule(self, config: Any) -> kernels.Rule:
         return super()._rule(config)._replace(n=config.n)

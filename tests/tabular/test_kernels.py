@@ -131,7 +131,7 @@ def memory(capacity):
     )
 
 
-def episode(rule, states, rewards, terminated, capacity=10, q=None):
+def episode(rule, states, rewards, terminated, capacity=16, q=None):
     """Values of four states with one action after an episode."""
     q = np.array([[[10.0], [20.0], [30.0], [40.0]]]) if q is None else q
     store, sums = memory(capacity), np.zeros(4)

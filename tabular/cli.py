@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ class UserError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns the exit code: 0 done, 1 no solution within the limits, 2 a mistake in the call."""
+    # Small networks are fastest on one thread, and two that wait for each other on a busy machine are slow indeed.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if args.command is None:
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--seeds", type=_count, default=5 if training is compare else 1, help="how many")
         training.add_argument("--seed", type=_whole, default=0, help="the first of them")
         training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
-        training.add_argument("--evaluate-every", type=_count, help="steps (default: a twentieth of them)")
+        training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
         training.add_argument("--threshold", type=_number, help="return that counts as solved")
         training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"

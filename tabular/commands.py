@@ -30,7 +30,7 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
             settings=_changed(algorithms.settings(cls.Config, own), own),
             steps=args.steps,
             seeds=tuple(range(args.seed, args.seed + args.seeds)),
-            evaluate_every=args.evaluate_every or max(1, args.steps // 20),
+            evaluate_every=args.evaluate_every or max(1, args.steps // 10),
             episodes=args.eval_episodes,
             threshold=args.threshold,
         )

@@ -43,7 +43,7 @@ def test_run(capsys, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["success rate"]["value"] == 1
     config = runs.read_config(folder)
     assert config.settings == {"alpha": 0.5}
-    assert config.evaluate_every == 1000
+    assert config.evaluate_every == 2000
 
     before = (folder / "summary.json").read_bytes()
     assert run(capsys, *argv)[0] == 0  # again: a new folder

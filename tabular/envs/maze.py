@@ -25,7 +25,7 @@ class Maze(TableEnv):
     - `size`, `maze_seed`: instead of a layout a generated maze of size x size cells, see `generate`.
     - `slip`: probability that an action is replaced by a random one (which may be the same).
     - `masked`: `info["action_mask"]` is 1 for the actions that move; a masked one costs 1, and stays.
-    - `observation`: "state", or "image": [3, rows, columns] uint8 planes of walls, goal and agent, 0 or 1.
+    - `observation`: "state", or "image": [rows, columns, 3] uint8, 255 where there is a wall, the goal, the agent.
 
     Raises ValueError for a layout that is no maze or has no way from S to G, and for options outside their range.
     """
@@ -61,10 +61,10 @@ class Maze(TableEnv):
         super().__init__(table, start, Grid(cells, positions), render_mode)
         self.best_reward = goal_reward
         if observation == "image":
-            self.observation_space = gym.spaces.Box(0, 1, (3, *self.grid.shape), np.uint8)
-            self.planes = np.zeros((3, *self.grid.shape), np.uint8)
-            self.planes[0] = [[cell == "#" for cell in line] for line in cells]
-            self.planes[1][positions[self.goal]] = 1
+            self.observation_space = gym.spaces.Box(0, 255, (*self.grid.shape, 3), np.uint8)
+            self.image = np.zeros((*self.grid.shape, 3), np.uint8)
+            self.image[..., 0] = [[255 * (cell == "#") for cell in line] for line in cells]
+            self.image[positions[self.goal]][1] = 255
 
     def _actions(
         self, state: int, positions: Any, slip: Number, step_reward: Number, goal_reward: Number, penalty: float
@@ -94,9 +94,9 @@ class Maze(TableEnv):
     def observe(self) -> Any:
         if self.observation == "state":
             return self.s
-        planes = self.planes.copy()
-        planes[2][self.grid.positions[self.s]] = 1
-        return planes
+        image = self.image.copy()
+        image[self.grid.positions[self.s]][2] = 255
+        return image
 
 
 class MazePool(gym.Env):

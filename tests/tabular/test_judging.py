@@ -234,7 +234,7 @@ def test_generalisation_to_other_mazes():
     policy = value_iteration(MDP.from_gym(maze, 0.9)).policy
 
     def act(image):
-        place = tuple(int(i) for i in np.argwhere(image[2])[0])
+        place = tuple(int(i) for i in np.argwhere(image[..., 2])[0])
         return int(policy[maze.free[place]]) if place in maze.free else 0
 
     result = judging.generalisation(Agent(act), trained, others, 20, seed=0)

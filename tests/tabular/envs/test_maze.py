@@ -56,13 +56,13 @@ def test_drawing():
         Maze(render_mode="human")
 
 
-def test_images_have_planes_of_walls_goal_and_agent():
+def test_images_have_channels_for_walls_goal_and_agent():
     env = Maze(TINY, observation="image")
     image, _ = env.reset(seed=0)
-    assert image.tolist() == [[[0, 0], [1, 0]], [[0, 0], [0, 1]], [[1, 0], [0, 0]]]
+    assert image.tolist() == [[[0, 0, 255], [0, 0, 0]], [[255, 0, 0], [0, 255, 0]]]
     moved, *_ = env.step(1)
-    assert moved[2].tolist() == [[0, 1], [0, 0]]
-    assert image[2].tolist() == [[1, 0], [0, 0]]  # not the same memory
+    assert moved[..., 2].tolist() == [[0, 255], [0, 0]]
+    assert image[..., 2].tolist() == [[255, 0], [0, 0]]  # not the same memory
 
 
 def test_the_dyna_maze():

@@ -20,7 +20,7 @@ def find_env(text: str, options: Mapping[str, str] | None = None) -> tuple[str, 
     values = {name: parse(value) for name, value in (options or {}).items()}
     if text.endswith(".txt"):
         return "tabular/Maze-v0", {"layout": text, **values}
-    env_id = SHORT_NAMES.get(text, text)
+    env_id = SHORT_NAMES.get(text.lower(), text)
     if env_id not in gym.registry and ":" not in env_id:
         raise ValueError(_unknown(env_id, [*gym.registry]))
     return env_id, values

@@ -104,11 +104,9 @@ def options(name: str, rows: Sequence[tuple[str, str, str]]) -> None:
 
 def episode(learner: Any, make_env: Callable[..., gym.Env], seed: int, delay: float) -> None:
     """The greedy policy step by step, drawn where the environment can be drawn as text."""
-    try:
-        env = make_env(render_mode="ansi")
-        drawn = "ansi" in env.metadata.get("render_modes", [])
-    except (TypeError, ValueError, gym.error.Error):
-        env, drawn = make_env(), False
+    env = make_env()
+    drawn = "ansi" in env.metadata.get("render_modes", [])
+    env = make_env(render_mode="ansi") if drawn else env
     grid, out = grid_of(env), console()
     limit = time_limit(env) or judging.PATIENCE
     observation, info = env.reset(seed=seed)

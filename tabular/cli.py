@@ -1,44 +1,90 @@
-"""The `tabular` command: `tabular solve FrozenLake-v1`, `tabular list`."""
+"""The `tabular` command: solve, run, compare, watch, list."""
 
 import argparse
+import difflib
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 # Everything heavy is imported where it is used: --help and a mistyped option should answer at once.
 
-ARROWS = {"FrozenLakeEnv": "←↓→↑", "CliffWalkingEnv": "↑→↓←"}
-"""Grid worlds by class, with the direction of each action."""
+METHODS = ("value_iteration", "in_place", "prioritised", "policy_iteration")
+
+
+class UserError(ValueError):
+    """A mistake in the call; the message says what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns the exit code: 0 done, 1 no solution within the limits, 2 a mistake in the call."""
+    # Small networks are fastest on one thread, and two that wait for each other on a busy machine are slow indeed.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
     if args.command is None:
         parser.print_help()
         return 2
-    return _list() if args.command == "list" else _solve(args)
+    try:
+        args.options, args.env_options = _read_options(rest, args)
+        return {"solve": _solve, "run": _run, "compare": _run, "watch": _watch, "list": _list}[args.command](args)
+    except ValueError as error:
+        print(f"tabular: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ntabular: interrupted; what was saved can be carried on with `tabular run --resume RUN`", file=sys.stderr
+        )
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tabular", description="Classical reinforcement learning on small problems.")
+    parser = argparse.ArgumentParser(prog="tabular", description="Classical reinforcement learning, small and exact.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    solve = commands.add_parser(
-        "solve",
-        help="compute optimal values and policy from the environment's table",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    solve.add_argument("env_id", metavar="ENV_ID", help="a gymnasium environment, see `tabular list`")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            epilog="--env.NAME VALUE gives the environment an option: --env.size 21",
+        )
+
+    solve = command("solve", "compute optimal values and policy from the environment's table")
+    solve.add_argument("env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
     solve.add_argument("--gamma", type=_gamma, default=0.99, help="discount in [0, 1]")
-    solve.add_argument(
-        "--method",
-        choices=("value_iteration", "policy_iteration"),
-        default="value_iteration",
-        help="how to solve it",
-    )
-    solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (value iteration)")
-    commands.add_parser("list", help="show the environments that can be solved")
+    solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
+    solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
+    solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
+    solve.add_argument("--seed", type=_whole, default=0, help="unused: planning draws nothing")
+
+    run = command("run", "train an algorithm on several seeds and report with intervals")
+    run.add_argument("algorithms", metavar="ALGORITHM", nargs="?", help="see `tabular list`; not with --resume")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="carry on with an interrupted run's folder")
+    compare = command("compare", "train several algorithms on the same environment and seeds")
+    compare.add_argument("algorithms", metavar="ALGORITHM", nargs="+", help="see `tabular list`")
+    for training in (run, compare):
+        training.add_argument("--env", metavar="ENV", help="a gymnasium environment, or a maze's text file")
+        training.add_argument("--steps", type=_count, default=100_000, help="environment steps of each seed")
+        training.add_argument("--seeds", type=_count, default=5 if training is compare else 1, help="how many")
+        training.add_argument("--seed", type=_whole, default=0, help="the first of them")
+        training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
+        training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
+        training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
+        training.add_argument("--threshold", type=_number, help="return that counts as solved")
+        training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"
+
+    watch = command("watch", "show the greedy policy of a run step by step")
+    watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    watch.add_argument("--seed", type=_whole, help="which seed's agent (default: the first)")
+    watch.add_argument("--episode", type=_whole, default=0, help="seed of the episode")
+    watch.add_argument("--delay", type=_number, default=0.2, help="seconds between steps")
+    watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
+
+    listing = command("list", "show environments and algorithms, or one algorithm's settings")
+    listing.add_argument("name", metavar="ALGORITHM", nargs="?", help="show its settings")
     return parser
 
 
@@ -61,109 +107,107 @@ def _tol(text: str) -> float:
     return tol
 
 
+def _whole(text: str, least: int = 0) -> int:
+    digits = text.replace("_", "")
+    if not digits.isdigit() or int(digits) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
+    return int(digits)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """`--alpha 0.5 --env.size=21` -> `{"alpha": "0.5"}`, `{"size": "21"}`: what argparse does not know."""
+    options: dict[str, str] = {}
+    env_options: dict[str, str] = {}
+    waiting = list(rest)
+    while waiting:
+        name, equals, value = waiting.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"unexpected argument {name!r}")
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                raise UserError(f"option {name} is unknown, or misses its value")
+            value = waiting.pop(0)
+        name = name[2:].replace("-", "_")
+        if name.startswith("env."):
+            env_options[name[4:]] = value
+        else:
+            options[name] = value
+    if args.command in ("run", "compare") and not getattr(args, "resume", None):
+        return options, env_options
+    for name in (*options, *(f"env.{name}" for name in env_options if args.command != "solve")):
+        known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
+        near = difflib.get_close_matches(name, known)
+        hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
+        raise UserError(f"unknown option --{name}{hint}")
+    return options, env_options
+
+
 def _solve(args: argparse.Namespace) -> int:
-    import gymnasium as gym
-
+    from tabular import show
+    from tabular.environments import find_env, make_env
     from tabular.mdp import MDP
-    from tabular.planning import policy_iteration, value_iteration
+    from tabular.planning import action_values, greedy_actions, policy_iteration, value_iteration
 
-    if args.env_id not in gym.registry and ":" not in args.env_id:
-        return _fail(_unknown_env(args.env_id, list(gym.registry)))
+    env_id, options = find_env(args.env, args.env_options)
+    env = make_env(env_id, options)
+    mdp = MDP.from_gym(env, args.gamma)
     try:
-        env = gym.make(args.env_id)
-        mdp = MDP.from_gym(env, args.gamma)
-    except (gym.error.Error, ImportError, ValueError) as error:
-        return _fail(str(error))
-    try:
-        solution = policy_iteration(mdp) if args.method == "policy_iteration" else value_iteration(mdp, args.tol)
+        if args.method == "policy_iteration":
+            found = policy_iteration(mdp)
+        else:
+            order = "synchronous" if args.method == "value_iteration" else args.method
+            found = value_iteration(mdp, args.tol, order=order)
     except ValueError as error:
-        return _fail(f"{args.env_id}: {error}", code=1)
-    _report(args, env.unwrapped, mdp, solution)
-    if not solution.converged:
-        return _fail(f"{args.env_id}: not solved to {args.tol:g}: {solution.reason}", code=1)
+        return _unsolved(f"{env_id}: {error}")
+    show.solution(env_id, env, mdp, found, "policies evaluated" if args.method == "policy_iteration" else "sweeps")
+    if args.plot is not None:
+        from tabular.plots import grid_values, new_file
+
+        grid = show.grid_of(env)
+        if grid is None:
+            raise UserError(f"{env_id} is no grid, so there is nothing to draw")
+        best = greedy_actions(action_values(mdp, found.values))
+        grid_values(new_file(args.plot), grid, found.values, best, show.visited(mdp), f"{env_id}, gamma {args.gamma:g}")
+        print(f"drawn: {args.plot}")
+    if not found.converged:
+        return _unsolved(f"{env_id}: not solved to {args.tol:g}: {found.reason}")
     return 0
 
 
-def _report(args: argparse.Namespace, env: Any, mdp: Any, solution: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    bounded = solution.error_bound < float("inf") or not solution.converged
-    table = Table(title=f"{args.env_id}, gamma {args.gamma:g}", show_header=False)
-    table.add_row("states x actions", f"{mdp.n_states} x {mdp.n_actions}")
-    table.add_row("value at the start", f"{mdp.start @ solution.values:.12f}")
-    table.add_row("sweeps" if args.method == "value_iteration" else "policies evaluated", str(solution.iterations))
-    table.add_row("error bound", f"{solution.error_bound:.3g}" if bounded else "rounding (policy solved exactly)")
-    console.print(table)
-
-    arrows = ARROWS.get(type(env).__name__)
-    if arrows is None:
-        return
-    shape = env.desc.shape if hasattr(env, "desc") else env.shape
-    acts = _visited(mdp)
-    blank = [cell.decode() for cell in env.desc.ravel()] if hasattr(env, "desc") else ["·"] * mdp.n_states
-    policy = [arrows[action] if act else cell for action, act, cell in zip(solution.policy, acts, blank, strict=True)]
-    values = [f"{value:.4g}" if act else cell for value, act, cell in zip(solution.values, acts, blank, strict=True)]
-    for title, cells in (("policy", policy), ("values", values)):
-        console.print(f"\n{title}", style="bold")
-        console.print(_grid(cells, shape), soft_wrap=True)
-
-
-def _visited(mdp: Any) -> Any:
-    """States [S] in which an episode can act: not the holes, the goal or the cliff, where it is already over."""
-    import numpy as np
-
-    visited = mdp.start > 0
-    while True:
-        state_actions = np.repeat(visited, mdp.n_actions).astype(float)
-        reached = visited | (mdp.transitions.T @ state_actions > 0)
-        if (reached == visited).all():
-            return visited
-        visited = reached
-
-
-def _grid(cells: Sequence[str], shape: tuple[int, int]) -> str:
-    n_rows, n_columns = shape
-    width = max(map(len, cells))
-    rows = [cells[row * n_columns : (row + 1) * n_columns] for row in range(n_rows)]
-    return "\n".join("  ".join(cell.rjust(width) for cell in row) for row in rows)
-
-
-def _list() -> int:
-    import gymnasium as gym
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("environment", "states", "actions")
-    for env_id, spec in gym.registry.items():
-        if "toy_text" in str(spec.entry_point):
-            env: Any = gym.make(env_id).unwrapped
-            if hasattr(env, "P"):
-                table.add_row(env_id, str(env.observation_space.n), str(env.action_space.n))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("Others with a transition table `P` can be solved by module:ENV_ID.")
-    return 0
-
-
-def _unknown_env(env_id: str, known: list[str]) -> str:
-    import difflib
-
-    # By name without the version, which makes strangers look alike; the last version registered is the newest.
-    newest = {_name(known_id): known_id for known_id in known}
-    near = [newest[name] for name in difflib.get_close_matches(_name(env_id), newest)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "see `tabular list`"
-    return f"unknown environment {env_id!r}: {hint}"
-
-
-def _name(env_id: str) -> str:
-    return env_id.split("-v")[0].lower()
-
-
-def _fail(message: str, code: int = 2) -> int:
+def _unsolved(message: str) -> int:
     print(f"tabular: {message}", file=sys.stderr)
-    return code
+    return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tabular import commands
+
+    if getattr(args, "resume", None):
+        if args.algorithms or args.env or args.output:
+            raise UserError("--resume takes everything from the run's folder: leave ALGORITHM, --env and --output out")
+        return commands.resume(args.resume)
+    names = [args.algorithms] if isinstance(args.algorithms, str) else args.algorithms
+    if not names:
+        raise UserError("which ALGORITHM? `tabular list` shows them")
+    if args.env is None:
+        raise UserError("which environment? give --env, for instance --env CliffWalking-v1; see `tabular list`")
+    return commands.train(args, names)
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from tabular import commands
+
+    return commands.watch(args.run, args.seed, args.episode, args.delay, args.gif)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from tabular import commands
+
+    return commands.show_list(args.name)
 
 
 if __name__ == "__main__":

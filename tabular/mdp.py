@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array, kron
 
 Number = float | int | np.number
 Outcome = tuple[Number, int | np.integer, Number, bool | np.bool_]
@@ -114,6 +114,20 @@ class MDP:
         return cls.from_table(table, gamma, start)
 
 
+def with_random_actions(mdp: MDP, probability: float | int) -> MDP:
+    """The same process where each action is replaced by a uniformly random one with `probability`.
+
+    Its optimal policy is the best among all that explore so much: the limit of SARSA and expected SARSA with a
+    constant epsilon. Raises ValueError for a probability outside [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be in [0, 1], got {probability}")
+    each = np.full((mdp.n_actions, mdp.n_actions), probability / mdp.n_actions)
+    mix = kron(eye_array(mdp.n_states), each + (1 - probability) * np.eye(mdp.n_actions), format="csr")
+    rewards = (mix @ mdp.rewards.ravel()).reshape(mdp.rewards.shape)
+    return MDP(csr_array(mix @ mdp.transitions), rewards, mdp.gamma, mdp.start)
+
+
 def line_world(
     n_states: int = 4,
     success: float | int = 1.0,
@@ -129,6 +143,13 @@ def line_world(
 
     Raises ValueError for fewer than 2 states or a `success` outside [0, 1].
     """
+    return MDP.from_table(line_table(n_states, success, goal_value, step_reward), gamma, np.eye(n_states)[0])
+
+
+def line_table(
+    n_states: int, success: float | int, goal_value: float | int, step_reward: float | int
+) -> dict[int, dict[int, list[Outcome]]]:
+    """The table of `line_world`."""
     if n_states < 2:
         raise ValueError(f"a line needs at least 2 states, got {n_states}")
     if not 0 <= success <= 1:
@@ -142,4 +163,4 @@ def line_world(
         for state in range(goal)
     }
     table[goal] = {action: [(1.0, goal, goal_value, True)] for action in (0, 1)}
-    return MDP.from_table(table, gamma, np.eye(n_states)[0])
+    return table

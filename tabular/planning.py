@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import spsolve
 
 from tabular.mdp import MDP, PROBABILITY_ERROR
+from tabular.sweeps import Sweeps
 
 Policy = Int[np.ndarray, "S"] | Float[np.ndarray, "S A"]
 """An action for each state, or the probability of each action in each state."""
@@ -124,8 +125,10 @@ def policy_iteration(mdp: MDP, max_iterations: int = 1000) -> Solution:
     raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
 
 
-def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000) -> Solution:
+def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, order: str = "synchronous") -> Solution:
     """Sweeps `V <- max_a Q(., a)` over all states. Sutton & Barto (2018), eq. 4.10.
+
+    `order` is synchronous, in_place or prioritised, see `tabular.sweeps`; the error bound is the same for all.
 
     With `gamma < 1` it stops once `|V - V*| <= gamma / (1 - gamma) * (last change)` is at most `tol`: a small change
     alone is no small error. `converged` is False, with the reason, if `max_sweeps` or the precision of floats ended it.
@@ -136,34 +139,52 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000) -> 
     Raises ValueError if from some state no policy surely ends.
     """
     if mdp.gamma == 1:
-        return _undiscounted_value_iteration(mdp, tol, max_sweeps)
-    values, change = np.zeros(mdp.n_states), np.inf
-    for sweep in range(1, max_sweeps + 1):
-        new_values = action_values(mdp, values).max(axis=1)
-        change = float(np.abs(new_values - values).max())
-        values = new_values
+        return _undiscounted_value_iteration(mdp, tol, max_sweeps, order)
+    threshold = max(tol * (1 - mdp.gamma), 4 * sys.float_info.epsilon * _scale(mdp.rewards) / (1 - mdp.gamma))
+    sweeps = Sweeps(mdp, order, threshold)
+    values, policy, change, done = np.zeros(mdp.n_states), np.zeros(mdp.n_states, dtype=int), np.inf, 0
+    while done < max_sweeps:
+        values, change, _, n = sweeps.apply(values, policy, 0.0, max_sweeps - done)
+        done += n
         if _at_rest(mdp, values, change, tol):
-            return _solution(mdp, values, policy_improvement(mdp, values), sweep, change, tol)
-    return _solution(mdp, values, policy_improvement(mdp, values), max_sweeps, change, tol)
+            break
+    return _solution(mdp, values, policy_improvement(mdp, values), done, change, tol)
 
 
-def _undiscounted_value_iteration(mdp: MDP, tol: float, max_sweeps: int) -> Solution:
+def _undiscounted_value_iteration(mdp: MDP, tol: float, max_sweeps: int, order: str) -> Solution:
     policy = _ending_policy(mdp)
-    values, change = policy_evaluation(mdp, policy), np.inf
-    for sweep in range(1, max_sweeps + 1):
-        q_values = action_values(mdp, values)
-        new_values = q_values.max(axis=1)
+    sweeps = Sweeps(mdp, order, tol)
+    values, change, done = policy_evaluation(mdp, policy), np.inf, 0
+    while done < max_sweeps:
         # Greedy is not enough: an action that raised the value leads towards the end, one that ties may go in circles.
-        raised = new_values > values + ROUNDING * _scale(q_values)
-        policy = np.where(raised, q_values.argmax(axis=1), policy)
-        change = float(np.abs(new_values - values).max())
-        values = new_values
-        if change <= tol or not raised.any():
+        values, change, raised, n = sweeps.apply(values, policy, ROUNDING * _scale(values), max_sweeps - done)
+        done += n
+        if change <= tol or not raised:
             values = policy_evaluation(mdp, policy)
             change = _bellman_residual(mdp, values)
             if change <= ROUNDING * _scale(values):
-                return Solution(values, policy, sweep, _error_bound(1, change), True)
-    return _solution(mdp, values, policy, max_sweeps, change, tol)
+                return Solution(values, policy, done, _error_bound(1, change), True)
+    return _solution(mdp, values, policy, done, change, tol)
+
+
+def finite_horizon_values(mdp: MDP, steps: int, policy: Policy | None = None) -> Float[np.ndarray, "S"]:
+    """Expected return of the next `steps` steps alone: of a policy, or (None) of the best one that may look at the
+    clock. What a time limit really leaves. Backward induction; Puterman (1994), section 4.5.
+    """
+    values = np.zeros(mdp.n_states)
+    transitions, rewards = _under_policy(mdp, policy) if policy is not None else (mdp.transitions, mdp.rewards)
+    for _ in range(steps):
+        if policy is None:
+            values = action_values(mdp, values).max(axis=1)
+        else:
+            values = rewards + mdp.gamma * (transitions @ values)
+    return values
+
+
+def epsilon_greedy(q_values: Float[np.ndarray, "S A"], epsilon: float | int) -> Float[np.ndarray, "S A"]:
+    """The policy that is greedy, ties split, but takes any action (the greedy ones too) with probability epsilon."""
+    best = greedy_actions(q_values)
+    return (1 - epsilon) * best / best.sum(axis=1, keepdims=True) + epsilon / q_values.shape[1]
 
 
 def _bellman_residual(mdp: MDP, values: np.ndarray) -> float:

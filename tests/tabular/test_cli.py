@@ -30,7 +30,12 @@ def field(out, name):
 
 @pytest.mark.parametrize(
     ("method", "unit", "least", "most"),
-    [("value_iteration", "sweeps", 500, 1000), ("policy_iteration", "policies evaluated", 2, 20)],
+    [
+        ("value_iteration", "sweeps", 500, 1000),
+        ("in_place", "sweeps", 300, 600),
+        ("prioritised", "sweeps", 50, 600),
+        ("policy_iteration", "policies evaluated", 2, 20),
+    ],
 )
 def test_frozen_lake(capsys, method, unit, least, most):
     code, out, err = run(capsys, "solve", "FrozenLake-v1", "--method", method)
@@ -51,8 +56,8 @@ def test_cliff_walking_undiscounted(capsys):
     code, out, _ = run(capsys, "solve", "CliffWalking-v1", "--gamma", "1")
     assert code == 0
     assert float(field(out, "value at the start")) == -13
-    assert grid(out, "policy")[2:] == [["→"] * 11 + ["↓"], ["↑"] + ["·"] * 11]
-    assert grid(out, "values")[2:] == [[str(v) for v in range(-12, 0)], ["-13"] + ["·"] * 11]
+    assert grid(out, "policy")[2:] == [["→"] * 11 + ["↓"], ["↑"] + ["C"] * 10 + ["G"]]
+    assert grid(out, "values")[2:] == [[str(v) for v in range(-12, 0)], ["-13"] + ["C"] * 10 + ["G"]]
 
 
 def test_an_environment_without_a_grid(capsys):
@@ -75,7 +80,42 @@ def test_list(capsys):
     assert code == 0
     for env_id, size in [("FrozenLake-v1", "16"), ("CliffWalking-v1", "48"), ("Taxi-v4", "500")]:
         assert field(out, env_id) == size
+    assert field(out, "tabular/Maze-v0") == "47"
     assert "Blackjack" not in out
+    assert "double_q_learning" in out
+    assert "Watkins" in out
+
+
+def test_list_of_settings(capsys):
+    code, out, _ = run(capsys, "list", "sarsa")
+    assert code == 0
+    assert "--epsilon" in out
+    assert "0.1" in out
+    assert run(capsys, "list", "sarsaa")[2] == "tabular: unknown algorithm 'sarsaa': did you mean sarsa?\n"
+
+
+def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):
+    code, out, _ = run(capsys, "solve", "maze", "--gamma", "0.95", "--plot", str(tmp_path / "maze.png"))
+    assert code == 0
+    assert float(field(out, "value at the start")) == pytest.approx(0.95**13)
+    assert grid(out, "policy")[0][6:] == ["↓", "#", "G"]
+    assert (tmp_path / "maze.png").stat().st_size > 5000
+    code, _, err = run(capsys, "solve", "maze", "--plot", str(tmp_path / "maze.png"))
+    assert (code, err) == (2, f"tabular: {tmp_path / 'maze.png'} exists already\n")
+
+    (tmp_path / "mine.txt").write_text("S.\n#G\n")
+    code, out, _ = run(capsys, "solve", str(tmp_path / "mine.txt"))
+    assert grid(out, "policy") == [["→", "↓"], ["#", "G"]]
+    code, out, _ = run(capsys, "solve", "maze", "--env.size", "9", "--env.step_reward=-1", "--gamma", "1")
+    assert code == 0
+    assert len(grid(out, "values")) == 9
+
+
+def test_a_layout_that_is_no_maze(capsys, tmp_path):
+    (tmp_path / "bad.txt").write_text("S#G\n")
+    code, _, err = run(capsys, "solve", str(tmp_path / "bad.txt"))
+    assert code == 2
+    assert "there is no way from S to G" in err
 
 
 @pytest.mark.parametrize(
@@ -106,7 +146,11 @@ def test_environments_that_cannot_be_solved(capsys, env_id, message):
         (["--gamma", "high"], "argument --gamma: must be a number, got 'high'"),
         (["--tol", "0"], "argument --tol: must be positive and finite, got 0"),
         (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
-        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["--speed", "9"], "unknown option --speed"),
+        (["--gama", "9"], "unknown option --gama: did you mean --gamma?"),
+        (["--gama"], "option --gama is unknown, or misses its value"),
+        (["now"], "unexpected argument 'now'"),
+        (["--env.is_slipery", "0"], "FrozenLake-v1 has no option --env.is_slipery: did you mean is_slippery?"),
     ],
 )
 def test_bad_options(capsys, argv, message):

@@ -4,9 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tabular.mdp import MDP, line_world
+from tabular.envs.maze import Maze, generate, shortest_path
+from tabular.mdp import MDP, line_world, with_random_actions
 from tabular.planning import (
     action_values,
+    epsilon_greedy,
+    finite_horizon_values,
     greedy_actions,
     iterative_policy_evaluation,
     policy_evaluation,
@@ -337,3 +340,118 @@ def test_large_processes_stay_sparse():
     solution = policy_iteration(mdp, max_iterations=5000)
     assert value_iteration(mdp).values == pytest.approx(solution.values, abs=1e-8)
     assert mdp.transitions.nnz < 4 * 2 * 2000
+
+
+# Orders
+
+
+@pytest.mark.parametrize("order", ["in_place", "prioritised"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_orders_agree(seed, gamma, order):
+    mdp = random_process(seed, gamma)
+    plain, other = value_iteration(mdp, tol=1e-11), value_iteration(mdp, tol=1e-11, order=order)
+    assert other.converged
+    assert other.values == pytest.approx(plain.values, abs=1e-9)
+    assert policy_evaluation(mdp, other.policy) == pytest.approx(plain.values, abs=1e-9)
+
+
+@pytest.mark.parametrize("order", ["in_place", "prioritised"])
+@pytest.mark.parametrize("tol", [1e-2, 1e-6])
+def test_the_error_bound_holds_in_every_order(order, tol):
+    mdp = random_process(1, 0.99)
+    exact = policy_iteration(mdp).values
+    solution = value_iteration(mdp, tol=tol, order=order)
+    assert solution.converged
+    assert np.abs(solution.values - exact).max() <= solution.error_bound <= tol
+
+
+def test_in_place_sweeps_carry_news_further():
+    """On a line with the goal behind state 0's end, one sweep from the right order does it all."""
+    mdp = process(*[[(s - 1, 0)] if s else [1] for s in range(50)], gamma=0.9)
+    swept = {order: value_iteration(mdp, order=order).iterations for order in ("synchronous", "in_place")}
+    assert swept == {"synchronous": 51, "in_place": 2}
+
+
+def test_priorities_save_backups():
+    """From the goal outwards, each state of the line needs one backup; in sweeps it would be 2000 of them."""
+    mdp = line_world(n_states=2000, gamma=0.999)
+    solution = value_iteration(mdp, order="prioritised")
+    assert solution.converged
+    assert solution.iterations <= 3
+    assert value_iteration(mdp).iterations >= 2000
+
+
+@pytest.mark.parametrize("order", ["in_place", "prioritised"])
+@pytest.mark.parametrize(
+    ("states", "values"),
+    [
+        ([[(0, 0), (1, 0)], [(0, 0), 1]], [1, 1]),  # a loop that ties with the way out
+        ([[(0, 0), (1, 1)], [-2, -2]], [0, -2]),  # a reward that must be paid back
+        ([[-1, (0, 0)]], [0]),  # standing still for nothing
+    ],
+)
+def test_undiscounted_traps_in_every_order(order, states, values):
+    assert value_iteration(process(*states), order=order).values.tolist() == values
+
+
+@pytest.mark.parametrize("order", ["in_place", "prioritised"])
+def test_no_way_out_is_an_error_in_every_order(order):
+    with pytest.raises(ValueError, match="gamma 1 there is no solution"):
+        value_iteration(process([(1, -1), (0, -1)], [(1, -1), (1, -1)]), order=order)
+    solution = value_iteration(process([(0, 1), 5]), max_sweeps=500, order=order)  # paid for ever
+    assert not solution.converged
+    assert solution.iterations <= 500
+
+
+def test_an_unknown_order():
+    with pytest.raises(ValueError, match="order must be one of synchronous, in_place, prioritised, got 'random'"):
+        value_iteration(frozen_lake(0.9), order="random")
+
+
+def test_the_order_of_states_does_not_matter():
+    mdp = random_process(4, 0.95)
+    shuffled = np.random.default_rng(0).permutation(mdp.n_states)
+    rows = (shuffled[:, None] * mdp.n_actions + np.arange(mdp.n_actions)).ravel()
+    other = MDP(mdp.transitions[rows][:, shuffled], mdp.rewards[shuffled], mdp.gamma, mdp.start[shuffled])
+    for order in ("synchronous", "in_place", "prioritised"):
+        assert value_iteration(other, order=order).values == pytest.approx(
+            value_iteration(mdp).values[shuffled], abs=1e-9
+        )
+
+
+@pytest.mark.parametrize("order", ["synchronous", "in_place", "prioritised"])
+def test_a_maze_of_33000_states(order):
+    mdp = MDP.from_gym(Maze(size=253), 0.99)
+    solution = value_iteration(mdp, tol=1e-8, order=order)
+    steps = shortest_path(generate(253, 253, 0))
+    assert mdp.start @ solution.values == pytest.approx(0.99 ** (steps - 1), abs=1e-8)
+
+
+# Exploring, and the clock
+
+
+def test_exploring_around_the_best_policy_and_the_best_exploring_policy():
+    """CliffWalking with eps .1: -50.8 on the edge; the best policy that explores so much earns -20.7 in 15 steps."""
+    cliff = MDP.from_gym(gym.make("CliffWalking-v1"), 1)
+    optimal = action_values(cliff, value_iteration(cliff).values)
+    online = policy_evaluation(cliff, epsilon_greedy(optimal, 0.1))
+    assert cliff.start @ online == pytest.approx(-50.800047666769, abs=1e-9)
+    noisy = value_iteration(with_random_actions(cliff, 0.1))
+    assert cliff.start @ noisy.values == pytest.approx(-20.707677398667, abs=1e-9)
+    assert cliff.start @ policy_evaluation(cliff, noisy.policy) == -15
+
+
+def test_epsilon_greedy_splits_ties_and_counts_the_greedy_action_too():
+    policy = epsilon_greedy(np.array([[1.0, 1, 0], [0, 0, 5]]), 0.3)
+    assert policy == pytest.approx(np.array([[0.45, 0.45, 0.1], [0.1, 0.1, 0.8]]))
+
+
+def test_finite_horizons():
+    """The lake's gamma-.99 policy succeeds within 100 steps with .7402; one that looks at the clock with .7442."""
+    lake = frozen_lake(1)
+    policy = value_iteration(frozen_lake(0.99)).policy
+    assert lake.start @ finite_horizon_values(lake, 100, policy) == pytest.approx(0.740164897759, abs=1e-11)
+    assert lake.start @ finite_horizon_values(lake, 100) == pytest.approx(0.744190287829, abs=1e-11)
+    assert finite_horizon_values(lake, 0).tolist() == [0] * 16
+    assert finite_horizon_values(lake, 5000)[0] == pytest.approx(14 / 17, abs=1e-6)

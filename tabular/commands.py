@@ -1,0 +1,178 @@
+"""What `tabular run`, `compare`, `watch` and `list` do."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tabular import algorithms, plots, runs, show
+from tabular.environments import SHORT_NAMES, find_env, make_env
+from tabular.envs.table import grid_of
+from tabular.runs import RunConfig, SeedResult
+
+
+def train(args: argparse.Namespace, names: Sequence[str]) -> int:
+    """`run` and `compare`: everything is checked before the first folder is made."""
+    env_id, env_options = find_env(args.env, args.env_options)
+    env = make_env(env_id, env_options)
+    classes = {name: algorithms.load(name) for name in names}
+    _check_names(args.options, classes)
+    configs = {}
+    for name, cls in classes.items():
+        own = {option: text for option, text in args.options.items() if option in _settings(cls)}
+        config = RunConfig(
+            algorithm=name,
+            env=env_id,
+            env_options=env_options,
+            settings=_changed(algorithms.settings(cls.Config, own), own),
+            steps=args.steps,
+            seeds=tuple(range(args.seed, args.seed + args.seeds)),
+            evaluate_every=args.evaluate_every or max(1, args.steps // 10),
+            episodes=args.eval_episodes,
+            threshold=args.threshold,
+        )
+        if name not in (fitting := algorithms.fitting(env)):
+            raise ValueError(
+                f"{name} fits {algorithms.fits(name)}, but {env_id} has observations {env.observation_space} "
+                f"and actions {env.action_space}; algorithms that fit: {', '.join(fitting)}"
+            )
+        config.make_learner(args.seed)
+        configs[name] = config
+
+    title = "-".join([names[0] if len(names) == 1 else "compare", env_id.split("/")[-1]])
+    output = args.output or _new_folder(Path("runs"), title)
+    if len(configs) == 1:
+        (config,) = configs.values()
+        runs.create(output, config)
+        return _train_one(output, config)
+    if output.exists():
+        raise ValueError(f"{output} exists already: take another --output")
+    for name, config in configs.items():
+        runs.create(output / name, config)
+    results = _train_all({output / name: config for name, config in configs.items()})
+    summaries = {name: runs.summarise(config, results[output / name]) for name, config in configs.items()}
+    show.summary(f"{env_id}, {args.steps} steps, {args.seeds} seeds", summaries)
+    for name, config in configs.items():
+        runs.write_summary(output / name, summaries[name])
+        _draw_run(output / name, config, results[output / name])
+    histories = {name: [result.learner.history for result in results[output / name]] for name in configs}
+    goal = next(iter(configs.values())).goal()
+    _draw(lambda: plots.learning_curves(output / "learning_curves.png", histories, args.steps, goal))
+    _draw(lambda: plots.metric_curves(output / "metrics.png", histories))
+    print(f"written: {output}")
+    return 0
+
+
+def resume(folder: Path) -> int:
+    """`run --resume`: the seeds that are not finished, from where they were saved."""
+    return _train_one(folder, runs.read_config(folder))
+
+
+def _train_one(folder: Path, config: RunConfig) -> int:
+    results = _train_all({folder: config})[folder]
+    summary = runs.summarise(config, results)
+    runs.write_summary(folder, summary)
+    title = f"{config.algorithm} on {config.env}, {config.steps} steps, {len(config.seeds)} seeds"
+    show.summary(title, {config.algorithm: summary})
+    _draw_run(folder, config, results)
+    print(f"written: {folder}")
+    return 0
+
+
+def _settings(cls: Any) -> list[str]:
+    return [field.name for field in fields(cls.Config)]
+
+
+def _check_names(options: Mapping[str, str], classes: Mapping[str, Any]) -> None:
+    """Each option must be a setting of one of the algorithms at least."""
+    known = {name for cls in classes.values() for name in _settings(cls)}
+    fixed = ["env", "steps", "seeds", "seed", "output", "evaluate_every", "eval_episodes", "threshold"]
+    for option in options:
+        if option not in known:
+            hint = algorithms.near(option, [*sorted(known), *fixed])
+            raise ValueError(f"unknown option --{option} for {', '.join(classes)}: {hint}")
+
+
+def _changed(config: Any, own: Mapping[str, str]) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name in own}
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """`parent/name`, or with the first number behind it that is free."""
+    folder, number = parent / name, 2
+    while folder.exists():
+        folder, number = parent / f"{name}-{number}", number + 1
+    return folder
+
+
+def _train_all(configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]]:
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
+    )
+    results = {}
+    with bar:
+        for folder, config in configs.items():
+            task = bar.add_task(config.algorithm, total=config.steps * len(config.seeds))
+            results[folder] = runs.train(folder, config, lambda steps, task=task: bar.advance(task, steps))
+    return results
+
+
+def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> None:
+    """The pictures of a run; of the first seed's agent where one agent is shown."""
+    first, histories = results[0].learner, {config.algorithm: [result.learner.history for result in results]}
+    _draw(lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()))
+    _draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
+    grid = grid_of(config.make_env())
+    values = getattr(first, "action_values", None)
+    if grid is not None and values is not None and len(values) == len(grid.positions):
+        seen = first.visits > 0
+        best = values == values.max(axis=1, keepdims=True)
+        _draw(lambda: plots.grid_values(folder / "policy.png", grid, values.max(axis=1), best, seen, "values, policy"))
+        visits = first.visits.astype(float)
+        _draw(lambda: plots.grid_values(folder / "visits.png", grid, visits, None, seen, "visits"))
+
+    def film() -> None:
+        frames = plots.episode_frames(first, config.make_env, config.seeds[0])
+        plots.save_gif(folder / "episode.gif", frames)
+        plots.save_strip(folder / "episode.png", frames)
+
+    _draw(film, quiet=True)
+
+
+def _draw(picture: Any, quiet: bool = False) -> None:
+    """Draws, or says why not: a run without pictures is a run all the same."""
+    try:
+        picture()
+    except ValueError as error:
+        if not quiet:
+            print(f"no picture: {error}")
+
+
+def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path | None) -> int:
+    """`watch`: an episode of a saved agent's greedy policy."""
+    config = runs.read_config(folder)
+    seed = config.seeds[0] if seed is None else seed
+    if seed not in config.seeds:
+        raise ValueError(f"{folder} has the seeds {', '.join(map(str, config.seeds))}, not {seed}")
+    if not (folder / f"seed_{seed}" / "checkpoint.pt").is_file():
+        raise ValueError(f"{folder} has no saved agent of seed {seed} yet")
+    learner, _ = runs.resume(folder, config, seed)
+    if gif is not None:
+        plots.save_gif(plots.new_file(gif), plots.episode_frames(learner, config.make_env, episode))
+        print(f"written: {gif}")
+    else:
+        show.episode(learner, config.make_env, episode, delay)
+    return 0
+
+
+def show_list(name: str | None) -> int:
+    """`list`: environments and algorithms, or the settings of one algorithm."""
+    if name is not None:
+        show.options(name, algorithms.describe(algorithms.load(name).Config))
+        return 0
+    show.environments({env_id: short for short, env_id in SHORT_NAMES.items()})
+    show.algorithms([(name, algorithms.fits(name), source) for name, source in algorithms.SOURCES.items()])
+    return 0

@@ -1,0 +1,17 @@
+"""The environments of this package; importing it registers them with gymnasium under `tabular/`."""
+
+import gymnasium as gym
+
+IDS = {
+    "tabular/Maze-v0": ("tabular.envs.maze:Maze", {}),
+    "tabular/MaskedMaze-v0": ("tabular.envs.maze:Maze", {"masked": True}),
+    "tabular/MazePool-v0": ("tabular.envs.maze:MazePool", {}),
+    "tabular/LineWorld-v0": ("tabular.envs.small:LineWorld", {}),
+    "tabular/RandomWalk-v0": ("tabular.envs.small:RandomWalk", {}),
+    "tabular/ShortCorridor-v0": ("tabular.envs.small:ShortCorridor", {}),
+    "tabular/WindyGrid-v0": ("tabular.envs.small:WindyGrid", {}),
+}
+"""Gymnasium id -> class and options. Cliff, lake and taxi are gymnasium's own."""
+
+for env_id, (entry_point, options) in IDS.items():
+    gym.register(env_id, entry_point=entry_point, kwargs=options)

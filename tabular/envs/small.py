@@ -1,0 +1,112 @@
+"""The small worlds of the literature: line, random walk, short corridor, windy grid."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from tabular.envs.table import MOVES, Grid, Table, TableEnv
+from tabular.mdp import Outcome, line_table
+
+Number = float | int
+
+
+class LineWorld(TableEnv):
+    """`tabular.mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), the goal at the right end.
+
+    Any action in the goal pays `goal_value` and ends the episode.
+    """
+
+    def __init__(
+        self,
+        n_states: int = 4,
+        success: Number = 1.0,
+        goal_value: Number = 10.0,
+        step_reward: Number = 0.0,
+        render_mode: str | None = None,
+    ) -> None:
+        table = line_table(n_states, success, goal_value, step_reward)
+        grid = _line("S" + "." * (n_states - 2) + "G", n_states)
+        super().__init__(table, np.eye(n_states)[0], grid, render_mode)
+
+
+class RandomWalk(TableEnv):
+    """States in a line, an end on either side, start in the middle; one walks left (0) or right (1).
+
+    The right end pays 1, the left end `left_reward`. Sutton & Barto (2018), example 6.2 with 5 states and 0; example
+    7.1 with 19 states and -1. Raises ValueError unless the number of states is odd.
+    """
+
+    def __init__(self, n_states: int = 5, left_reward: Number = 0.0, render_mode: str | None = None) -> None:
+        if n_states < 1 or n_states % 2 == 0:
+            raise ValueError(f"n_states must be odd, got {n_states}")
+        table: Table = {
+            s: {
+                0: [(1.0, max(s - 1, 0), float(left_reward) if s == 0 else 0.0, s == 0)],
+                1: [(1.0, min(s + 1, n_states - 1), float(s == n_states - 1), s == n_states - 1)],
+            }
+            for s in range(n_states)
+        }
+        grid = _line("." * (n_states // 2) + "S" + "." * (n_states // 2), n_states)
+        super().__init__(table, np.eye(n_states)[n_states // 2], grid, render_mode)
+
+
+class ShortCorridor(TableEnv):
+    """Three cells and a goal; in the second one left is right and right is left. -1 a step, gamma 1.
+
+    All cells look the same (`aliased`), so that no deterministic policy arrives: going right with probability
+    2 - sqrt 2 is best and earns -(6 + 4 sqrt 2). Sutton & Barto (2018), example 13.1.
+    """
+
+    def __init__(self, aliased: bool = True, render_mode: str | None = None) -> None:
+        neighbours = ((0, 1), (2, 0), (1, 3))
+        table: dict[int, dict[int, list[Outcome]]] = {
+            s: {action: [(1.0, min(s2, 2), -1.0, s2 == 3)] for action, s2 in enumerate(reached)}
+            for s, reached in enumerate(neighbours)
+        }
+        super().__init__(table, np.eye(3)[0], _line("S..G", 3), render_mode)
+        self.aliased = aliased
+        if aliased:
+            self.observation_space = gym.spaces.Discrete(1)
+
+    def observe(self) -> Any:
+        return 0 if self.aliased else self.s
+
+
+class WindyGrid(TableEnv):
+    """7 x 10 cells with an upward wind of 0 to 2 cells in each column; -1 a step until the goal.
+
+    Sutton & Barto (2018), example 6.5: the shortest way takes 15 steps, and 7 with `kings_moves` (8 directions).
+    `stochastic` wind, where it blows, is one cell more or less, a third of the time each (exercise 6.10).
+    """
+
+    WIND = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)
+
+    def __init__(self, kings_moves: bool = False, stochastic: bool = False, render_mode: str | None = None) -> None:
+        rows, columns, goal = 7, 10, (3, 7)
+        moves = (*MOVES, (-1, 1), (1, 1), (1, -1), (-1, -1)) if kings_moves else MOVES
+        table: dict[int, dict[int, list[Outcome]]] = {}
+        for state in range(rows * columns):
+            row, column = divmod(state, columns)
+            gusts = (-1, 0, 1) if stochastic and self.WIND[column] else (0,)
+            table[state] = {}
+            for action, (dr, dc) in enumerate(moves):
+                reached = [
+                    (
+                        min(max(row + dr - self.WIND[column] - gust, 0), rows - 1),
+                        min(max(column + dc, 0), columns - 1),
+                    )
+                    for gust in gusts
+                ]
+                table[state][action] = [(1 / len(gusts), r * columns + c, -1.0, (r, c) == goal) for r, c in reached]
+        cells = tuple(
+            "".join("S" if (r, c) == (3, 0) else "G" if (r, c) == goal else "." for c in range(columns))
+            for r in range(rows)
+        )
+        positions = tuple(divmod(state, columns) for state in range(rows * columns))
+        arrows = "↑→↓←" + ("↗↘↙↖" if kings_moves else "")
+        super().__init__(table, np.eye(rows * columns)[30], Grid(cells, positions, arrows), render_mode)
+
+
+def _line(cells: str, n_states: int) -> Grid:
+    return Grid((cells,), tuple((0, state) for state in range(n_states)), "←→")

@@ -1,0 +1,201 @@
+"""Pictures of runs: learning curves with bands, what an agent thinks of a grid world, an episode in motion.
+
+matplotlib comes with the `demo` extra; without it every function here raises ValueError and says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from jaxtyping import Bool, Float
+
+from tabular import judging
+from tabular.envs.table import Grid, grid_of
+from tabular.history import History
+from tabular.tables import time_limit
+
+POINTS = 100
+"""Places along the x-axis of a curve."""
+
+NO_FRAMES = "this environment draws no pictures (render_mode rgb_array)"
+
+
+def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.0)) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("pictures need matplotlib: pip install 'tabular-rlhf[demo]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def new_file(file: Path) -> Path:
+    """The same path. Raises ValueError if something is there already: nothing is ever overwritten."""
+    if file.exists():
+        raise ValueError(f"{file} exists already")
+    return file
+
+
+def learning_curves(
+    file: Path,
+    groups: Mapping[str, Sequence[History]],
+    steps: int,
+    threshold: float | int | None = None,
+    window: int = 100,
+) -> None:
+    """Mean over seeds of the training return, with its 95% bootstrap band; one curve a group (an algorithm).
+
+    A point is the mean of a seed's last `window` episodes, or a twentieth of its episodes where these are fewer.
+    """
+    figure, axes = _figure()
+    (ax,) = axes.ravel()
+    places = np.linspace(0, steps, POINTS + 1)[1:]
+    for name, histories in groups.items():
+        width = max(1, min([window, *(len(history.returns) // 20 for history in histories)]))
+        curves = np.array([judging.learning_curve(history, places, width) for history in histories])
+        _band(ax, places, curves, f"{name} ({len(histories)} seeds)" if len(histories) > 1 else name)
+    if threshold is not None:
+        ax.axhline(threshold, color="grey", linewidth=1, linestyle=":")
+    low, high = _sensible_range(ax)
+    ax.set(xlabel="environment steps", ylabel="return of training episodes", ylim=(low, high))
+    ax.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def _band(ax: Any, places: np.ndarray, curves: np.ndarray, label: str) -> None:
+    known = ~np.isnan(curves).any(axis=0)
+    places, curves = places[known], curves[:, known]
+    (line,) = ax.plot(places, curves.mean(axis=0), label=label)
+    if len(curves) > 1 and known.any():
+        bounds = [judging.interval(column, resamples=500) for column in curves.T]
+        ax.fill_between(places, [b.low for b in bounds], [b.high for b in bounds], alpha=0.2, color=line.get_color())
+
+
+def _sensible_range(ax: Any) -> tuple[float, float]:
+    """Without the first tenth of the curves, where a beginner's returns can dwarf all that follows."""
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
+    late = [float(y) for curve in curves for y in curve[len(curve) // 10 :]]
+    low, high = (min(late), max(late)) if late else (0.0, 1.0)
+    margin = 0.1 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def metric_curves(file: Path, groups: Mapping[str, Sequence[History]]) -> None:
+    """A panel for each figure that learners noted (epsilon, td_error, approx_kl, ...): the mean over seeds, and each
+    seed faintly where there are several. Raises ValueError if nothing was noted."""
+    names = sorted({name for histories in groups.values() for history in histories for name in history.metrics})
+    if not names:
+        raise ValueError("nothing was noted while learning")
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = _figure(rows, columns, (4.2 * columns, 2.8 * rows))
+    for ax, name in zip(axes.ravel(), names, strict=False):
+        for i, (group, histories) in enumerate(groups.items()):
+            series = [np.array(h.metrics[name]) for h in histories if name in h.metrics]
+            for points in series:
+                ax.plot(*points.T, color=f"C{i}", alpha=1.0 if len(series) == 1 else 0.25, linewidth=1)
+            if len(series) > 1 and len({tuple(points[:, 0]) for points in series}) == 1:
+                ax.plot(series[0][:, 0], np.mean([points[:, 1] for points in series], axis=0), color=f"C{i}")
+            ax.plot([], [], color=f"C{i}", label=group)
+        ax.set_title(name, fontsize=10)
+    for ax in axes.ravel()[len(names) :]:
+        ax.axis("off")
+    if len(groups) > 1:
+        axes.ravel()[0].legend(frameon=False, fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
+def grid_values(
+    file: Path,
+    grid: Grid,
+    values: Float[np.ndarray, "S"],
+    actions: Bool[np.ndarray, "S A"] | None,
+    known: Bool[np.ndarray, "S"],
+    title: str,
+) -> None:
+    """A heat map of one number a state, with an arrow for each of the `actions`; states not `known` stay blank."""
+    rows, columns = grid.shape
+    figure, axes = _figure(size=(1.2 + 0.45 * columns, 1.0 + 0.45 * rows))
+    (ax,) = axes.ravel()
+    places = np.array(grid.positions)
+    cells = np.full((rows, columns), np.nan)
+    cells[tuple(places[known].T)] = values[known]
+    picture = ax.imshow(np.ma.masked_invalid(cells), cmap="viridis")
+    ax.set_facecolor("0.92")
+    figure.colorbar(picture, ax=ax, shrink=0.8)
+    middle = np.nanmean([picture.norm.vmin, picture.norm.vmax])
+    for row, line in enumerate(grid.cells):
+        for column, cell in enumerate(line):
+            if cell == "#":
+                ax.add_patch(_square(row, column))
+            elif cell in "SGCH":
+                ax.text(column - 0.33, row - 0.28, cell, ha="center", va="center", fontsize=7, color="tab:red")
+    if actions is not None and grid.arrows:
+        for state in np.flatnonzero(known):
+            row, column = grid.positions[state]
+            text = "".join(arrow for arrow, good in zip(grid.arrows, actions[state], strict=True) if good)
+            colour = "white" if cells[row, column] < middle else "black"
+            size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
+            ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+    ax.set(xticks=[], yticks=[], title=title)
+    figure.savefig(file, dpi=110)
+
+
+def _square(row: int, column: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.2")
+
+
+def episode_frames(learner: Any, make_env: Callable[..., gym.Env], seed: int, most: int = 200) -> list[np.ndarray]:
+    """The pictures [H, W, 3] of one episode of the greedy policy, `most` steps of it. Raises ValueError where the
+    environment draws none. Grid worlds are drawn here: gymnasium's own need pygame.
+    """
+    grid = grid_of(make_env())
+    try:
+        env = make_env() if grid is not None else make_env(render_mode="rgb_array")
+        observation, info = env.reset(seed=seed)
+        frames = [_frame(env, grid)]
+    except Exception as error:  # each environment has its own way of saying that it cannot
+        raise ValueError(f"{NO_FRAMES}: {error}") from error
+    for _ in range(min(most, time_limit(env) or most)):
+        observation, _, terminated, truncated, info = env.step(learner.act(observation, info.get("action_mask")))
+        frames.append(_frame(env, grid))
+        if terminated or truncated:
+            break
+    env.close()
+    return frames
+
+
+def _frame(env: Any, grid: Grid | None) -> np.ndarray:
+    frame = np.asarray(env.render() if grid is None else grid.pixels(int(env.unwrapped.s)))
+    if frame.ndim != 3:
+        raise ValueError(f"render() gave {frame.shape}")
+    return frame
+
+
+def save_gif(file: Path, frames: Sequence[np.ndarray], fps: int = 8) -> None:
+    """An animation of pictures [H, W, 3]."""
+    image = _pillow()
+    first, *others = [image.fromarray(frame) for frame in frames]
+    first.save(file, save_all=True, append_images=others, duration=1000 // fps, loop=0)
+
+
+def save_strip(file: Path, frames: Sequence[np.ndarray], count: int = 8) -> None:
+    """At most `count` pictures [H, W, 3], evenly through the episode, side by side."""
+    chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]
+    gap = np.full((len(chosen[0]), 4, 3), 255, dtype=np.uint8)
+    parts = [part for frame in chosen for part in (frame, gap)][:-1]
+    _pillow().fromarray(np.concatenate(parts, axis=1)).save(file)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("pictures need pillow: pip install 'tabular-rlhf[demo]'") from error
+    return Image

@@ -1,0 +1,128 @@
+"""What the `tabular` command prints: tables, grids, an episode step by step."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from jaxtyping import Bool
+from rich.console import Console
+from rich.table import Table
+
+from tabular import judging
+from tabular.envs.table import Grid, grid_of
+from tabular.mdp import MDP
+from tabular.planning import Solution
+from tabular.tables import time_limit
+
+
+def console() -> Console:
+    """Made anew each time: standard output may have been redirected meanwhile."""
+    return Console(highlight=False)
+
+
+def solution(env_id: str, env: gym.Env, mdp: MDP, found: Solution, unit: str) -> None:
+    """What planning found, as numbers, and as arrows and values where the environment is a grid."""
+    bounded = found.error_bound < float("inf") or not found.converged
+    table = Table(title=f"{env_id}, gamma {mdp.gamma:g}", show_header=False)
+    table.add_row("states x actions", f"{mdp.n_states} x {mdp.n_actions}")
+    table.add_row("value at the start", f"{mdp.start @ found.values:.12f}")
+    table.add_row(unit, str(found.iterations))
+    table.add_row("error bound", f"{found.error_bound:.3g}" if bounded else "rounding (policy solved exactly)")
+    console().print(table)
+    grid = grid_of(env)
+    if grid is None:
+        return
+    acts = visited(mdp)
+    cells = {
+        "policy": [grid.arrows[action] for action in found.policy],
+        "values": [f"{value:.4g}" for value in found.values],
+    }
+    for title, texts in cells.items():
+        console().print(f"\n{title}", style="bold")
+        console().print(
+            grid_text(grid, [text if act else None for text, act in zip(texts, acts, strict=True)]), soft_wrap=True
+        )
+
+
+def visited(mdp: MDP) -> Bool[np.ndarray, "S"]:
+    """States in which an episode can act: not the holes, the goal or the cliff, where it is already over."""
+    states = mdp.start > 0
+    while True:
+        state_actions = np.repeat(states, mdp.n_actions).astype(float)
+        reached = states | (mdp.transitions.T @ state_actions > 0)
+        if (reached == states).all():
+            return states
+        states = reached
+
+
+def grid_text(grid: Grid, texts: Sequence[str | None]) -> str:
+    """One text a state, in the places of the states; None leaves the cell as the grid draws it."""
+    places = dict(zip(grid.positions, texts, strict=True))
+    rows = [[places.get((r, c)) or cell for c, cell in enumerate(line)] for r, line in enumerate(grid.cells)]
+    width = max(len(text) for row in rows for text in row)
+    return "\n".join("  ".join(text.rjust(width) for text in row) for row in rows)
+
+
+def summary(title: str, columns: Mapping[str, Mapping[str, judging.Interval]]) -> None:
+    """A column for each algorithm, a row for each figure, with its interval over the seeds."""
+    table = Table("", *columns, title=title)
+    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
+        table.add_row(name, *(str(figures.get(name, "–")) for figures in columns.values()))
+    table.caption = "95% bootstrap intervals over seeds"
+    console().print(table)
+
+
+def environments(ids: Mapping[str, str]) -> None:
+    """Every environment with a table: id, size, short name. `ids` are this package's own, id -> short name."""
+    table = Table("environment", "states", "actions", "short name")
+    for env_id, spec in gym.registry.items():
+        if env_id in ids or "toy_text" in str(spec.entry_point):
+            env: Any = gym.make(env_id).unwrapped
+            if hasattr(env, "P") or env_id in ids:
+                size = str(len(env.P)) if hasattr(env, "P") else "pictures"
+                table.add_row(env_id, size, str(env.action_space.n), ids.get(env_id, ""))
+    console().print(table)
+    console().print("Others with a transition table `P` can be solved by module:ENV_ID; any can be run.")
+
+
+def algorithms(rows: Sequence[tuple[str, str, str]]) -> None:
+    table = Table("algorithm", "fits", "what it is")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    console().print("`tabular list ALGORITHM` shows its settings.")
+
+
+def options(name: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    table = Table("setting", "default", "meaning", title=name)
+    for option, default, meaning in rows:
+        table.add_row(f"--{option}", default, meaning)
+    console().print(table)
+
+
+def episode(learner: Any, make_env: Callable[..., gym.Env], seed: int, delay: float) -> None:
+    """The greedy policy step by step, drawn where the environment can be drawn as text."""
+    env = make_env()
+    drawn = "ansi" in env.metadata.get("render_modes", [])
+    env = make_env(render_mode="ansi") if drawn else env
+    grid, out = grid_of(env), console()
+    limit = time_limit(env) or judging.PATIENCE
+    observation, info = env.reset(seed=seed)
+    total, ended, step = 0.0, False, 0
+    while not ended and step < limit:
+        action = learner.act(observation, info.get("action_mask"))
+        if drawn:
+            out.print(str(env.render()), markup=False)
+        else:
+            out.print(f"observation {np.round(observation, 3)}")
+        name = grid.arrows[action] if grid is not None and grid.arrows else action
+        observation, reward, terminated, truncated, info = env.step(action)
+        total, ended, step = total + float(reward), terminated or truncated, step + 1
+        out.print(f"step {step}: action {name}, reward {float(reward):g}, return {total:g}\n")
+        time.sleep(delay)
+    if drawn:
+        out.print(str(env.render()), markup=False)
+    how = "it terminated" if ended and terminated else f"cut after {step} steps"
+    out.print(f"return {total:g} in {step} steps: {how}")

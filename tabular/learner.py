@@ -1,0 +1,84 @@
+"""What the deep learners share besides their mathematics: checked settings, seeds, one vector of weights, saved state."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_positive(**numbers: float | int) -> None:
+    """Raises ValueError, naming it, for a setting that is not above 0 and finite."""
+    for name, number in numbers.items():
+        if not 0 < number < float("inf"):
+            raise ValueError(f"{name} must be positive, got {number}")
+
+
+def check_not_negative(**numbers: float | int) -> None:
+    """Raises ValueError, naming it, for a setting that is below 0 or not finite."""
+    for name, number in numbers.items():
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"{name} must not be negative, got {number}")
+
+
+def check_fraction(**numbers: float | int) -> None:
+    """Raises ValueError, naming it, for a setting outside [0, 1]."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {number}")
+
+
+def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
+    """Raises ValueError for a setting that is none of its choices."""
+    if choice not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
+
+
+def flatten_parameters(module: nn.Module) -> nn.Parameter:
+    """Moves all weights of a module, and their gradients, into one vector [P], of which they become views.
+
+    The optimizer, the clipping of gradients and the steps of TRPO then work on one tensor instead of a dozen small
+    ones, whose dispatch takes longer than their arithmetic. Clear gradients with `vector.grad.zero_()`: setting them
+    to None would cut the views off.
+    """
+    parameters = list(module.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    vector.grad = torch.zeros_like(vector)
+    views = zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True)
+    for parameter, weights, gradient in views:
+        parameter.data, parameter.grad = weights.view_as(parameter), gradient.view_as(parameter)
+    return vector
+
+
+def clip_gradient(gradient: Tensor, max_norm: float | int) -> Tensor:
+    """Scales a gradient [P] in place to a norm of at most `max_norm`; returns the norm it had. Pascanu et al. (2013)."""
+    norm = gradient.norm()
+    gradient.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
+    return norm
+
+
+def gather_state(learner: Any, parts: Sequence[str]) -> dict[str, Any]:
+    """The state of a learner: its `steps`, its `generator` and the `state_dict()` of each named part, all copied."""
+    state = {name: _copied(getattr(learner, name).state_dict()) for name in parts}
+    return state | {"steps": learner.steps, "generator": learner.generator.get_state()}
+
+
+def restore_state(learner: Any, parts: Sequence[str], state: Mapping[str, Any]) -> None:
+    """Puts back what `gather_state` took. Raises ValueError if a part is missing: the state is another algorithm's."""
+    if missing := [name for name in (*parts, "steps", "generator") if name not in state]:
+        raise ValueError(f"the state has no {', '.join(missing)}: it was saved by another algorithm or with other settings")
+    for name in parts:
+        getattr(learner, name).load_state_dict(state[name])
+    learner.steps = state["steps"]
+    learner.generator.set_state(state["generator"])
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, Mapping):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_copied(value) for value in state]
+    return state

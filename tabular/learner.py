@@ -1,10 +1,9 @@
-"""What the deep learners share besides their mathematics: checked settings, seeds, one vector of weights, saved state."""
+"""What the deep learners share besides their mathematics: checked settings and saved state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def check_positive(**numbers: float | int) -> None:
@@ -32,30 +31,6 @@ def check_choice(name: str, choice: str, choices: Sequence[str]) -> None:
     """Raises ValueError for a setting that is none of its choices."""
     if choice not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
-
-
-def flatten_parameters(module: nn.Module) -> nn.Parameter:
-    """Moves all weights of a module, and their gradients, into one vector [P], of which they become views.
-
-    The optimizer, the clipping of gradients and the steps of TRPO then work on one tensor instead of a dozen small
-    ones, whose dispatch takes longer than their arithmetic. Clear gradients with `vector.grad.zero_()`: setting them
-    to None would cut the views off.
-    """
-    parameters = list(module.parameters())
-    sizes = [parameter.numel() for parameter in parameters]
-    vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    vector.grad = torch.zeros_like(vector)
-    views = zip(parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True)
-    for parameter, weights, gradient in views:
-        parameter.data, parameter.grad = weights.view_as(parameter), gradient.view_as(parameter)
-    return vector
-
-
-def clip_gradient(gradient: Tensor, max_norm: float | int) -> Tensor:
-    """Scales a gradient [P] in place to a norm of at most `max_norm`; returns the norm it had. Pascanu et al. (2013)."""
-    norm = gradient.norm()
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
-    return norm
 
 
 def gather_state(learner: Any, parts: Sequence[str]) -> dict[str, Any]:

@@ -7,15 +7,24 @@ else draws numbers. Gains as in Andrychowicz et al. (2020), arXiv 2006.05990: sq
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+Array = np.ndarray
+
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "tanh": (lambda x: np.tanh(x, out=x), lambda y: 1 - y * y),
+    "relu": (lambda x: np.maximum(x, 0, out=x), lambda y: y > 0),
+}
+"""Name -> the function, in place, and its derivative as a function of its value."""
 
 
 def linear(n_in: int, n_out: int, gain: float | int, generator: torch.Generator) -> nn.Linear:
@@ -26,12 +35,67 @@ def linear(n_in: int, n_out: int, gain: float | int, generator: torch.Generator)
     return layer
 
 
-def MLP(sizes: Sequence[int], activation: str, generator: torch.Generator) -> nn.Sequential:
-    """`[..., sizes[0]] -> [..., sizes[-1]]`, with the activation after each layer, the last one included."""
-    layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [linear(n_in, n_out, math.sqrt(2), generator), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+class MLP(nn.Module):
+    """Hidden layers `[..., sizes[0]] -> [..., sizes[-1]]`: `y = f(x W^T + b)`, with the activation after each of them.
+
+    One node of PyTorch's graph, computed by numpy with the backward pass written out: in a small network on a CPU half
+    the time of both passes is otherwise spent between the operations, and numpy's tanh is ten times as quick. First
+    derivatives only, backwards or (for Fisher-vector products) forwards.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.activation = activation
+        for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layer = linear(n_in, n_out, math.sqrt(2), generator)
+            self.register_parameter(f"weight_{i}", layer.weight)
+            self.register_parameter(f"bias_{i}", layer.bias)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
+        parameters: Any = self._parameters.values()  # `parameters()` takes as long as a layer
+        if torch.is_grad_enabled():
+            return _Layers.apply(x, self.activation, *parameters)  # pyright: ignore[reportReturnType]
+        return torch.from_numpy(_layers(x.numpy(), self.activation, [p.detach().numpy() for p in parameters])[-1])
+
+
+def _layers(x: Array, activation: str, parameters: Sequence[Array]) -> list[Array]:
+    """The input, and what each layer makes of it."""
+    f, _ = ACTIVATIONS[activation]
+    outputs = [x]
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        x = x @ weight.T
+        x += bias
+        outputs.append(f(x))
+    return outputs
+
+
+class _Layers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, activation: str, *parameters: Tensor) -> Tensor:
+        ctx.parameters = [p.numpy() for p in parameters]
+        ctx.outputs, ctx.slope = _layers(x.numpy(), activation, ctx.parameters), ACTIVATIONS[activation][1]
+        return torch.from_numpy(ctx.outputs[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad, grads = grad_outputs[0].numpy(), []
+        for i in reversed(range(len(ctx.outputs) - 1)):
+            weight, x, y = ctx.parameters[2 * i], ctx.outputs[i], ctx.outputs[i + 1]
+            grad = (grad * ctx.slope(y)).reshape(-1, y.shape[-1])
+            grads += [torch.from_numpy(grad.sum(axis=0)), torch.from_numpy(grad.T @ x.reshape(-1, x.shape[-1]))]
+            if i > 0 or ctx.needs_input_grad[0]:
+                grad = (grad @ weight).reshape(x.shape)
+        return (torch.from_numpy(grad) if ctx.needs_input_grad[0] else None, None, *reversed(grads))
+
+    @staticmethod
+    def jvp(ctx, *tangents: Any) -> Tensor:
+        d_x, _, *d_parameters = (None if t is None else t.numpy() for t in tangents)
+        for i, (d_weight, d_bias) in enumerate(zip(d_parameters[::2], d_parameters[1::2], strict=True)):
+            weight, x, y = ctx.parameters[2 * i], ctx.outputs[i], ctx.outputs[i + 1]
+            d_y = x @ d_weight.T + d_bias
+            d_x = (d_y if d_x is None else d_y + d_x @ weight.T) * ctx.slope(y)
+        return torch.from_numpy(d_x)
 
 
 class CNN(nn.Module):
@@ -87,14 +151,14 @@ def torso(
         raise ValueError(f"hidden must name at least one layer of at least 1 unit, got {tuple(hidden)}")
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8":
         cnn = CNN((space.shape[0], space.shape[1], space.shape[2]), hidden[0], generator)
-        return nn.Sequential(cnn, *MLP(hidden, activation, generator)), hidden[-1]
+        return nn.Sequential(cnn, MLP(hidden, activation, generator)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         n_in = math.prod(space.shape)
         flatten = [] if len(space.shape) == 1 else [nn.Flatten(-len(space.shape)) if space.shape else nn.Unflatten(-1, (-1, 1))]
-        return nn.Sequential(*flatten, *MLP([n_in, *hidden], activation, generator)), hidden[-1]
+        return nn.Sequential(*flatten, MLP([n_in, *hidden], activation, generator)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)
-        return nn.Sequential(OneHot(n, int(space.start)), *MLP([n, *hidden], activation, generator)), hidden[-1]
+        return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator)), hidden[-1]
     raise ValueError(
         f"observations must be a Box, MultiBinary or Discrete space, got {space}; "
         "gymnasium.wrappers.FlattenObservation makes a Box of most others"

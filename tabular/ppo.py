@@ -23,13 +23,12 @@ from tabular.learner import (
     check_fraction,
     check_not_negative,
     check_positive,
-    clip_gradient,
-    flatten_parameters,
     gather_state,
     restore_state,
 )
 from tabular.networks import ActorCritic
 from tabular.normalization import NormalizedEnvs
+from tabular.optimizers import Adam, descend, flatten_parameters
 from tabular.policies import make_policy
 from tabular.trajectories import Trajectory, bootstrap, collect
 from tabular.vector import VectorEnv
@@ -119,7 +118,7 @@ class PPO:
             self.envs.observation_space, self.policy.make_head, config.hidden, self.generator, config.shared
         )
         self.weights = flatten_parameters(self.network)
-        self.optimizer = torch.optim.Adam([self.weights], lr=config.lr, eps=1e-5, fused=True)
+        self.optimizer = Adam(self.weights, config.lr)
         self.penalty = PenaltyBeta(config.beta, config.target_kl)
         self.history, self.steps = History(), 0
 
@@ -139,13 +138,14 @@ class PPO:
         metrics = self._update(batch)
         self.steps += config.n_envs * config.n_steps
         with torch.no_grad():
-            params = self.network.actor(batch["obs"])
-            kl = float(self.policy.kl(batch["params"], params, batch.get("masks")).mean())
+            params, mask = self.network.actor(batch["obs"]), batch.get("masks")
+            kl = float(self.policy.kl(batch["params"], params, mask).mean())
+            entropy = float(self.policy.entropy(params, mask, self.generator).mean())
         if config.objective == "kl_adaptive":
             self.penalty.update(kl)
         if config.objective != "clip":
             metrics["beta"] = float(self.penalty.beta)
-        self.history.add(self.steps, kl=kl, **metrics)
+        self.history.add(self.steps, kl=kl, entropy=entropy, **metrics)
 
     @torch.no_grad()
     def _make_batch(self, trajectory: Trajectory) -> dict[str, Tensor]:
@@ -172,28 +172,23 @@ class PPO:
         """All epochs on one batch; the metrics are means over the last of them."""
         config, n = self.config, len(batch["obs"])
         lr, clip_range = self._annealed(config.lr), self._annealed(config.clip_range)
-        self.optimizer.param_groups[0]["lr"] = lr
-        logs: list[dict[str, Tensor]] = []
+        self.optimizer.lr = lr
+        logs: list[tuple[int, dict[str, Tensor]]] = []
         for _ in range(config.n_epochs):
-            order, logs = torch.randperm(n, generator=self.generator), []
-            for rows in order.split(config.minibatch_size):
-                # A whole batch needs no shuffling: the sum is the same.
+            logs = []
+            for rows in torch.randperm(n, generator=self.generator).split(config.minibatch_size):
+                # A batch in one piece needs no shuffling.
                 minibatch = batch if len(rows) == n else {name: x[rows] for name, x in batch.items()}
                 loss, metrics = self._loss(minibatch, clip_range)
-                self.weights.grad.zero_()
-                loss.backward()
-                metrics["grad_norm"] = clip_gradient(self.weights.grad, config.max_grad_norm)
-                self.optimizer.step()
-                logs.append({name: value * (len(rows) / n) for name, value in metrics.items()})
-        metrics = {name: float(sum(log[name] for log in logs)) for name in logs[0]}
-        metrics["explained_variance"] = float(explained_variance(batch["values"], batch["returns"]))
-        return metrics | {"lr": lr}
+                metrics["grad_norm"] = descend(loss, self.weights, self.optimizer, config.max_grad_norm)
+                logs.append((len(rows), metrics))
+        means = {name: sum(size * float(metrics[name]) for size, metrics in logs) / n for name in logs[0][1]}
+        return means | {"lr": lr, "explained_variance": float(explained_variance(batch["values"], batch["returns"]))}
 
     def _loss(self, batch: dict[str, Tensor], clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
         config, action_mask = self.config, batch.get("masks")
         params, values = self.network.actor(batch["obs"]), self.network.critic(batch["obs"])
         logprobs = self.policy.logprob(params, batch["actions"], action_mask)
-        entropy = self.policy.entropy(params, action_mask, self.generator)
         mask, denom = torch.ones_like(values, dtype=torch.bool), len(values)
         if config.objective == "clip":
             policy_loss, metrics = clipped_surrogate_loss(
@@ -205,10 +200,10 @@ class PPO:
                 logprobs, batch["logprobs"], batch["advantages"], kl, self.penalty.beta, mask, denom
             )
         critic_loss, _ = value_loss(values, batch["values"], batch["returns"], mask, denom, config.clip_range_value)
-        mean_entropy = masked_mean(entropy, mask, denom)
-        loss = policy_loss + config.vf_coef * critic_loss - config.ent_coef * mean_entropy
-        metrics |= {"policy_loss": policy_loss, "value_loss": critic_loss, "entropy": mean_entropy}
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        loss = policy_loss + config.vf_coef * critic_loss
+        if config.ent_coef > 0:
+            loss = loss - config.ent_coef * masked_mean(self.policy.entropy(params, action_mask, self.generator), mask)
+        return loss, metrics | {"policy_loss": policy_loss.detach(), "value_loss": critic_loss.detach()}
 
     def _annealed(self, number: float | int) -> float:
         steps = self.config.anneal_steps

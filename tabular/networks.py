@@ -5,6 +5,7 @@ else draws numbers. Gains as in Andrychowicz et al. (2020), arXiv 2006.05990: sq
 (which begins almost uniform), 1 for a value's.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator) -> None:
         super().__init__()
         self.activation = activation
-        for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             layer = linear(n_in, n_out, math.sqrt(2), generator)
             self.register_parameter(f"weight_{i}", layer.weight)
             self.register_parameter(f"bias_{i}", layer.bias)
@@ -154,7 +155,11 @@ def torso(
         return nn.Sequential(cnn, MLP(hidden, activation, generator)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         n_in = math.prod(space.shape)
-        flatten = [] if len(space.shape) == 1 else [nn.Flatten(-len(space.shape)) if space.shape else nn.Unflatten(-1, (-1, 1))]
+        flatten = (
+            []
+            if len(space.shape) == 1
+            else [nn.Flatten(-len(space.shape)) if space.shape else nn.Unflatten(-1, (-1, 1))]
+        )
         return nn.Sequential(*flatten, MLP([n_in, *hidden], activation, generator)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)

@@ -1,5 +1,6 @@
 """Observations and rewards on a common scale, by statistics of everything seen so far."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -100,6 +101,28 @@ class NormalizedEnvs:
             moments.load_state_dict(state[name])
         self.obs = self.scale_obs(self.envs.obs)
 
+    @property
+    def dtype(self) -> Any:
+        return self.envs.dtype
+
     def _moments(self) -> dict[str, RunningMoments]:
         named = {"obs_moments": self.obs_moments, "return_moments": self.return_moments}
         return {name: moments for name, moments in named.items() if moments is not None}
+
+
+Envs = VectorEnv | NormalizedEnvs
+
+
+def make_envs(
+    make_env: Callable[..., gym.Env],
+    n_envs: int,
+    seed: int,
+    gamma: float | int,
+    normalize_observations: bool,
+    normalize_rewards: bool,
+) -> Envs:
+    """Copies of an environment, normalised as asked."""
+    envs = VectorEnv(make_env, n_envs, seed)
+    if normalize_observations or normalize_rewards:
+        return NormalizedEnvs(envs, gamma, normalize_observations, normalize_rewards)
+    return envs

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +15,9 @@ from tabular.core.kl import PenaltyBeta
 from tabular.core.losses import clipped_surrogate_loss, kl_penalty_surrogate_loss, value_loss
 from tabular.core.masked import explained_variance, masked_mean, masked_whiten
 from tabular.core.returns import gae
-from tabular.core.schedules import constant, linear
 from tabular.history import History
 from tabular.learner import (
+    annealed,
     check_choice,
     check_fraction,
     check_not_negative,
@@ -27,11 +26,10 @@ from tabular.learner import (
     restore_state,
 )
 from tabular.networks import ActorCritic
-from tabular.normalization import NormalizedEnvs
+from tabular.normalization import make_envs
 from tabular.optimizers import Adam, descend, flatten_parameters
 from tabular.policies import make_policy
-from tabular.trajectories import Trajectory, bootstrap, collect
-from tabular.vector import VectorEnv
+from tabular.trajectories import Trajectory, bootstrap, collect, greedy_action
 
 OBJECTIVES = ("clip", "kl_fixed", "kl_adaptive")
 
@@ -108,11 +106,9 @@ class PPO:
     def __init__(self, make_env: Callable[..., gym.Env], config: PPOConfig, seed: int) -> None:
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
-        self.envs: VectorEnv | NormalizedEnvs = VectorEnv(make_env, config.n_envs, seed)
-        if config.normalize_observations or config.normalize_rewards:
-            self.envs = NormalizedEnvs(
-                self.envs, config.gamma, config.normalize_observations, config.normalize_rewards
-            )
+        self.envs = make_envs(
+            make_env, config.n_envs, seed, config.gamma, config.normalize_observations, config.normalize_rewards
+        )
         self.policy = make_policy(self.envs.action_space, config.squash)
         self.network = ActorCritic(
             self.envs.observation_space, self.policy.make_head, config.hidden, self.generator, config.shared
@@ -171,7 +167,7 @@ class PPO:
     def _update(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """All epochs on one batch; the metrics are means over the last of them."""
         config, n = self.config, len(batch["obs"])
-        lr, clip_range = self._annealed(config.lr), self._annealed(config.clip_range)
+        lr, clip_range = (annealed(x, self.steps, config.anneal_steps) for x in (config.lr, config.clip_range))
         self.optimizer.lr = lr
         logs: list[tuple[int, dict[str, Tensor]]] = []
         for _ in range(config.n_epochs):
@@ -205,18 +201,9 @@ class PPO:
             loss = loss - config.ent_coef * masked_mean(self.policy.entropy(params, action_mask, self.generator), mask)
         return loss, metrics | {"policy_loss": policy_loss.detach(), "value_loss": critic_loss.detach()}
 
-    def _annealed(self, number: float | int) -> float:
-        steps = self.config.anneal_steps
-        return (linear(number, 0.0, steps) if steps else constant(number))(self.steps)
-
-    @torch.no_grad()
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
-        obs = np.asarray(observation, dtype=self.envs.obs.dtype)[None]
-        if isinstance(self.envs, NormalizedEnvs):
-            obs = self.envs.scale_obs(obs)
-        masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
-        return self.policy.to_env(self.policy.mode(self.network.actor(torch.as_tensor(obs)), masks))[0]
+        return greedy_action(self.envs, self.network.actor, self.policy, observation, mask)
 
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)

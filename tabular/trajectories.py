@@ -1,4 +1,4 @@
-"""Collecting steps for policy gradients, and the values that advantages need."""
+"""Steps for policy gradients: collected, with the values that their advantages need; and acting greedily."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from tabular.history import History
-from tabular.normalization import NormalizedEnvs
-from tabular.vector import VectorEnv
+from tabular.normalization import Envs
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,8 @@ class Trajectory:
     rewards: Float[Tensor, "N T"]
     discounts: Float[Tensor, "N T"]
     "gamma where a step t + 1 of the same episode exists, 0 where the episode ends"
+    ends: Bool[Tensor, "N T"]
+    "True on the last step of an episode, however it ended"
     next_obs: Shaped[Tensor, "N ..."]
     "what the last step led to"
     truncated_at: Int[Tensor, "K"]
@@ -34,7 +35,7 @@ class Trajectory:
 
 
 def collect(
-    envs: VectorEnv | NormalizedEnvs,
+    envs: Envs,
     actor: nn.Module,
     policy: Any,
     n_steps: int,
@@ -42,44 +43,45 @@ def collect(
     generator: torch.Generator,
     history: History,
     steps: int,
+    n_episodes: int | None = None,
 ) -> Trajectory:
-    """Acts `n_steps` times in all copies. Episodes that end go to the history; `steps` is the count before the first.
+    """Acts `n_steps` times in all copies, or less if `n_episodes` have ended before.
 
-    Only the actor is asked while acting. Log-probabilities and values of the whole trajectory come from one forward
-    each afterwards, the same that the update makes, so that the first ratio of the update is 1.
+    Episodes that end go to the history; `steps` is the count before the first. Only the actor is asked while acting:
+    log-probabilities and values of the whole trajectory come from one forward each afterwards, the same that the
+    update makes, so that the first ratio of the update is 1.
     """
     n_envs = len(envs)
-    obs = np.empty((n_envs, n_steps, *envs.obs.shape[1:]), dtype=envs.obs.dtype)
-    masks = None if envs.masks is None else np.empty((n_envs, n_steps, envs.masks.shape[1]), dtype=bool)
-    rewards, ends = np.empty((n_envs, n_steps), dtype=np.float32), np.empty((n_envs, n_steps), dtype=bool)
-    actions, truncated_at, final_obs = [], [], []
-    next_obs = envs.obs
-    for t in range(n_steps):
-        obs[:, t] = envs.obs
-        mask = None
-        if masks is not None:
-            masks[:, t] = envs.masks
-            mask = torch.from_numpy(envs.masks)
+    obs, masks, actions, taken, ended = [], [], [], [], 0
+    while len(taken) < n_steps and (n_episodes is None or ended < n_episodes):
+        obs.append(envs.obs)
+        masks.append(envs.masks)
+        mask = None if envs.masks is None else torch.from_numpy(envs.masks)
         with torch.inference_mode():
             action = policy.sample(actor(torch.from_numpy(envs.obs)), mask, generator)
-        step = envs.step(policy.to_env(action))
         actions.append(action.numpy())
-        rewards[:, t], ends[:, t] = step.rewards, step.terminated | step.truncated
-        next_obs = step.next_obs
-        for i in np.flatnonzero(step.truncated).tolist():
-            truncated_at.append(i * n_steps + t)
-            final_obs.append(next_obs[i])
+        step = envs.step(policy.to_env(action))
+        taken.append(step)
         for total, length in step.episodes:
-            history.add_episode(steps + (t + 1) * n_envs, total, length)
+            history.add_episode(steps + len(taken) * n_envs, total, length)
+            ended += 1
+    # [N, T], as everything below
+    rewards, terminated, truncated = (
+        np.stack(rows, axis=1) for rows in zip(*((s.rewards, s.terminated, s.truncated) for s in taken), strict=True)
+    )
+    ends = terminated | truncated
+    cut_rows, cut_steps = np.nonzero(truncated)
+    final_obs = [taken[t].next_obs[i] for i, t in zip(cut_rows, cut_steps, strict=True)]
     return Trajectory(
-        obs=torch.from_numpy(obs),
+        obs=torch.from_numpy(np.stack(obs, axis=1)),
         actions=torch.from_numpy(np.stack(actions, axis=1)),
-        masks=None if masks is None else torch.from_numpy(masks),
-        rewards=torch.from_numpy(rewards),
+        masks=None if envs.masks is None else torch.from_numpy(np.stack(masks, axis=1)),
+        rewards=torch.from_numpy(rewards.astype(np.float32)),
         discounts=torch.from_numpy(np.where(ends, np.float32(0), np.float32(gamma))),
-        next_obs=torch.from_numpy(next_obs),
-        truncated_at=torch.tensor(truncated_at, dtype=torch.long),
-        final_obs=torch.from_numpy(np.array(final_obs, dtype=obs.dtype).reshape(-1, *obs.shape[2:])),
+        ends=torch.from_numpy(ends),
+        next_obs=torch.from_numpy(taken[-1].next_obs),
+        truncated_at=torch.from_numpy(cut_rows * len(taken) + cut_steps),
+        final_obs=torch.from_numpy(np.array(final_obs, dtype=envs.obs.dtype).reshape(-1, *envs.obs.shape[1:])),
     )
 
 
@@ -97,3 +99,11 @@ def bootstrap(
     rewards = trajectory.rewards.clone()
     rewards.view(-1)[trajectory.truncated_at] += gamma * values[n_envs:]
     return rewards, values[:n_envs]
+
+
+@torch.no_grad()
+def greedy_action(envs: Envs, actor: nn.Module, policy: Any, observation: Any, mask: Any = None) -> Any:
+    """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
+    obs = envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None])
+    masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
+    return policy.to_env(policy.mode(actor(torch.as_tensor(obs)), masks))[0]

@@ -55,8 +55,8 @@ class VectorEnv:
         "since the last reset, as the environment was given them"
         self.totals = [0.0] * n_envs
         space = self.observation_space
-        dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
-        self.obs = np.zeros((n_envs, *(space.shape or ())), dtype=dtype)
+        self.dtype: Any = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
+        self.obs = np.zeros((n_envs, *(space.shape or ())), dtype=self.dtype)
         self.masks: np.ndarray | None = None
         for i, env in enumerate(self.envs):
             env.action_space.seed(self._episode_seed(i))
@@ -90,6 +90,10 @@ class VectorEnv:
                 episodes.append((self.totals[i], len(self.actions[i])))
                 self._reset(i)
         return Step(obs, masks, rewards, terminated, truncated, episodes)
+
+    def scale_obs(self, obs: np.ndarray) -> np.ndarray:
+        """The observations as they are; `NormalizedEnvs` does more."""
+        return obs
 
     def _reset(self, i: int) -> None:
         self.obs[i], info = self.envs[i].reset(seed=self._episode_seed(i))

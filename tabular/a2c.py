@@ -122,7 +122,7 @@ class A2C:
             policy_loss=float(policy_loss.detach()),
             value_loss=float(critic_loss.detach()),
             entropy=float(entropy.detach()),
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             explained_variance=float(explained_variance(old_values, returns)),
         )
 

@@ -103,7 +103,7 @@ class ActorCritic:
                 td_error=float(deltas.square().mean().sqrt()),
                 value_loss=float(critic_loss.detach()),
                 entropy=float(entropy.detach()),
-                grad_norm=float(grad_norm),
+                grad_norm=grad_norm,
             )
 
     def act(self, observation: Any, mask: Any = None) -> Any:

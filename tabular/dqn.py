@@ -5,7 +5,7 @@ al. (2016), arXiv 1511.06581; n-step returns as in Hessel et al. (2018), arXiv 1
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tabular.core.schedules import linear
@@ -149,29 +149,27 @@ class DQN:
         return actions
 
     def _update(self) -> dict[str, float]:
-        """One round of gradient steps; the target network rests meanwhile, so its values are computed in one piece."""
-        config, losses, errors = self.config, [], []
+        """One round of gradient steps on `r + gamma max_a Q_target(s', a)`.
+
+        The target network rests meanwhile, so what it says of all batches is computed beforehand.
+        """
+        config, losses, q_values = self.config, [], torch.empty(0)
         batches = self.buffer.sample(config.gradient_steps, config.batch_size, self.generator)
         with torch.no_grad():
-            target_q = self.target(batches.next_obs)
+            # In pieces that stay in the processor's cache.
+            target_q = torch.cat([self.target(obs) for obs in batches.next_obs.split(8)])
+        targets = target_values(target_q, target_q, batches)
         for k in range(config.gradient_steps):
-            batch = Transitions(**{f.name: getattr(batches, f.name)[k] for f in fields(Transitions)})
-            targets = self._targets(batch, target_q[k])
-            q_values = self.network(batch.obs).gather(-1, batch.actions[:, None])[:, 0]
-            loss = F.smooth_l1_loss(q_values, targets)
+            if config.double:
+                with torch.no_grad():
+                    next_q = self.network(batches.next_obs[k])
+                targets[k] = target_values(next_q, target_q[k], batches[k])
+            q_values = self.network(batches.obs[k]).gather(-1, batches.actions[k, :, None]).squeeze(-1)
+            loss = F.smooth_l1_loss(q_values, targets[k])
             descend(loss, self.weights, self.optimizer, config.max_grad_norm)
             losses.append(loss.detach())
-            errors.append((targets - q_values.detach()).abs().mean())
-        return {"loss": float(torch.stack(losses).mean()), "td_error": float(torch.stack(errors).mean())}
-
-    @torch.no_grad()
-    def _targets(self, batch: Transitions, target_q: Float[Tensor, "B A"]) -> Float[Tensor, "B"]:
-        """`r + discount Q_target(s', argmax_a Q(s', a))`, over legal actions; `Q = Q_target` unless double."""
-        # Where nothing follows no action need be legal.
-        legal = batch.next_masks | (batch.discounts == 0)[:, None]
-        chooser = self.network(batch.next_obs) if self.config.double else target_q
-        next_q = target_q.gather(-1, best_action(chooser, legal)[:, None])[:, 0]
-        return batch.rewards + batch.discounts * next_q
+        td_error = (targets[-1] - q_values.detach()).abs().mean()
+        return {"loss": float(torch.stack(losses).mean()), "td_error": float(td_error)}
 
     @torch.no_grad()
     def act(self, observation: Any, mask: Any = None) -> Any:
@@ -187,8 +185,18 @@ class DQN:
         restore_state(self, self.PARTS, state)
 
 
-def best_action(q_values: Float[Tensor, "B A"], legal: Bool[Tensor, "B A"]) -> Tensor:
-    """The first legal action of the highest value, [B]. Raises ValueError where no action is legal."""
+def target_values(
+    chooser: Float[Tensor, "*batch A"], target_q: Float[Tensor, "*batch A"], batch: Transitions
+) -> Float[Tensor, "*batch"]:
+    """`r + discount Q_target(s', argmax_a chooser(s', a))` over legal actions; double: the chooser is Q."""
+    # Where nothing follows no action need be legal.
+    legal = batch.next_masks | (batch.discounts == 0)[..., None]
+    next_q = target_q.gather(-1, best_action(chooser, legal)[..., None])[..., 0]
+    return batch.rewards + batch.discounts * next_q
+
+
+def best_action(q_values: Float[Tensor, "*batch A"], legal: Bool[Tensor, "*batch A"]) -> Int[Tensor, "*batch"]:
+    """The first legal action of the highest value. Raises ValueError where no action is legal."""
     if not legal.any(-1).all():
         raise ValueError("action_mask allows no action in some state")
     return torch.where(legal, q_values, -torch.inf).argmax(-1)

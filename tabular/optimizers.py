@@ -4,7 +4,6 @@ The same arithmetic as `torch.optim`'s, in half a dozen operations: what surroun
 update of a network of two small layers.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -17,25 +16,29 @@ class Adam:
     def __init__(
         self, weights: nn.Parameter, lr: float | int, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-5
     ) -> None:
-        self.weights, self.lr, self.betas, self.eps, self.n_steps = weights, lr, betas, eps, 0
-        self.mean, self.square = torch.zeros_like(weights.data), torch.zeros_like(weights.data)
+        self.weights, self.lr, self.betas, self.eps = weights, lr, betas, eps
+        self.mean, self.square, self.n_steps = (
+            torch.zeros_like(weights.data),
+            torch.zeros_like(weights.data),
+            torch.zeros(()),
+        )
 
     @torch.no_grad()
     def step(self) -> None:
-        gradient, (beta_1, beta_2) = _gradient(self.weights), self.betas
         self.n_steps += 1
-        self.mean.lerp_(gradient, 1 - beta_1)
-        self.square.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
-        scale = self.square.sqrt().div_(math.sqrt(1 - beta_2**self.n_steps)).add_(self.eps)
-        self.weights.addcdiv_(self.mean, scale, value=-self.lr / (1 - beta_1**self.n_steps))
+        (beta_1, beta_2), gradient = self.betas, _gradient(self.weights)
+        torch._fused_adam_(
+            [self.weights], [gradient], [self.mean], [self.square], [], [self.n_steps],
+            lr=self.lr, beta1=beta_1, beta2=beta_2, weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "square": self.square, "n_steps": self.n_steps, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean.copy_(state["mean"])
-        self.square.copy_(state["square"])
-        self.n_steps, self.lr = state["n_steps"], state["lr"]
+        for name in ("mean", "square", "n_steps"):
+            getattr(self, name).copy_(state[name])
+        self.lr = state["lr"]
 
 
 class RMSProp:
@@ -74,15 +77,16 @@ def flatten_parameters(module: nn.Module) -> nn.Parameter:
     return vector
 
 
-def descend(loss: Tensor, weights: nn.Parameter, optimizer: Adam | RMSProp, max_norm: float | int) -> Tensor:
-    """One step down a loss, its gradient scaled to a norm of at most `max_norm`; returns the norm it had, detached.
+def descend(loss: Tensor, weights: nn.Parameter, optimizer: Adam | RMSProp, max_norm: float | int) -> float:
+    """One step down a loss, its gradient scaled to a norm of at most `max_norm`; returns the norm it had.
 
     Pascanu et al. (2013), arXiv 1211.5063.
     """
     gradient = _gradient(weights).zero_()
     loss.backward()
-    norm = gradient.norm()
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp_max(1))
+    norm = float(gradient.norm())
+    if norm > max_norm:
+        gradient.mul_(max_norm / norm)
     optimizer.step()
     return norm
 

@@ -169,7 +169,7 @@ class PPO:
         config, n = self.config, len(batch["obs"])
         lr, clip_range = (annealed(x, self.steps, config.anneal_steps) for x in (config.lr, config.clip_range))
         self.optimizer.lr = lr
-        logs: list[tuple[int, dict[str, Tensor]]] = []
+        logs: list[tuple[int, dict[str, Any]]] = []
         for _ in range(config.n_epochs):
             logs = []
             for rows in torch.randperm(n, generator=self.generator).split(config.minibatch_size):
@@ -181,7 +181,7 @@ class PPO:
         means = {name: sum(size * float(metrics[name]) for size, metrics in logs) / n for name in logs[0][1]}
         return means | {"lr": lr, "explained_variance": float(explained_variance(batch["values"], batch["returns"]))}
 
-    def _loss(self, batch: dict[str, Tensor], clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: dict[str, Tensor], clip_range: float) -> tuple[Tensor, dict[str, Any]]:
         config, action_mask = self.config, batch.get("masks")
         params, values = self.network.actor(batch["obs"]), self.network.critic(batch["obs"])
         logprobs = self.policy.logprob(params, batch["actions"], action_mask)

@@ -135,7 +135,7 @@ class REINFORCE:
         if config.baseline == "learned":
             metrics |= self._fit_values(trajectory, returns)
         self.steps += weights.numel()
-        self.history.add(self.steps, entropy=float(entropy.detach()), grad_norm=float(grad_norm), **metrics)
+        self.history.add(self.steps, entropy=float(entropy.detach()), grad_norm=grad_norm, **metrics)
 
     def _weights(self, trajectory: Trajectory, episode: Tensor) -> tuple[Tensor, Tensor]:
         """What each log-probability is multiplied by, and the returns from each step: [1, T] both."""

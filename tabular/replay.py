@@ -26,6 +26,9 @@ class Transitions:
     next_masks: Bool[Tensor, "*batch A"]
     "legal actions in `next_obs`"
 
+    def __getitem__(self, k: int) -> "Transitions":
+        return Transitions(**{f.name: getattr(self, f.name)[k] for f in fields(self)})
+
 
 class ReplayBuffer:
     """Holds the last `capacity` transitions of N copies of an environment.

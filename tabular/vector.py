@@ -20,6 +20,8 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
+from tabular.cartpole import CartPoles, together
+
 
 @dataclass(frozen=True)
 class Step:
@@ -53,7 +55,8 @@ class VectorEnv:
         self.n_resets = [0] * n_envs
         self.actions: list[list[Any]] = [[] for _ in range(n_envs)]
         "since the last reset, as the environment was given them"
-        self.totals = [0.0] * n_envs
+        self.totals = np.zeros(n_envs)
+        self.cart_poles: CartPoles | None = together(self.envs)
         space = self.observation_space
         self.dtype: Any = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
         self.obs = np.zeros((n_envs, *(space.shape or ())), dtype=self.dtype)
@@ -67,29 +70,37 @@ class VectorEnv:
 
     def step(self, actions: np.ndarray) -> Step:
         """Acts once in every copy; `actions` [N, ...] are the environment's own, one a row."""
-        n = len(self.envs)
-        obs, rewards = np.empty_like(self.obs), np.empty(n)
-        terminated, truncated = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
         masks = None if self.masks is None else np.ones_like(self.masks)
         # A list of Python's integers is quicker for environments than numpy's; rows stay arrays.
         rows = actions.tolist() if actions.ndim == 1 else list(actions)
-        for i, (env, action) in enumerate(zip(self.envs, rows, strict=True)):
-            obs[i], rewards[i], ended, cut, info = env.step(action)
-            self.actions[i].append(action)
-            self.totals[i] += rewards[i]
-            if ended or cut:
-                terminated[i], truncated[i] = ended, cut and not ended
-            elif masks is not None:
-                masks[i] = info["action_mask"]
+        if self.cart_poles is not None:
+            obs, rewards, terminated, truncated = self.cart_poles.step(actions)
+        else:
+            obs, rewards, terminated, truncated = self._step_each(rows, masks)
+        self.totals += rewards
+        for taken, action in zip(self.actions, rows, strict=True):
+            taken.append(action)
+        truncated &= ~terminated
         self.obs, self.masks = obs, masks
         episodes = []
         done = terminated | truncated
         if done.any():
             self.obs, self.masks = obs.copy(), None if masks is None else masks.copy()
             for i in np.flatnonzero(done).tolist():
-                episodes.append((self.totals[i], len(self.actions[i])))
+                episodes.append((float(self.totals[i]), len(self.actions[i])))
                 self._reset(i)
         return Step(obs, masks, rewards, terminated, truncated, episodes)
+
+    def _step_each(self, actions: list[Any], masks: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        """Observations, rewards and ends; legal actions are written to `masks`."""
+        n = len(self.envs)
+        obs, rewards = np.empty_like(self.obs), np.empty(n)
+        terminated, truncated = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        for i, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
+            obs[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
+            if masks is not None and not (terminated[i] or truncated[i]):
+                masks[i] = info["action_mask"]
+        return obs, rewards, terminated, truncated
 
     def scale_obs(self, obs: np.ndarray) -> np.ndarray:
         """The observations as they are; `NormalizedEnvs` does more."""
@@ -99,6 +110,8 @@ class VectorEnv:
         self.obs[i], info = self.envs[i].reset(seed=self._episode_seed(i))
         self.actions[i], self.totals[i] = [], 0.0
         self.n_resets[i] += 1
+        if self.cart_poles is not None:
+            self.cart_poles.take(i, age=0)
         if "action_mask" in info:
             if self.masks is None:
                 self.masks = np.ones((len(self.envs), len(info["action_mask"])), dtype=bool)
@@ -124,6 +137,8 @@ class VectorEnv:
             self._reset(i)
             for action in actions:
                 self._replay(i, action)
+            if self.cart_poles is not None:
+                self.cart_poles.take(i, age=len(actions))
             if not np.array_equal(self.obs[i], np.array(state["obs"][i], dtype=self.obs.dtype), equal_nan=True):
                 warnings.warn(f"environment {i} did not repeat its episode; a new one begins", stacklevel=2)
                 self._reset(i)

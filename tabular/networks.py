@@ -142,7 +142,7 @@ class OneHot(nn.Module):
 
 def torso(
     space: gym.Space, hidden: Sequence[int], activation: str, generator: torch.Generator
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Sequential, int]:
     """A network from observations of a space to features, and their number.
 
     Vectors and indices (as one-hot rows) go through an MLP, images `[H, W, C]` of bytes through a CNN. Raises
@@ -187,10 +187,10 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         trunk, n_features = torso(space, hidden, "tanh", generator)
-        self.actor = nn.Sequential(trunk, make_head(n_features, generator))
+        self.actor = nn.Sequential(*trunk, make_head(n_features, generator))
         if not shared:
             trunk, _ = torso(space, hidden, "tanh", generator)
-        self.critic = nn.Sequential(trunk, linear(n_features, 1, 1, generator), nn.Flatten(-2))
+        self.critic = nn.Sequential(*trunk, linear(n_features, 1, 1, generator), nn.Flatten(-2))
 
 
 class DuelingHead(nn.Module):
@@ -212,4 +212,4 @@ def q_network(
     """Observations [..., obs] -> action values [..., A], with one linear head or a dueling one."""
     trunk, n_features = torso(space, hidden, "relu", generator)
     head = DuelingHead(n_features, n_actions, generator) if dueling else linear(n_features, n_actions, 1, generator)
-    return nn.Sequential(trunk, head)
+    return nn.Sequential(*trunk, head)

@@ -12,8 +12,7 @@ exact for every environment that is a function of its seed and its actions.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -23,8 +22,7 @@ from jaxtyping import Bool, Float, Shaped
 from tabular.cartpole import CartPoles, together
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one action in each of N copies led to."""
 
     next_obs: Shaped[np.ndarray, "N ..."]
@@ -35,7 +33,7 @@ class Step:
     terminated: Bool[np.ndarray, "N"]
     truncated: Bool[np.ndarray, "N"]
     "True where a time limit cut the episode and the state had a value still; never together with terminated"
-    episodes: list[tuple[float, int]] = field(default_factory=list)
+    episodes: list[tuple[float, int]]
     "return and length of each episode that ended"
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 class CartPoles:
     """The states [4, N] of N cart poles: position, velocity, angle, angular velocity. Barto et al. (1983)."""
 
-    def __init__(self, envs: Sequence[gym.Env], time_limit: float) -> None:
+    def __init__(self, envs: Sequence[gym.Env], time_limit: float | int) -> None:
         self.envs: list[Any] = [env.unwrapped for env in envs]
         self.time_limit = time_limit
         self.states, self.ages = np.zeros((4, len(envs))), np.zeros(len(envs), dtype=int)
@@ -52,7 +52,7 @@ def together(envs: Sequence[gym.Env]) -> CartPoles | None:
 
     From four on: for fewer, one by one is as quick.
     """
-    time_limit = float("inf")
+    time_limit: float | int = float("inf")
     env = envs[0]
     while isinstance(env, OrderEnforcing | PassiveEnvChecker | TimeLimit):
         if isinstance(env, TimeLimit):

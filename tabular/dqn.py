@@ -24,6 +24,8 @@ from tabular.optimizers import Adam, descend, flatten_parameters
 from tabular.replay import ReplayBuffer, Transitions
 from tabular.vector import VectorEnv
 
+NO_ACTION = "action_mask allows no action in some state"
+
 
 @dataclass(frozen=True)
 class DQNConfig:
@@ -145,6 +147,8 @@ class DQN:
         for i, (_, u) in enumerate(uniforms):
             if explores[i]:
                 choices = np.flatnonzero(legal[i])
+                if len(choices) == 0:
+                    raise ValueError(NO_ACTION)
                 actions[i] = choices[int(u * len(choices))]
         return actions
 
@@ -198,5 +202,5 @@ def target_values(
 def best_action(q_values: Float[Tensor, "*batch A"], legal: Bool[Tensor, "*batch A"]) -> Int[Tensor, "*batch"]:
     """The first legal action of the highest value. Raises ValueError where no action is legal."""
     if not legal.any(-1).all():
-        raise ValueError("action_mask allows no action in some state")
+        raise ValueError(NO_ACTION)
     return torch.where(legal, q_values, -torch.inf).argmax(-1)

@@ -129,6 +129,17 @@ class CNN(nn.Module):
         return self.head(self.layers(pixels)).view(*batch, -1)
 
 
+class AsVector(nn.Module):
+    """The last `n_axes` axes as one, in floats."""
+
+    def __init__(self, n_axes: int) -> None:
+        super().__init__()
+        self.n_axes = n_axes
+
+    def forward(self, x: Tensor) -> Float[Tensor, "*batch D"]:
+        return x.float().flatten(-self.n_axes) if self.n_axes else x.float()[..., None]
+
+
 class OneHot(nn.Module):
     """Indices `[...]`, counted from `start`, as rows `[..., n]` with a single 1."""
 
@@ -154,13 +165,9 @@ def torso(
         cnn = CNN((space.shape[0], space.shape[1], space.shape[2]), hidden[0], generator)
         return nn.Sequential(cnn, MLP(hidden, activation, generator)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        n_in = math.prod(space.shape)
-        flatten = (
-            []
-            if len(space.shape) == 1
-            else [nn.Flatten(-len(space.shape)) if space.shape else nn.Unflatten(-1, (-1, 1))]
-        )
-        return nn.Sequential(*flatten, MLP([n_in, *hidden], activation, generator)), hidden[-1]
+        is_vector = len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
+        vector = [] if is_vector else [AsVector(len(space.shape))]
+        return nn.Sequential(*vector, MLP([math.prod(space.shape), *hidden], activation, generator)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)
         return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator)), hidden[-1]

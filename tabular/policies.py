@@ -114,7 +114,7 @@ class MultiCategorical:
     def to_env(self, actions: Int[Tensor, "*batch D"]) -> np.ndarray:
         return actions.numpy() + self.start
 
-    def _parts(self, params: Tensor, mask: Mask) -> list[tuple[Tensor, Mask]]:
+    def _parts(self, params: Tensor, mask: Mask) -> list[tuple[Tensor, Tensor | None]]:
         masks = [None] * len(self.nvec) if mask is None else mask.split(self.nvec, -1)
         return list(zip(params.split(self.nvec, -1), masks, strict=True))
 

@@ -69,7 +69,7 @@ class ReplayBuffer:
                 mask = None if step.next_masks is None else step.next_masks[i]
                 self._store(waiting.pop(0), step.next_obs[i], bool(step.terminated[i]), mask)
 
-    def _store(self, entry: list[Any], next_obs: np.ndarray, terminated: bool, next_mask: np.ndarray | None) -> None:
+    def _store(self, entry: list[Any], next_obs: Any, terminated: bool, next_mask: np.ndarray | None) -> None:
         row, data = self.next, self.data
         data["obs"][row], data["actions"][row], data["rewards"][row], discount = entry
         data["discounts"][row] = 0.0 if terminated else discount

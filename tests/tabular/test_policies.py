@@ -123,7 +123,7 @@ def test_squashed_actions_are_scaled_to_the_bounds_and_saturation_is_exact():
 
 
 def test_the_squashed_entropy_is_not_the_gaussians():
-    policy, params = POLICIES["tanh"]
+    policy = TanhGaussian(BOX)
     wide = torch.tensor([0.0, 0.0, 3.0, 3.0]).expand(1000, 4).clone().requires_grad_()
     entropy = policy.entropy(wide, NO_MASK, generator()).mean()
     entropy.backward()

@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 
 def linear(n_in: int, n_out: int, gain: float | int, generator: torch.Generator) -> nn.Linear:
     """A layer with orthogonal weights times `gain` and no bias to begin with."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer: Any = nn.utils.skip_init(nn.Linear, n_in, n_out)
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -48,7 +48,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = activation
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-            layer = linear(n_in, n_out, math.sqrt(2), generator)
+            layer: Any = linear(n_in, n_out, math.sqrt(2), generator)
             self.register_parameter(f"weight_{i}", layer.weight)
             self.register_parameter(f"bias_{i}", layer.bias)
 
@@ -91,11 +91,15 @@ class _Layers(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, *tangents: Any) -> Tensor:
-        d_x, _, *d_parameters = (None if t is None else t.numpy() for t in tangents)
+        d_x, _, *d_parameters = ((None if t is None else t.numpy()) for t in tangents)
         for i, (d_weight, d_bias) in enumerate(zip(d_parameters[::2], d_parameters[1::2], strict=True)):
             weight, x, y = ctx.parameters[2 * i], ctx.outputs[i], ctx.outputs[i + 1]
-            d_y = x @ d_weight.T + d_bias
-            d_x = (d_y if d_x is None else d_y + d_x @ weight.T) * ctx.slope(y)
+            d_y = x @ d_weight.T  # pyright: ignore[reportOptionalMemberAccess]
+            d_y += d_bias
+            if d_x is not None:
+                d_y += d_x @ weight.T
+            d_y *= ctx.slope(y)
+            d_x = d_y
         return torch.from_numpy(d_x)
 
 
@@ -113,7 +117,7 @@ class CNN(nn.Module):
         plan = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)] if large else [(16, 3, 1, 1), (32, 3, 1, 1)]
         layers, channels = [], shape[2]
         for width, kernel, stride, padding in plan:
-            layer = nn.utils.skip_init(nn.Conv2d, channels, width, kernel, stride=stride, padding=padding)
+            layer: Any = nn.utils.skip_init(nn.Conv2d, channels, width, kernel, stride=stride, padding=padding)
             nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
             nn.init.zeros_(layer.bias)
             layers += [layer, nn.ReLU()]

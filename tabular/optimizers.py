@@ -1,13 +1,14 @@
 """Gradient steps on all weights of a network as one vector [P], with their gradients in `weights.grad`.
 
-The same arithmetic as `torch.optim`'s, in half a dozen operations: what surrounds them there takes longer than the
-update of a network of two small layers.
+The same arithmetic as `torch.optim`'s, without what surrounds it there: that takes longer than the update of a network
+of two small layers.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 
 class Adam:
@@ -27,9 +28,10 @@ class Adam:
     def step(self) -> None:
         self.n_steps += 1
         (beta_1, beta_2), gradient = self.betas, _gradient(self.weights)
-        torch._fused_adam_(
+        adam(
             [self.weights], [gradient], [self.mean], [self.square], [], [self.n_steps],
-            lr=self.lr, beta1=beta_1, beta2=beta_2, weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
+            fused=True, lr=self.lr, beta1=beta_1, beta2=beta_2, eps=self.eps, weight_decay=0.0, amsgrad=False,
+            maximize=False,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

@@ -152,9 +152,9 @@ class NaturalGradient:
 
         gradient = flat_gradient(surrogate(old_params), actor)
         product = fisher_product(actor, self.policy, trajectory.obs, old_params, masks, config.cg_damping)
-        direction = conjugate_gradient(product, gradient, config.cg_iterations)
-        # The quadratic model of the KL, step^T F step / 2, is target_kl at this length.
-        curvature = direction @ product(direction)
+        direction, residual = conjugate_gradient(product, gradient, config.cg_iterations)
+        # The quadratic model of the KL, step^T F step / 2, is target_kl at this length. F direction is g - residual.
+        curvature = direction @ (gradient - residual)
         metrics = {"grad_norm": float(gradient.norm()), "accepted": 0.0, "kl": 0.0, "improvement": 0.0}
         if curvature > 0:
             step = direction * torch.sqrt(2 * config.target_kl / curvature)
@@ -275,11 +275,11 @@ def fisher_product(
 
 def conjugate_gradient(
     product: Product, b: Float[Tensor, "P"], iterations: int, tolerance: float = 1e-10
-) -> Float[Tensor, "P"]:
-    """An approximate solution `x` of `A x = b` for a positive definite `A`, given as `product(v) = A v`.
+) -> tuple[Float[Tensor, "P"], Float[Tensor, "P"]]:
+    """`(x, b - A x)`: an approximate solution of `A x = b` for a positive definite `A`, and what is missing.
 
-    Starts from 0; ends after `iterations`, or when the squared residual is at most `tolerance`. Hestenes & Stiefel
-    (1952).
+    `product(v)` is `A v`. Starts from 0; ends after `iterations`, or when the squared residual is at most `tolerance`.
+    Hestenes & Stiefel (1952).
     """
     x, residual = torch.zeros_like(b), b.clone()
     direction, square = residual.clone(), residual @ residual
@@ -292,4 +292,4 @@ def conjugate_gradient(
         residual -= step * image
         old_square, square = square, residual @ residual
         direction = residual + (square / old_square) * direction
-    return x
+    return x, residual

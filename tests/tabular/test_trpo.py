@@ -88,9 +88,11 @@ def test_fisher_product_of_a_gaussian_policy():
 def test_conjugate_gradient_solves_a_small_system():
     root = torch.randn(6, 6, generator=generator(), dtype=torch.float64)
     matrix, b = root @ root.T + torch.eye(6, dtype=torch.float64), torch.arange(6, dtype=torch.float64)
-    x = conjugate_gradient(lambda v: matrix @ v, b, 10, 1e-20)
+    few, residual = conjugate_gradient(lambda v: matrix @ v, b, 3)
+    torch.testing.assert_close(residual, b - matrix @ few)
+    x, _ = conjugate_gradient(lambda v: matrix @ v, b, 10, 1e-20)
     torch.testing.assert_close(x, torch.linalg.solve(matrix, b), atol=1e-8, rtol=1e-8)
-    assert not conjugate_gradient(lambda v: matrix @ v, torch.zeros(6, dtype=torch.float64), 10).any()
+    assert not conjugate_gradient(lambda v: matrix @ v, torch.zeros(6, dtype=torch.float64), 10)[0].any()
 
 
 CONFIG = {"n_steps": 128, "n_envs": 2, "hidden": (16,), "n_value_epochs": 3, "cg_damping": 1e-5, "target_kl": 0.02}

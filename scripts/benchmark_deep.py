@@ -36,7 +36,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "dqn": (
         "tabular.dqn:DQN",
-        {"n_envs": 1, "lr": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1000, "gamma": 0.99}
+        {
+            "n_envs": 1,
+            "double": False,
+            "lr": 2.3e-3,
+            "batch_size": 64,
+            "buffer_size": 100_000,
+            "learning_starts": 1000,
+            "gamma": 0.99,
+        }
         | {"train_freq": 256, "gradient_steps": 128, "target_every": 10, "epsilon_end": 0.04, "hidden": (256, 256)},
         {"learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1000, "gamma": 0.99}
         | {"train_freq": 256, "gradient_steps": 128, "target_update_interval": 10, "exploration_final_eps": 0.04}

@@ -31,7 +31,7 @@ NO_ACTION = "action_mask allows no action in some state"
 class DQNConfig:
     """Settings of DQN. Raises ValueError, naming it, for one that is out of range."""
 
-    double: bool = False
+    double: bool = True
     "the network chooses the next action, the target network values it"
     dueling: bool = False
     "a head for the state's value and one for the actions' advantages"
@@ -41,7 +41,7 @@ class DQNConfig:
     "copies of the environment"
     gamma: float | int = 0.99
     "discount"
-    lr: float | int = 2.3e-3
+    lr: float | int = 1e-3
     "Adam's learning rate"
     buffer_size: int = 100_000
     "transitions kept"
@@ -65,7 +65,7 @@ class DQNConfig:
     "environment steps over which the share falls linearly"
     max_grad_norm: float | int = 10.0
     "gradients are scaled down to this norm"
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[int, ...] = (128, 128)
     "units of each layer"
 
     def __post_init__(self) -> None:

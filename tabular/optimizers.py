@@ -26,7 +26,6 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        self.n_steps += 1
         (beta_1, beta_2), gradient = self.betas, _gradient(self.weights)
         adam(
             [self.weights], [gradient], [self.mean], [self.square], [], [self.n_steps],

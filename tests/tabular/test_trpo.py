@@ -6,6 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import tabular.trpo
 from tabular.core.masked import masked_whiten
 from tabular.core.returns import gae
 from tabular.history import History
@@ -159,7 +160,7 @@ def some_step(learner):
 
 @pytest.mark.parametrize("how", ["kl", "surrogate", "nan"])
 def test_a_rejected_step_leaves_every_bit_as_it_was(how, monkeypatch):
-    learner = TRPO(cart_pole, TRPOConfig(**CONFIG), seed=0)
+    learner = TRPO(cart_pole, TRPOConfig(**(CONFIG | {"cg_damping": 0.1})), seed=0)
     trajectory, advantages = some_step(learner)
     if how == "kl":
         kl = learner.policy.kl
@@ -167,8 +168,12 @@ def test_a_rejected_step_leaves_every_bit_as_it_was(how, monkeypatch):
     elif how == "nan":
         advantages[0, 0] = torch.nan
     else:
-        advantages = torch.zeros_like(advantages)  # nothing to gain: the surrogate cannot rise
-        advantages[0, 0] = 1e-30
+        # Downhill: the KL is fine, the surrogate falls. (x, b - A x) of -x is (-x, 2 b - (b - A x)).
+        def backwards(product, b, iterations):
+            x, residual = conjugate_gradient(product, b, iterations)
+            return -x, 2 * b - residual
+
+        monkeypatch.setattr(tabular.trpo, "conjugate_gradient", backwards)
     before = learner.weights.detach().clone()
     metrics = learner._improve_policy(trajectory, advantages)
     assert metrics["accepted"] == 0

@@ -1,0 +1,206 @@
+"""Deep Q-learning: one-step (or n-step) Q-learning on a network, from replayed transitions and a slow target network.
+
+Mnih et al. (2015), Nature 518; double Q-learning: van Hasselt et al. (2016), arXiv 1509.06461; dueling heads: Wang et
+al. (2016), arXiv 1511.06581; n-step returns as in Hessel et al. (2018), arXiv 1710.02298.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tabular.core.schedules import linear
+from tabular.history import History
+from tabular.learner import check_fraction, check_not_negative, check_positive, gather_state, restore_state
+from tabular.networks import q_network
+from tabular.optimizers import Adam, descend, flatten_parameters
+from tabular.replay import ReplayBuffer, Transitions
+from tabular.vector import VectorEnv
+
+NO_ACTION = "action_mask allows no action in some state"
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of DQN. Raises ValueError, naming it, for one that is out of range."""
+
+    double: bool = True
+    "the network chooses the next action, the target network values it"
+    dueling: bool = False
+    "a head for the state's value and one for the actions' advantages"
+    n_step: int = 1
+    "rewards before the target bootstraps"
+    n_envs: int = 1
+    "copies of the environment"
+    gamma: float | int = 0.99
+    "discount"
+    lr: float | int = 1e-3
+    "Adam's learning rate"
+    buffer_size: int = 100_000
+    "transitions kept"
+    batch_size: int = 64
+    "transitions of one gradient step"
+    learning_starts: int = 1000
+    "environment steps before the first gradient step, with random actions"
+    train_freq: int = 256
+    "environment steps between two rounds of gradient steps"
+    gradient_steps: int = 128
+    "gradient steps of a round"
+    target_every: int = 10
+    "environment steps between two updates of the target network"
+    tau: float | int = 1.0
+    "share of the network in an update of the target: 1 copies it (hard), less moves it slowly (soft)"
+    epsilon_start: float | int = 1.0
+    "share of random actions to begin with"
+    epsilon_end: float | int = 0.04
+    "share of random actions after `epsilon_steps`"
+    epsilon_steps: int = 8000
+    "environment steps over which the share falls linearly"
+    max_grad_norm: float | int = 10.0
+    "gradients are scaled down to this norm"
+    hidden: tuple[int, ...] = (128, 128)
+    "units of each layer"
+
+    def __post_init__(self) -> None:
+        check_fraction(gamma=self.gamma, tau=self.tau, epsilon_start=self.epsilon_start, epsilon_end=self.epsilon_end)
+        check_positive(n_step=self.n_step, n_envs=self.n_envs, lr=self.lr, buffer_size=self.buffer_size, tau=self.tau)
+        check_positive(batch_size=self.batch_size, train_freq=self.train_freq, gradient_steps=self.gradient_steps)
+        check_positive(target_every=self.target_every, epsilon_steps=self.epsilon_steps)
+        check_positive(max_grad_norm=self.max_grad_norm)
+        check_not_negative(learning_starts=self.learning_starts)
+
+
+class DQN:
+    """Learns action values. `advance` is exact across `state_dict` and `load_state_dict`.
+
+    Chunks of an exact resume end where a round of gradient steps does: at multiples of `train_freq`.
+    """
+
+    Config = DQNConfig
+    fits = "vector, image or discrete observations; discrete actions"
+    PARTS = ("network", "target", "optimizer", "buffer", "envs", "history")
+
+    def __init__(self, make_env: Callable[..., gym.Env], config: DQNConfig, seed: int) -> None:
+        self.config = config
+        self.generator = torch.Generator().manual_seed(seed)
+        self.envs = VectorEnv(make_env, config.n_envs, seed)
+        space = self.envs.action_space
+        if not isinstance(space, spaces.Discrete):
+            raise ValueError(f"dqn needs discrete actions, got {space}; reinforce, a2c, trpo and ppo take these")
+        self.n_actions, self.first_action = int(space.n), int(space.start)
+        networks = [
+            q_network(self.envs.observation_space, self.n_actions, config.hidden, config.dueling, self.generator)
+            for _ in range(2)
+        ]
+        self.network, self.target = networks
+        self.weights, self.target_weights = flatten_parameters(self.network), flatten_parameters(self.target)
+        self.target_weights.data.copy_(self.weights.data)
+        self.optimizer = Adam(self.weights, config.lr, eps=1e-8)
+        self.buffer = ReplayBuffer(
+            config.buffer_size, self.envs.obs.shape[1:], self.envs.dtype, self.n_actions, config.n_step, config.gamma
+        )
+        self.epsilon = linear(config.epsilon_start, config.epsilon_end, config.epsilon_steps)
+        self.history, self.steps = History(), 0
+
+    def advance(self, steps: int) -> None:
+        """Learns for at least `steps` more environment steps, in whole rounds."""
+        end = self.steps + steps
+        while self.steps < end:
+            self._iterate()
+
+    def _iterate(self) -> None:
+        """Acts for `train_freq` steps, then takes `gradient_steps` steps towards `r + gamma max_a Q_target(s', a)`."""
+        config, begun = self.config, self.steps
+        for _ in range(-(-config.train_freq // config.n_envs)):
+            obs, actions = self.envs.obs, self._explore()
+            step = self.envs.step(actions + self.first_action)
+            self.buffer.add(obs, actions, step)
+            self.steps += config.n_envs
+            for total, length in step.episodes:
+                self.history.add_episode(self.steps, total, length)
+        # Nothing between here and the last round has changed the network, so only the number of updates matters.
+        n_updates = self.steps // config.target_every - begun // config.target_every
+        if n_updates > 0:
+            self.target_weights.data.lerp_(self.weights.data, 1 - (1 - config.tau) ** n_updates)
+        if self.steps > config.learning_starts and self.buffer.size > 0:
+            self.history.add(self.steps, epsilon=self.epsilon(self.steps), **self._update())
+
+    def _explore(self) -> np.ndarray:
+        """Epsilon-greedy, the random part being uniform over the legal actions, the greedy one included: [N]."""
+        n, masks = len(self.envs), self.envs.masks
+        legal = np.ones((n, self.n_actions), dtype=bool) if masks is None else masks
+        epsilon = 1.0 if self.steps < self.config.learning_starts else self.epsilon(self.steps)
+        uniforms = torch.rand(n, 2, generator=self.generator, dtype=torch.float64).tolist()
+        explores = [u < epsilon for u, _ in uniforms]
+        actions = np.zeros(n, dtype=np.int64)
+        if not all(explores):
+            with torch.inference_mode():
+                q_values = self.network(torch.from_numpy(self.envs.obs))
+                actions = best_action(q_values, torch.from_numpy(legal)).numpy().copy()
+        for i, (_, u) in enumerate(uniforms):
+            if explores[i]:
+                choices = np.flatnonzero(legal[i])
+                if len(choices) == 0:
+                    raise ValueError(NO_ACTION)
+                actions[i] = choices[int(u * len(choices))]
+        return actions
+
+    def _update(self) -> dict[str, float]:
+        """One round of gradient steps on `r + gamma max_a Q_target(s', a)`.
+
+        The target network rests meanwhile, so what it says of all batches is computed beforehand.
+        """
+        config, losses, q_values = self.config, [], torch.empty(0)
+        batches = self.buffer.sample(config.gradient_steps, config.batch_size, self.generator)
+        with torch.no_grad():
+            # In pieces that stay in the processor's cache.
+            target_q = torch.cat([self.target(obs) for obs in batches.next_obs.split(8)])
+        targets = target_values(target_q, target_q, batches)
+        for k in range(config.gradient_steps):
+            if config.double:
+                with torch.no_grad():
+                    next_q = self.network(batches.next_obs[k])
+                targets[k] = target_values(next_q, target_q[k], batches[k])
+            q_values = self.network(batches.obs[k]).gather(-1, batches.actions[k, :, None]).squeeze(-1)
+            loss = F.smooth_l1_loss(q_values, targets[k])
+            descend(loss, self.weights, self.optimizer, config.max_grad_norm)
+            losses.append(loss.detach())
+        td_error = (targets[-1] - q_values.detach()).abs().mean()
+        return {"loss": float(torch.stack(losses).mean()), "td_error": float(td_error)}
+
+    @torch.no_grad()
+    def act(self, observation: Any, mask: Any = None) -> Any:
+        """The action of the highest value for one observation. `mask` [A]: True on legal ones."""
+        obs = torch.as_tensor(np.asarray(observation, dtype=self.envs.dtype)[None])
+        legal = torch.ones(1, self.n_actions) if mask is None else torch.as_tensor(mask)[None]
+        return best_action(self.network(obs), legal.bool()).numpy()[0] + self.first_action
+
+    def state_dict(self) -> dict[str, Any]:
+        return gather_state(self, self.PARTS)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore_state(self, self.PARTS, state)
+
+
+def target_values(
+    chooser: Float[Tensor, "*batch A"], target_q: Float[Tensor, "*batch A"], batch: Transitions
+) -> Float[Tensor, "*batch"]:
+    """`r + discount Q_target(s', argmax_a chooser(s', a))` over legal actions; double: the chooser is Q."""
+    # Where nothing follows no action need be legal.
+    legal = batch.next_masks | (batch.discounts == 0)[..., None]
+    next_q = target_q.gather(-1, best_action(chooser, legal)[..., None])[..., 0]
+    return batch.rewards + batch.discounts * next_q
+
+
+def best_action(q_values: Float[Tensor, "*batch A"], legal: Bool[Tensor, "*batch A"]) -> Int[Tensor, "*batch"]:
+    """The first legal action of the highest value. Raises ValueError where no action is legal."""
+    if not legal.any(-1).all():
+        raise ValueError(NO_ACTION)
+    return torch.where(legal, q_values, -torch.inf).argmax(-1)

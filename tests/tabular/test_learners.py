@@ -174,8 +174,8 @@ def test_settings_out_of_range_are_named(name, field, value):
 
 def test_formulas_are_the_shared_ones():
     """Identity, not equality: what trains CartPole is the very function that trains a language model."""
-    import rlhf.ppo
-    import rlhf.rollout
+    import rlhf.advantages
+    import rlhf.update
 
     modules = {
         name: importlib.import_module(f"tabular.{name}") for name in ("a2c", "actor_critic", "ppo", "reinforce", "trpo")
@@ -192,6 +192,14 @@ def test_formulas_are_the_shared_ones():
     assert modules["ppo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["trpo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["ppo"].PenaltyBeta is PenaltyBeta
-    language = {**vars(rlhf.ppo), **vars(rlhf.rollout)}
-    for name in ("gae", "clipped_surrogate_loss", "value_loss"):
+    language = {**vars(rlhf.advantages), **vars(rlhf.update)}
+    shared = (
+        "gae",
+        "masked_whiten",
+        "clipped_surrogate_loss",
+        "kl_penalty_surrogate_loss",
+        "value_loss",
+        "PenaltyBeta",
+    )
+    for name in shared:
         assert language[name] is getattr(modules["ppo"], name)

@@ -96,7 +96,7 @@ def _run_ours(name: str, steps: int, seed: int) -> tuple[int, float, float]:
 
 def _run_peer(name: str, steps: int, seed: int) -> tuple[int, float, float]:
     """The same for the peer. Its monitors record every episode, as `History` does here."""
-    import sb3_contrib  # pyright: ignore[reportMissingImports] - the extra `bench`
+    import sb3_contrib  # pyright: ignore[reportMissingImports]
     import stable_baselines3  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
 

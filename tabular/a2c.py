@@ -50,6 +50,8 @@ class A2CConfig:
     "returns of variance 1 by running statistics"
     anneal_steps: int = 0
     "the learning rate falls linearly to 0 over this many environment steps; 0: it stays"
+    log_every: int = 10
+    "gradient steps between two entries of the history"
     hidden: tuple[int, ...] = (64, 64)
     "units of each layer"
     shared: bool = False
@@ -60,6 +62,7 @@ class A2CConfig:
     def __post_init__(self) -> None:
         check_fraction(gamma=self.gamma, lam=self.lam)
         check_positive(n_envs=self.n_envs, n_steps=self.n_steps, lr=self.lr, max_grad_norm=self.max_grad_norm)
+        check_positive(log_every=self.log_every)
         check_not_negative(vf_coef=self.vf_coef, ent_coef=self.ent_coef, anneal_steps=self.anneal_steps)
         if self.normalize_advantages and self.n_envs * self.n_steps < 2:
             raise ValueError("normalize_advantages needs a batch of at least 2 steps, n_envs * n_steps is 1")
@@ -111,20 +114,24 @@ class A2C:
         logprobs = self.policy.logprob(params, trajectory.actions, trajectory.masks)
         policy_loss, _ = policy_gradient_loss(logprobs, advantages, mask, denom)
         critic_loss, _ = value_loss(values, old_values, returns, mask, denom)
-        entropy = masked_mean(self.policy.entropy(params, trajectory.masks, self.generator), mask, denom)
-        loss = policy_loss + config.vf_coef * critic_loss - config.ent_coef * entropy
+        loss = policy_loss + config.vf_coef * critic_loss
+        if config.ent_coef > 0:
+            entropy = self.policy.entropy(params, trajectory.masks, self.generator)
+            loss = loss - config.ent_coef * masked_mean(entropy, mask, denom)
         self.optimizer.lr = annealed(config.lr, self.steps, config.anneal_steps)
         grad_norm = descend(loss, self.weights, self.optimizer, config.max_grad_norm)
 
-        self.steps += config.n_envs * config.n_steps
-        self.history.add(
-            self.steps,
-            policy_loss=float(policy_loss.detach()),
-            value_loss=float(critic_loss.detach()),
-            entropy=float(entropy.detach()),
-            grad_norm=grad_norm,
-            explained_variance=float(explained_variance(old_values, returns)),
-        )
+        self.steps += denom
+        if self.steps // denom % config.log_every == 0:
+            entropy = self.policy.entropy(params.detach(), trajectory.masks, self.generator)
+            self.history.add(
+                self.steps,
+                policy_loss=float(policy_loss.detach()),
+                value_loss=float(critic_loss.detach()),
+                entropy=float(entropy.mean()),
+                grad_norm=grad_norm,
+                explained_variance=float(explained_variance(old_values, returns)),
+            )
 
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""

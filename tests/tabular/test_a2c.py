@@ -134,7 +134,7 @@ def test_constant_returns_give_an_explained_variance_of_nan_and_no_crash():
         def step(self, action):
             return 0, 0.0, True, False, {}
 
-    learner = A2C(Nothing, A2CConfig(hidden=(4,)), seed=0)
+    learner = A2C(Nothing, A2CConfig(hidden=(4,), log_every=1), seed=0)
     learner.advance(80)
     explained = [value for _, value in learner.history.metrics["explained_variance"]]
     assert all(value != value for value in explained)

@@ -23,7 +23,7 @@ LEARNERS = {
     "dqn": (DQN, DQNConfig(learning_starts=32, train_freq=16, gradient_steps=2, batch_size=8, n_step=2, **SMALL)),
     "reinforce": (REINFORCE, REINFORCEConfig(n_episodes=2, n_value_epochs=2, **SMALL)),
     "actor_critic": (ActorCritic, ActorCriticConfig(n_envs=2, log_every=4, **SMALL)),
-    "a2c": (A2C, A2CConfig(n_envs=2, **SMALL)),
+    "a2c": (A2C, A2CConfig(n_envs=2, log_every=1, **SMALL)),
     "npg": (NaturalGradient, NaturalGradientConfig(n_steps=16, minibatch_size=24, n_value_epochs=2, **SMALL)),
     "trpo": (TRPO, TRPOConfig(n_steps=16, minibatch_size=24, n_value_epochs=2, **SMALL)),
     "ppo": (PPO, PPOConfig(n_envs=2, n_steps=16, minibatch_size=24, n_epochs=2, **SMALL)),

@@ -124,8 +124,8 @@ def recorded(learner, iterations):
 
 
 def test_every_accepted_step_keeps_the_true_kl_and_raises_the_surrogate():
-    rows = recorded(TRPO(cart_pole, TRPOConfig(**CONFIG), seed=1), 15)
-    assert sum(accepted for accepted, *_ in rows) >= 10
+    rows = recorded(TRPO(cart_pole, TRPOConfig(**CONFIG), seed=1), 8)
+    assert sum(accepted for accepted, *_ in rows) >= 5
     for accepted, kl, rise, unmoved in rows:
         assert accepted != unmoved
         if accepted:
@@ -135,7 +135,7 @@ def test_every_accepted_step_keeps_the_true_kl_and_raises_the_surrogate():
 
 def test_the_model_of_the_kl_alone_would_overstep():
     """What the line search is for: the natural gradient's full step has a true KL well above its target."""
-    rows = recorded(NaturalGradient(cart_pole, NaturalGradientConfig(**CONFIG), seed=1), 15)
+    rows = recorded(NaturalGradient(cart_pole, NaturalGradientConfig(**CONFIG), seed=1), 8)
     assert max(kl for _, kl, *_ in rows) > 1.5 * 0.02
 
 

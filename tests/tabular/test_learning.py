@@ -75,7 +75,10 @@ def test_dqns_best_policy_balances():
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_ppo_swings_up_the_pendulum(squash):
-    config = PPOConfig(n_envs=4, n_steps=512, n_epochs=10, minibatch_size=64, gamma=0.9, lam=0.95, squash=squash)
+    config = PPOConfig(
+        n_envs=4, n_steps=512, n_epochs=10, minibatch_size=64, gamma=0.9, lam=0.95, squash=squash,
+        normalize_observations=True, normalize_rewards=True,
+    )  # fmt: skip
     returns = []
     for seed in SEEDS:
         learner = PPO(pendulum, config, seed)

@@ -3,7 +3,8 @@
 Each algorithm runs here and in stable-baselines3 or sb3-contrib (`pip install sb3-contrib`) with the same settings, on
 the same environment, in one process on one thread, taking turns, so that a busy machine slows both. Speed is
 environment steps per second of process time; the final return is the mean of the last 100 training episodes. Settings
-are those of RL Baselines3 Zoo for CartPole-v1, with constant learning rates and clip range.
+are those of RL Baselines3 Zoo for CartPole-v1, with constant learning rates and clip range; `dqn, defaults` has
+Stable-Baselines3's own, with a small network and a gradient step every fourth step.
 """
 
 import argparse
@@ -50,6 +51,15 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"train_freq": 256, "gradient_steps": 128, "target_update_interval": 10, "exploration_final_eps": 0.04}
         | {"exploration_fraction": 0.16, "policy_kwargs": {"net_arch": [256, 256]}},
     ),
+    "dqn, defaults": (
+        "tabular.dqn:DQN",
+        {"n_envs": 1, "double": False, "lr": 1e-4, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 100}
+        | {"gamma": 0.99, "train_freq": 4, "gradient_steps": 1, "target_every": 10_000, "epsilon_end": 0.05}
+        | {"hidden": (64, 64)},
+        {"learning_rate": 1e-4, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 100, "gamma": 0.99}
+        | {"train_freq": 4, "gradient_steps": 1, "target_update_interval": 10_000, "exploration_final_eps": 0.05}
+        | {"exploration_fraction": 0.16},
+    ),
 }
 """Name -> class here, its settings, and the same for the peer."""
 
@@ -65,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| CartPole-v1 | steps per CPU second | peer's | ratio | final return | peer's |")
     print("|---|---|---|---|---|---|")
     for name in args.algorithms:
-        steps = args.dqn_steps if name == "dqn" else args.steps
+        steps = args.dqn_steps if name.startswith("dqn") else args.steps
         runs = [(_run_ours(name, steps, seed), _run_peer(name, steps, seed)) for seed in range(args.seeds)]
         ours, theirs = (np.array(rows) for rows in zip(*runs, strict=True))
         # All steps over all time: a run that a neighbour slowed down counts for what it took.
@@ -86,7 +96,7 @@ def _run_ours(name: str, steps: int, seed: int) -> tuple[int, float, float]:
     path, settings, _ = SETTINGS[name]
     module, algorithm = path.split(":")
     learner_class = getattr(importlib.import_module(module), algorithm)
-    if name == "dqn":
+    if name.startswith("dqn"):
         settings = settings | {"epsilon_steps": int(0.16 * steps)}
     learner = learner_class(_make_env, learner_class.Config(**settings), seed)
     start = time.process_time()
@@ -101,7 +111,7 @@ def _run_peer(name: str, steps: int, seed: int) -> tuple[int, float, float]:
     from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
 
     _, settings, peer_settings = SETTINGS[name]
-    algorithm = getattr(sb3_contrib if name == "trpo" else stable_baselines3, name.upper())
+    algorithm = getattr(sb3_contrib if name == "trpo" else stable_baselines3, name.split(",")[0].upper())
     envs = make_vec_env(_make_env, n_envs=settings["n_envs"], seed=seed)
     model = algorithm("MlpPolicy", envs, seed=seed, device="cpu", **peer_settings)
     start = time.process_time()

@@ -38,21 +38,21 @@ class NaturalGradientConfig:
     "size of a step: mean KL(old || new) in nats"
     cg_iterations: int = 15
     "conjugate gradient steps at most"
-    cg_damping: float | int = 1e-3
+    cg_damping: float | int = 0.1
     "times the identity is added to the Fisher matrix"
-    n_envs: int = 2
+    n_envs: int = 4
     "copies of the environment"
     n_steps: int = 512
     "steps in each copy between updates; n_envs * n_steps make a batch"
-    gamma: float | int = 0.98
+    gamma: float | int = 0.99
     "discount"
-    lam: float | int = 0.8
+    lam: float | int = 0.95
     "GAE's lambda: 0 one-step TD errors, 1 Monte Carlo returns"
     lr: float | int = 1e-3
     "Adam's learning rate of the critic"
-    n_value_epochs: int = 20
+    n_value_epochs: int = 10
     "the critic's passes over each batch"
-    minibatch_size: int = 512
+    minibatch_size: int = 128
     "steps of one gradient step of the critic; the last of an epoch may be smaller"
     normalize_advantages: bool = True
     "mean 0 and variance 1 over each batch"

@@ -11,16 +11,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from tabular.core.schedules import linear
 from tabular.history import History
 from tabular.learner import check_fraction, check_not_negative, check_positive, gather_state, restore_state
-from tabular.networks import q_network
-from tabular.optimizers import Adam, descend, flatten_parameters
+from tabular.networks import q_network, values_and_pullback, values_of
+from tabular.optimizers import Adam, flatten_parameters, take_step
 from tabular.replay import ReplayBuffer, Transitions
 from tabular.vector import VectorEnv
 
@@ -141,9 +139,7 @@ class DQN:
         explores = [u < epsilon for u, _ in uniforms]
         actions = np.zeros(n, dtype=np.int64)
         if not all(explores):
-            with torch.inference_mode():
-                q_values = self.network(torch.from_numpy(self.envs.obs))
-                actions = best_action(q_values, torch.from_numpy(legal)).numpy().copy()
+            actions = best_action(values_of(self.network, self.envs.obs), legal)
         for i, (_, u) in enumerate(uniforms):
             if explores[i]:
                 choices = np.flatnonzero(legal[i])
@@ -157,30 +153,34 @@ class DQN:
 
         The target network rests meanwhile, so what it says of all batches is computed beforehand.
         """
-        config, losses, q_values = self.config, [], torch.empty(0)
+        config, losses, errors = self.config, [], np.empty(0)
         batches = self.buffer.sample(config.gradient_steps, config.batch_size, self.generator)
-        with torch.no_grad():
-            # In pieces that stay in the processor's cache.
-            target_q = torch.cat([self.target(obs) for obs in batches.next_obs.split(8)])
+        # In pieces that stay in the processor's cache.
+        pieces = np.array_split(batches.next_obs, -(-config.gradient_steps // 8))
+        target_q = np.concatenate([values_of(self.target, obs) for obs in pieces])
         targets = target_values(target_q, target_q, batches)
+        rows = np.arange(config.batch_size)
         for k in range(config.gradient_steps):
             if config.double:
-                with torch.no_grad():
-                    next_q = self.network(batches.next_obs[k])
-                targets[k] = target_values(next_q, target_q[k], batches[k])
-            q_values = self.network(batches.obs[k]).gather(-1, batches.actions[k, :, None]).squeeze(-1)
-            loss = F.smooth_l1_loss(q_values, targets[k])
-            descend(loss, self.weights, self.optimizer, config.max_grad_norm)
-            losses.append(loss.detach())
-        td_error = (targets[-1] - q_values.detach()).abs().mean()
-        return {"loss": float(torch.stack(losses).mean()), "td_error": float(td_error)}
+                targets[k] = target_values(values_of(self.network, batches.next_obs[k]), target_q[k], batches[k])
+            self.weights.grad.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+            q_values, pull_back = values_and_pullback(self.network, batches.obs[k])
+            actions = batches.actions[k]
+            errors = q_values[rows, actions] - targets[k]
+            # Huber's loss: the squared error up to 1, the absolute one beyond.
+            slopes = np.clip(errors, -1, 1)
+            gradient = np.zeros_like(q_values)
+            gradient[rows, actions] = slopes / len(rows)
+            pull_back(gradient)
+            take_step(self.weights, self.optimizer, config.max_grad_norm)
+            losses.append(float((slopes * (errors - 0.5 * slopes)).mean()))
+        return {"loss": float(np.mean(losses)), "td_error": float(np.abs(errors).mean())}
 
-    @torch.no_grad()
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The action of the highest value for one observation. `mask` [A]: True on legal ones."""
-        obs = torch.as_tensor(np.asarray(observation, dtype=self.envs.dtype)[None])
-        legal = torch.ones(1, self.n_actions) if mask is None else torch.as_tensor(mask)[None]
-        return best_action(self.network(obs), legal.bool()).numpy()[0] + self.first_action
+        obs = np.asarray(observation, dtype=self.envs.dtype)[None]
+        legal = np.ones((1, self.n_actions), dtype=bool) if mask is None else np.asarray(mask, dtype=bool)[None]
+        return best_action(values_of(self.network, obs), legal)[0] + self.first_action
 
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)
@@ -190,17 +190,19 @@ class DQN:
 
 
 def target_values(
-    chooser: Float[Tensor, "*batch A"], target_q: Float[Tensor, "*batch A"], batch: Transitions
-) -> Float[Tensor, "*batch"]:
+    chooser: Float[np.ndarray, "*batch A"], target_q: Float[np.ndarray, "*batch A"], batch: Transitions
+) -> Float[np.ndarray, "*batch"]:
     """`r + discount Q_target(s', argmax_a chooser(s', a))` over legal actions; double: the chooser is Q."""
     # Where nothing follows no action need be legal.
     legal = batch.next_masks | (batch.discounts == 0)[..., None]
-    next_q = target_q.gather(-1, best_action(chooser, legal)[..., None])[..., 0]
+    next_q = np.take_along_axis(target_q, best_action(chooser, legal)[..., None], -1)[..., 0]
     return batch.rewards + batch.discounts * next_q
 
 
-def best_action(q_values: Float[Tensor, "*batch A"], legal: Bool[Tensor, "*batch A"]) -> Int[Tensor, "*batch"]:
+def best_action(
+    q_values: Float[np.ndarray, "*batch A"], legal: Bool[np.ndarray, "*batch A"]
+) -> Int[np.ndarray, "*batch"]:
     """The first legal action of the highest value. Raises ValueError where no action is legal."""
     if not legal.any(-1).all():
         raise ValueError(NO_ACTION)
-    return torch.where(legal, q_values, -torch.inf).argmax(-1)
+    return np.where(legal, q_values, -np.inf).argmax(-1)

@@ -37,57 +37,87 @@ def linear(n_in: int, n_out: int, gain: float | int, generator: torch.Generator)
 
 
 class MLP(nn.Module):
-    """Hidden layers `[..., sizes[0]] -> [..., sizes[-1]]`: `y = f(x W^T + b)`, with the activation after each of them.
+    """Hidden layers `[..., sizes[0]] -> [..., sizes[-1]]`: `y = f(x W^T + b)`, with the activation after each of them,
+    and after them a linear one of `n_outputs` where that is given.
 
     One node of PyTorch's graph, computed by numpy with the backward pass written out: in a small network on a CPU half
     the time of both passes is otherwise spent between the operations, and numpy's tanh is ten times as quick. First
     derivatives only, backwards or (for Fisher-vector products) forwards.
     """
 
-    def __init__(self, sizes: Sequence[int], activation: str, generator: torch.Generator) -> None:
+    def __init__(
+        self, sizes: Sequence[int], activation: str, generator: torch.Generator, n_outputs: int | None = None
+    ) -> None:
         super().__init__()
-        self.activation = activation
+        n_hidden = len(sizes) - 1
+        self.activations = [activation] * n_hidden + ["none"] * (n_outputs is not None)
+        sizes = [*sizes, *([] if n_outputs is None else [n_outputs])]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-            layer: Any = linear(n_in, n_out, math.sqrt(2), generator)
+            layer: Any = linear(n_in, n_out, math.sqrt(2) if i < n_hidden else 1, generator)
             self.register_parameter(f"weight_{i}", layer.weight)
             self.register_parameter(f"bias_{i}", layer.bias)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
         parameters: Any = self._parameters.values()  # `parameters()` takes as long as a layer
         if torch.is_grad_enabled():
-            return _Layers.apply(x, self.activation, *parameters)  # pyright: ignore[reportReturnType]
-        return torch.from_numpy(_layers(x.numpy(), self.activation, [p.detach().numpy() for p in parameters])[-1])
+            return _Layers.apply(x, self.activations, *parameters)  # pyright: ignore[reportReturnType]
+        return torch.from_numpy(self.layers(x.numpy())[-1])
+
+    def layers(self, x: Array) -> list[Array]:
+        """The input, and what each layer makes of it."""
+        return _layers(x, self.activations, [p.detach().numpy() for p in self._parameters.values()])  # pyright: ignore
+
+    def write_gradients(self, outputs: list[Array], grad: Array) -> None:
+        """What a loss with the gradient `grad` in the last of `outputs` means for the weights, into their `.grad`."""
+        parameters: Any = list(self._parameters.values())
+        weights = [p.detach().numpy() for p in parameters]
+        for parameter, found in zip(parameters, _gradients(outputs, self.activations, weights, grad)[1], strict=True):
+            parameter.grad.numpy()[...] = found
 
 
-def _layers(x: Array, activation: str, parameters: Sequence[Array]) -> list[Array]:
+def _layers(x: Array, activations: Sequence[str], parameters: Sequence[Array]) -> list[Array]:
     """The input, and what each layer makes of it."""
-    f, _ = ACTIVATIONS[activation]
     outputs = [x]
-    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+    for name, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
         x = x @ weight.T
         x += bias
-        outputs.append(f(x))
+        outputs.append(ACTIVATIONS[name][0](x) if name != "none" else x)
     return outputs
+
+
+def _gradients(
+    outputs: Sequence[Array],
+    activations: Sequence[str],
+    parameters: Sequence[Array],
+    grad: Array,
+    of_input: bool = False,
+) -> tuple[Array | None, list[Array]]:
+    """From the gradient in the last layer's output those in the input (where asked for) and in all parameters."""
+    grads: list[Array] = []
+    for i in reversed(range(len(activations))):
+        weight, x, y = parameters[2 * i], outputs[i], outputs[i + 1]
+        if activations[i] != "none":
+            grad = grad * ACTIVATIONS[activations[i]][1](y)
+        grad = grad.reshape(-1, y.shape[-1])
+        grads += [grad.sum(axis=0), grad.T @ x.reshape(-1, x.shape[-1])]
+        if i > 0 or of_input:
+            grad = (grad @ weight).reshape(x.shape)
+    return (grad if of_input else None), grads[::-1]
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, activation: str, *parameters: Tensor) -> Tensor:
-        ctx.parameters = [p.numpy() for p in parameters]
-        ctx.outputs, ctx.slope = _layers(x.numpy(), activation, ctx.parameters), ACTIVATIONS[activation][1]
+    def forward(ctx, x: Tensor, activations: Sequence[str], *parameters: Tensor) -> Tensor:
+        ctx.parameters, ctx.activations = [p.numpy() for p in parameters], activations
+        ctx.outputs = _layers(x.numpy(), activations, ctx.parameters)
         return torch.from_numpy(ctx.outputs[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad, grads = grad_outputs[0].numpy(), []
-        for i in reversed(range(len(ctx.outputs) - 1)):
-            weight, x, y = ctx.parameters[2 * i], ctx.outputs[i], ctx.outputs[i + 1]
-            grad = (grad * ctx.slope(y)).reshape(-1, y.shape[-1])
-            grads += [torch.from_numpy(grad.sum(axis=0)), torch.from_numpy(grad.T @ x.reshape(-1, x.shape[-1]))]
-            if i > 0 or ctx.needs_input_grad[0]:
-                grad = (grad @ weight).reshape(x.shape)
-        return (torch.from_numpy(grad) if ctx.needs_input_grad[0] else None, None, *reversed(grads))
+        of_input = ctx.needs_input_grad[0]
+        grad, grads = _gradients(ctx.outputs, ctx.activations, ctx.parameters, grad_outputs[0].numpy(), of_input)
+        return (None if grad is None else torch.from_numpy(grad), None, *map(torch.from_numpy, grads))
 
     @staticmethod
     def jvp(ctx, *tangents: Any) -> Tensor:
@@ -98,7 +128,8 @@ class _Layers(torch.autograd.Function):
             d_y += d_bias
             if d_x is not None:
                 d_y += d_x @ weight.T
-            d_y *= ctx.slope(y)
+            if ctx.activations[i] != "none":
+                d_y *= ACTIVATIONS[ctx.activations[i]][1](y)
             d_x = d_y
         return torch.from_numpy(d_x)
 
@@ -156,7 +187,11 @@ class OneHot(nn.Module):
 
 
 def torso(
-    space: gym.Space, hidden: Sequence[int], activation: str, generator: torch.Generator
+    space: gym.Space,
+    hidden: Sequence[int],
+    activation: str,
+    generator: torch.Generator,
+    n_outputs: int | None = None,
 ) -> tuple[nn.Sequential, int]:
     """A network from observations of a space to features, and their number.
 
@@ -167,14 +202,17 @@ def torso(
         raise ValueError(f"hidden must name at least one layer of at least 1 unit, got {tuple(hidden)}")
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8":
         cnn = CNN((space.shape[0], space.shape[1], space.shape[2]), hidden[0], generator)
-        return nn.Sequential(cnn, MLP(hidden, activation, generator)), hidden[-1]
+        return nn.Sequential(cnn, MLP(hidden, activation, generator, n_outputs)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         is_vector = len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
         vector = [] if is_vector else [AsVector(len(space.shape))]
-        return nn.Sequential(*vector, MLP([math.prod(space.shape), *hidden], activation, generator)), hidden[-1]
+        sizes = [math.prod(space.shape), *hidden]
+        return nn.Sequential(*vector, MLP(sizes, activation, generator, n_outputs)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)
-        return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator)), hidden[-1]
+        return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator, n_outputs)), hidden[
+            -1
+        ]
     raise ValueError(
         f"observations must be a Box, MultiBinary or Discrete space, got {space}; "
         "gymnasium.wrappers.FlattenObservation makes a Box of most others"
@@ -221,6 +259,25 @@ def q_network(
     space: gym.Space, n_actions: int, hidden: Sequence[int], dueling: bool, generator: torch.Generator
 ) -> nn.Sequential:
     """Observations [..., obs] -> action values [..., A], with one linear head or a dueling one."""
-    trunk, n_features = torso(space, hidden, "relu", generator)
-    head = DuelingHead(n_features, n_actions, generator) if dueling else linear(n_features, n_actions, 1, generator)
-    return nn.Sequential(*trunk, head)
+    trunk, n_features = torso(space, hidden, "relu", generator, None if dueling else n_actions)
+    return nn.Sequential(*trunk, DuelingHead(n_features, n_actions, generator)) if dueling else trunk
+
+
+def values_of(network: nn.Sequential, obs: Array) -> Array:
+    """A Q-network's values, without a graph: [..., A]. Of an MLP alone at numpy's cost, without PyTorch's."""
+    if len(network) == 1 and isinstance(mlp := network[0], MLP):
+        return mlp.layers(obs)[-1]
+    with torch.no_grad():
+        return network(torch.from_numpy(obs)).numpy()
+
+
+def values_and_pullback(network: nn.Sequential, obs: Array) -> tuple[Array, Callable[[Array], None]]:
+    """A Q-network's values, and what puts the gradients of its weights into their `.grad`, given the one in the values.
+
+    The gradients must be 0 before. Of an MLP alone without PyTorch's graph, which takes as long as small layers.
+    """
+    if len(network) == 1 and isinstance(mlp := network[0], MLP):
+        outputs = mlp.layers(obs)
+        return outputs[-1], lambda grad: mlp.write_gradients(outputs, grad)
+    values = network(torch.from_numpy(obs))
+    return values.detach().numpy(), lambda grad: values.backward(torch.from_numpy(grad))

@@ -83,8 +83,14 @@ def descend(loss: Tensor, weights: nn.Parameter, optimizer: Adam | RMSProp, max_
 
     Pascanu et al. (2013), arXiv 1211.5063.
     """
-    gradient = _gradient(weights).zero_()
+    _gradient(weights).zero_()
     loss.backward()
+    return take_step(weights, optimizer, max_norm)
+
+
+def take_step(weights: nn.Parameter, optimizer: Adam | RMSProp, max_norm: float | int) -> float:
+    """`descend`, once the gradient is there."""
+    gradient = _gradient(weights)
     norm = float(gradient.norm())
     if norm > max_norm:
         gradient.mul_(max_norm / norm)

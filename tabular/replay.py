@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
 
 from tabular.vector import Step
 
@@ -15,15 +14,15 @@ from tabular.vector import Step
 class Transitions:
     """B transitions over n steps, or fewer where an episode ended. A batch of them may have more leading axes."""
 
-    obs: Shaped[Tensor, "..."]
-    actions: Int[Tensor, "*batch"]
-    rewards: Float[Tensor, "*batch"]
+    obs: Shaped[np.ndarray, "..."]
+    actions: Int[np.ndarray, "*batch"]
+    rewards: Float[np.ndarray, "*batch"]
     "`r_1 + gamma r_2 + ...` over the steps"
-    discounts: Float[Tensor, "*batch"]
+    discounts: Float[np.ndarray, "*batch"]
     "weight of the value of `next_obs`: gamma to the number of steps, 0 after a termination"
-    next_obs: Shaped[Tensor, "..."]
+    next_obs: Shaped[np.ndarray, "..."]
     "the observation after the last of these steps, the final one where the episode ended there"
-    next_masks: Bool[Tensor, "*batch A"]
+    next_masks: Bool[np.ndarray, "*batch A"]
     "legal actions in `next_obs`"
 
     def __getitem__(self, k: int) -> "Transitions":
@@ -82,7 +81,7 @@ class ReplayBuffer:
     def sample(self, n_batches: int, batch_size: int, generator: torch.Generator) -> Transitions:
         """Uniformly, with replacement: [n_batches, batch_size, ...]."""
         rows = torch.randint(self.size, (n_batches, batch_size), generator=generator).numpy()
-        return Transitions(**{f.name: torch.from_numpy(self.data[f.name][rows]) for f in fields(Transitions)})
+        return Transitions(**{f.name: self.data[f.name][rows] for f in fields(Transitions)})
 
     def state_dict(self) -> dict[str, Any]:
         data = {name: torch.from_numpy(array[: self.size].copy()) for name, array in self.data.items()}

@@ -48,25 +48,25 @@ class Picture(Chain):
 def transitions(discounts, masks=None):
     n = len(discounts)
     return Transitions(
-        obs=torch.zeros(n, 1),
-        actions=torch.zeros(n, dtype=torch.long),
-        rewards=torch.ones(n),
-        discounts=torch.tensor(discounts),
-        next_obs=torch.zeros(n, 1),
-        next_masks=torch.ones(n, 2, dtype=torch.bool) if masks is None else torch.tensor(masks),
+        obs=np.zeros((n, 1), np.float32),
+        actions=np.zeros(n, np.int64),
+        rewards=np.ones(n, np.float32),
+        discounts=np.array(discounts, np.float32),
+        next_obs=np.zeros((n, 1), np.float32),
+        next_masks=np.ones((n, 2), bool) if masks is None else np.array(masks),
     )
 
 
 def test_targets_by_hand():
-    target_q = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
+    target_q = np.array([[1.0, 3.0], [1.0, 3.0]], np.float32)
     batch = transitions([0.5, 0.0])
     assert target_values(target_q, target_q, batch).tolist() == [2.5, 1.0]
     # Double: the network prefers the first action, the target network says what it is worth.
-    assert target_values(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), target_q, batch).tolist() == [1.5, 1.0]
+    assert target_values(np.array([[9.0, 0.0], [9.0, 0.0]], np.float32), target_q, batch).tolist() == [1.5, 1.0]
 
 
 def test_targets_know_legal_actions_and_ask_for_none_at_an_end():
-    target_q = torch.tensor([[1.0, 3.0], [1.0, 3.0]])
+    target_q = np.array([[1.0, 3.0], [1.0, 3.0]], np.float32)
     batch = transitions([0.5, 0.0], [[True, False], [False, False]])
     assert target_values(target_q, target_q, batch).tolist() == [1.5, 1.0]
     with pytest.raises(ValueError, match="allows no action"):
@@ -74,9 +74,9 @@ def test_targets_know_legal_actions_and_ask_for_none_at_an_end():
 
 
 def test_best_action_is_the_first_of_the_legal():
-    q = torch.tensor([[1.0, 2.0, 2.0]])
-    assert best_action(q, torch.ones(1, 3, dtype=torch.bool)).tolist() == [1]
-    assert best_action(q, torch.tensor([[True, False, False]])).tolist() == [0]
+    q = np.array([[1.0, 2.0, 2.0]], np.float32)
+    assert best_action(q, np.ones((1, 3), bool)).tolist() == [1]
+    assert best_action(q, np.array([[True, False, False]])).tolist() == [0]
 
 
 @pytest.mark.parametrize(("tau", "share"), [(1.0, 1.0), (0.1, 1 - 0.9**4)])

@@ -9,7 +9,17 @@ import torch
 from gymnasium import spaces
 from torch.autograd import forward_ad
 
-from tabular.networks import CNN, MLP, ActorCritic, DuelingHead, linear, q_network, torso
+from tabular.networks import (
+    CNN,
+    MLP,
+    ActorCritic,
+    DuelingHead,
+    linear,
+    q_network,
+    torso,
+    values_and_pullback,
+    values_of,
+)
 from tabular.optimizers import Adam, RMSProp, descend, flatten_parameters
 
 
@@ -19,17 +29,19 @@ def generator(seed=0):
 
 def plain(mlp, x):
     """The same layers by PyTorch's own operations."""
-    f = {"tanh": torch.tanh, "relu": torch.relu}[mlp.activation]
+    functions = {"tanh": torch.tanh, "relu": torch.relu, "none": lambda x: x}
     parameters = list(mlp.parameters())
-    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-        x = f(x @ weight.T + bias)
+    for name, weight, bias in zip(mlp.activations, parameters[::2], parameters[1::2], strict=True):
+        x = functions[name](x @ weight.T + bias)
     return x
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("batch", [(5,), (2, 3)])
-def test_mlp_and_its_gradients_are_autograds(activation, batch):
-    mlp = MLP([4, 7, 6], activation, generator())
+@pytest.mark.parametrize("n_outputs", [None, 6])
+def test_mlp_and_its_gradients_are_autograds(activation, batch, n_outputs):
+    """With and without a linear layer at the end."""
+    mlp = MLP([4, 7, 6], activation, generator(), n_outputs)
     for parameter in mlp.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator(1))
     x = torch.randn(*batch, 4, generator=generator(2)).requires_grad_()
@@ -172,3 +184,20 @@ def test_flat_weights_are_the_modules_own():
     assert torch.equal(weights.grad, torch.ones(8))
     layer.load_state_dict({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
     assert torch.equal(weights.data, torch.ones(8))
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_values_and_their_gradients_without_a_graph_are_those_with_one(dueling):
+    """Of an MLP alone, and of a head that PyTorch differentiates."""
+    network = q_network(spaces.Box(-1, 1, (3,)), 4, (5, 6), dueling, generator())
+    weights = flatten_parameters(network)
+    obs, grad = (torch.randn(7, n, generator=generator(n)) for n in (3, 4))
+    values, pull_back = values_and_pullback(network, obs.numpy())
+    np.testing.assert_array_equal(values, values_of(network, obs.numpy()))
+    pull_back(grad.numpy())
+    found = weights.grad.clone()
+    weights.grad.zero_()
+    plain_values = network(obs)
+    (plain_values * grad).sum().backward()
+    torch.testing.assert_close(torch.from_numpy(values), plain_values.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, weights.grad, atol=1e-6, rtol=1e-6)

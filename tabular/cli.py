@@ -31,10 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"tabular: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\ntabular: interrupted; what was saved can be carried on with `tabular run --resume RUN`", file=sys.stderr
-        )
+    except OSError as error:
+        print(f"tabular: {error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        hint = f"; what was saved is carried on with `tabular run --resume {stop}`" if str(stop) else ""
+        print(f"\ntabular: interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -73,14 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
         training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
-        training.add_argument("--threshold", type=_number, help="return that counts as solved")
+        training.add_argument("--threshold", type=_finite, help="return that counts as solved")
         training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"
 
     watch = command("watch", "show the greedy policy of a run step by step")
     watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     watch.add_argument("--seed", type=_whole, help="which seed's agent (default: the first)")
     watch.add_argument("--episode", type=_whole, default=0, help="seed of the episode")
-    watch.add_argument("--delay", type=_number, default=0.2, help="seconds between steps")
+    watch.add_argument("--delay", type=_delay, default=0.2, help="seconds between steps")
     watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
 
     listing = command("list", "show environments and algorithms, or one algorithm's settings")
@@ -93,6 +95,18 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _finite(text: str) -> float:
+    if not abs(number := _number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+    return number
+
+
+def _delay(text: str) -> float:
+    if (delay := _finite(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return delay
 
 
 def _gamma(text: str) -> float:
@@ -187,8 +201,11 @@ def _run(args: argparse.Namespace) -> int:
     from tabular import commands
 
     if getattr(args, "resume", None):
-        if args.algorithms or args.env or args.output:
-            raise UserError("--resume takes everything from the run's folder: leave ALGORITHM, --env and --output out")
+        usual = vars(_parser().parse_args(["run"]))
+        given = [name for name in usual if name != "resume" and getattr(args, name) != usual[name]]
+        if given:
+            names = ", ".join("ALGORITHM" if name == "algorithms" else f"--{name}" for name in given).replace("_", "-")
+            raise UserError(f"--resume takes everything from the run's folder: leave {names} out")
         return commands.resume(args.resume)
     names = [args.algorithms] if isinstance(args.algorithms, str) else args.algorithms
     if not names:

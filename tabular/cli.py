@@ -1,4 +1,4 @@
-"""The `tabular` command: solve, run, compare, watch, list."""
+"""The `tabular` command: solve, run, compare, judge, watch, list."""
 
 import argparse
 import difflib
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         args.options, args.env_options = _read_options(rest, args)
-        return {"solve": _solve, "run": _run, "compare": _run, "watch": _watch, "list": _list}[args.command](args)
+        commands = {"solve": _solve, "run": _run, "compare": _run, "judge": _judge, "watch": _watch, "list": _list}
+        return commands[args.command](args)
     except ValueError as error:
         print(f"tabular: {error}", file=sys.stderr)
         return 2
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = command("solve", "compute optimal values and policy from the environment's table")
     solve.add_argument("env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
-    solve.add_argument("--gamma", type=_gamma, default=0.99, help="discount in [0, 1]")
+    solve.add_argument("--gamma", type=_share, default=0.99, help="discount in [0, 1]")
     solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
     solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
     solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
@@ -77,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
         training.add_argument("--threshold", type=_finite, help="return that counts as solved")
         training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"
+
+    judge = command("judge", "judge a finished run's greedy policies, also in a changed world")
+    judge.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    judge.add_argument("--episodes", type=_count, default=100, help="of each seed's agent in each world")
+    judge.add_argument("--seed", type=_whole, default=0, help="seed of the episodes")
+    judge.add_argument("--noise", type=_share, help="also with this share of the actions replaced by random ones")
+    judge.add_argument("--threshold", type=_finite, help="return that counts as solved (default: the run's)")
+    judge.epilog = "--env.NAME VALUE: also in a changed environment, for instance --env.slip 0.2"
 
     watch = command("watch", "show the greedy policy of a run step by step")
     watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
@@ -109,10 +118,10 @@ def _delay(text: str) -> float:
     return delay
 
 
-def _gamma(text: str) -> float:
-    if not 0 <= (gamma := _number(text)) <= 1:
+def _share(text: str) -> float:
+    if not 0 <= (share := _number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
-    return gamma
+    return share
 
 
 def _tol(text: str) -> float:
@@ -152,7 +161,7 @@ def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[s
             options[name] = value
     if args.command in ("run", "compare") and not getattr(args, "resume", None):
         return options, env_options
-    for name in (*options, *(f"env.{name}" for name in env_options if args.command != "solve")):
+    for name in (*options, *(f"env.{name}" for name in env_options if args.command not in ("solve", "judge"))):
         known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
         near = difflib.get_close_matches(name, known)
         hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
@@ -213,6 +222,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.env is None:
         raise UserError("which environment? give --env, for instance --env CliffWalking-v1; see `tabular list`")
     return commands.train(args, names)
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from tabular.algorithms import parse
+    from tabular.judge import Judgement, judge
+
+    options = {name: parse(text) for name, text in args.env_options.items()} or None
+    return judge(args.run, Judgement(args.episodes, args.seed, args.noise, args.threshold, options))
 
 
 def _watch(args: argparse.Namespace) -> int:

@@ -232,7 +232,7 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, judging
     if goal is not None:
         steps = [judging.steps_to_threshold(history, goal) for history in histories]
         figures[f"steps to {goal:g} (median)"] = steps, "median"
-    visited = list(_coverage(config, results))
+    visited = list(coverage(config, results))
     if visited:
         figures["state coverage"] = visited, "mean"
     return {
@@ -242,7 +242,8 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, judging
     }
 
 
-def _coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
+def coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
+    """Each seed's share of the states that it visited while learning; nothing where the environment is no table."""
     from tabular.mdp import MDP
 
     for result in results:
@@ -250,10 +251,14 @@ def _coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
             yield judging.state_coverage(result.learner.visits, MDP.from_gym(config.make_env(), 1.0))
 
 
-def write_summary(folder: Path, summary: dict[str, judging.Interval]) -> None:
-    """`summary.json`; "never" for a threshold that was not reached."""
-    content = {
+def plain(summary: dict[str, judging.Interval]) -> dict[str, dict[str, Any]]:
+    """Figures for a JSON file; "never" for a threshold that was not reached."""
+    return {
         name: {part: "never" if value == judging.NEVER else value for part, value in asdict(figure).items()}
         for name, figure in summary.items()
     }
-    _write(folder / "summary.json", json.dumps(content, indent=2) + "\n")
+
+
+def write_summary(folder: Path, summary: dict[str, judging.Interval]) -> None:
+    """`summary.json`."""
+    _write(folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The `tabular` command: solve, run, compare, watch, list."""
+"""The `tabular` command: solve, run, compare, judge, watch, list."""
 
 import argparse
 import difflib
@@ -27,14 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         args.options, args.env_options = _read_options(rest, args)
-        return {"solve": _solve, "run": _run, "compare": _run, "watch": _watch, "list": _list}[args.command](args)
+        commands = {"solve": _solve, "run": _run, "compare": _run, "judge": _judge, "watch": _watch, "list": _list}
+        return commands[args.command](args)
     except ValueError as error:
         print(f"tabular: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\ntabular: interrupted; what was saved can be carried on with `tabular run --resume RUN`", file=sys.stderr
-        )
+    except OSError as error:
+        print(f"tabular: {error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        hint = f"; what was saved is carried on with `tabular run --resume {stop}`" if str(stop) else ""
+        print(f"\ntabular: interrupted{hint}", file=sys.stderr)
         return 130
 
 
@@ -54,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = command("solve", "compute optimal values and policy from the environment's table")
     solve.add_argument("env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
-    solve.add_argument("--gamma", type=_gamma, default=0.99, help="discount in [0, 1]")
+    solve.add_argument("--gamma", type=_share, default=0.99, help="discount in [0, 1]")
     solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
     solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
     solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
@@ -73,14 +76,22 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
         training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
-        training.add_argument("--threshold", type=_number, help="return that counts as solved")
+        training.add_argument("--threshold", type=_finite, help="return that counts as solved")
         training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"
+
+    judge = command("judge", "judge a finished run's greedy policies, also in a changed world")
+    judge.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    judge.add_argument("--episodes", type=_count, default=100, help="of each seed's agent in each world")
+    judge.add_argument("--seed", type=_whole, default=0, help="seed of the episodes")
+    judge.add_argument("--noise", type=_share, help="also with this share of the actions replaced by random ones")
+    judge.add_argument("--threshold", type=_finite, help="return that counts as solved (default: the run's)")
+    judge.epilog = "--env.NAME VALUE: also in a changed environment, for instance --env.slip 0.2"
 
     watch = command("watch", "show the greedy policy of a run step by step")
     watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     watch.add_argument("--seed", type=_whole, help="which seed's agent (default: the first)")
     watch.add_argument("--episode", type=_whole, default=0, help="seed of the episode")
-    watch.add_argument("--delay", type=_number, default=0.2, help="seconds between steps")
+    watch.add_argument("--delay", type=_delay, default=0.2, help="seconds between steps")
     watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
 
     listing = command("list", "show environments and algorithms, or one algorithm's settings")
@@ -95,10 +106,22 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
-def _gamma(text: str) -> float:
-    if not 0 <= (gamma := _number(text)) <= 1:
+def _finite(text: str) -> float:
+    if not abs(number := _number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+    return number
+
+
+def _delay(text: str) -> float:
+    if (delay := _finite(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return delay
+
+
+def _share(text: str) -> float:
+    if not 0 <= (share := _number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
-    return gamma
+    return share
 
 
 def _tol(text: str) -> float:
@@ -138,7 +161,7 @@ def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[s
             options[name] = value
     if args.command in ("run", "compare") and not getattr(args, "resume", None):
         return options, env_options
-    for name in (*options, *(f"env.{name}" for name in env_options if args.command != "solve")):
+    for name in (*options, *(f"env.{name}" for name in env_options if args.command not in ("solve", "judge"))):
         known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
         near = difflib.get_close_matches(name, known)
         hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
@@ -187,8 +210,11 @@ def _run(args: argparse.Namespace) -> int:
     from tabular import commands
 
     if getattr(args, "resume", None):
-        if args.algorithms or args.env or args.output:
-            raise UserError("--resume takes everything from the run's folder: leave ALGORITHM, --env and --output out")
+        usual = vars(_parser().parse_args(["run"]))
+        given = [name for name in usual if name != "resume" and getattr(args, name) != usual[name]]
+        if given:
+            names = ", ".join("ALGORITHM" if name == "algorithms" else f"--{name}" for name in given).replace("_", "-")
+            raise UserError(f"--resume takes everything from the run's folder: leave {names} out")
         return commands.resume(args.resume)
     names = [args.algorithms] if isinstance(args.algorithms, str) else args.algorithms
     if not names:
@@ -196,6 +222,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.env is None:
         raise UserError("which environment? give --env, for instance --env CliffWalking-v1; see `tabular list`")
     return commands.train(args, names)
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from tabular.algorithms import parse
+    from tabular.judge import Judgement, judge
+
+    options = {name: parse(text) for name, text in args.env_options.items()} or None
+    return judge(args.run, Judgement(args.episodes, args.seed, args.noise, args.threshold, options))
 
 
 def _watch(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tabular import algorithms, plots, runs, show
 from tabular.environments import SHORT_NAMES, find_env, make_env
+from tabular.envs.maze import read_layout
 from tabular.envs.table import grid_of
 from tabular.runs import RunConfig, SeedResult
 
@@ -18,6 +19,10 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
     """`run` and `compare`: everything is checked before the first folder is made."""
     env_id, env_options = find_env(args.env, args.env_options)
     env = make_env(env_id, env_options)
+    if Path(str(env_options.get("layout"))).is_file():  # the run keeps the maze itself: the file may change or move
+        env_options["layout"] = "\n".join(read_layout(env_options["layout"])) + "\n"
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is named twice: each algorithm is compared once")
     classes = {name: algorithms.load(name) for name in names}
     _check_names(args.options, classes)
     configs = {}
@@ -116,7 +121,10 @@ def _train_all(configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]
     with bar:
         for folder, config in configs.items():
             task = bar.add_task(config.algorithm, total=config.steps * len(config.seeds))
-            results[folder] = runs.train(folder, config, lambda steps, task=task: bar.advance(task, steps))
+            try:
+                results[folder] = runs.train(folder, config, lambda steps, task=task: bar.advance(task, steps))
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(str(folder)) from None
     return results
 
 

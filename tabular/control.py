@@ -22,6 +22,9 @@ Number = float | int
 BLOCK = 100
 """Exploration changes every so many steps: often enough for a schedule, and it costs nothing."""
 
+ALPHA_BLOCK = 1000
+"""A scheduled step size changes every so many steps, between calls of the compiled loop."""
+
 CHUNK = 100_000
 """Steps of one call of the compiled loop; bounds the memory for what it records."""
 
@@ -48,6 +51,12 @@ class ControlConfig:
     "epsilon or temperature at the end of the schedule"
     exploration_steps: int = 50_000
     "environment steps until the end of the schedule"
+    alpha_schedule: str = "constant"
+    "of the step size: constant, linear or cosine"
+    alpha_end: Number = 0.01
+    "step size at the end of its schedule, in (0, 1]"
+    alpha_steps: int = 50_000
+    "environment steps until the end of its schedule"
     log_every: int = 1000
     "environment steps between two entries of the history's td_error and q_change"
 
@@ -62,6 +71,9 @@ class ControlConfig:
             "exploration_schedule": (self.exploration_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             "exploration_end": (self.exploration_end >= 0, "at least 0"),
             "exploration_steps": (self.exploration_steps >= 1, "at least 1"),
+            "alpha_schedule": (self.alpha_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "alpha_end": (0 < self.alpha_end <= 1, "in (0, 1]"),
+            "alpha_steps": (self.alpha_steps >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
         }
         for name, (good, wanted) in checks.items():
@@ -115,6 +127,8 @@ class Control:
             config.exploration_schedule, start, config.exploration_steps, end=config.exploration_end
         )
 
+        self.alpha = make_schedule(config.alpha_schedule, config.alpha, config.alpha_steps, end=config.alpha_end)
+
     def _rule(self, config: Any) -> kernels.Rule:
         return kernels.Rule(self.method, config.softmax, float(config.gamma), float(config.alpha))
 
@@ -147,6 +161,10 @@ class Control:
         goal = self.steps + steps
         while self.steps < goal:
             chunk = min(goal - self.steps, CHUNK)
+            if self.config.alpha_schedule != "constant":
+                late = self.steps % ALPHA_BLOCK
+                chunk = min(chunk, ALPHA_BLOCK - late)
+                self.rule = self.rule._replace(alpha=float(self.alpha(self.steps - late)))
             self._on_table(chunk) if self.table is not None else self._in_env(chunk)
 
     def _on_table(self, steps: int) -> None:
@@ -221,6 +239,8 @@ class Control:
     def _log(self, step: int, figures: np.ndarray, exploration: float) -> None:
         td_error, q_change = figures
         self.history.add(step, **{"temperature" if self.config.softmax else "epsilon": exploration}, q_change=q_change)
+        if self.config.alpha_schedule != "constant":
+            self.history.add(step, alpha=self.rule.alpha)
         if td_error == td_error:  # Monte Carlo may go without an update for long
             self.history.add(step, td_error=td_error)
 

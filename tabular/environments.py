@@ -39,7 +39,9 @@ def make_env(env_id: str, options: Mapping[str, Any]) -> gym.Env:
         for name in options:
             if name not in known:
                 raise ValueError(f"{env_id} has no option --env.{name}: {near(name, known)}") from error
-        raise ValueError(f"{env_id}: {error}") from error
+        given = " ".join(f"--env.{name} {value}" for name, value in options.items())
+        reason = str(error).split(" was raised from")[0]
+        raise ValueError(f"{env_id} cannot be made with {given or 'its defaults'}: {reason}") from error
     except (gym.error.Error, ImportError) as error:
         raise ValueError(str(error)) from error
 

@@ -84,6 +84,8 @@ class MonteCarloConfig(ControlConfig):
     def __post_init__(self) -> None:
         if self.alpha == 0:
             replace(self, alpha=1)  # the other settings are checked as ever
+            if self.alpha_schedule != "constant":
+                raise ValueError(f"alpha 0 averages, without an alpha_schedule, got {self.alpha_schedule!r}")
         else:
             super().__post_init__()
 

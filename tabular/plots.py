@@ -34,9 +34,11 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4
 
 
 def new_file(file: Path) -> Path:
-    """The same path. Raises ValueError if something is there already: nothing is ever overwritten."""
+    """The same path. Raises ValueError if something is there already (nothing is ever overwritten), or no folder."""
     if file.exists():
-        raise ValueError(f"{file} exists already")
+        raise ValueError(f"{file} exists already: give another name")
+    if not file.parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
     return file
 
 
@@ -106,6 +108,7 @@ def metric_curves(file: Path, groups: Mapping[str, Sequence[History]]) -> None:
         ax.axis("off")
     if len(groups) > 1:
         axes.ravel()[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("environment steps", fontsize=10)
     figure.savefig(file, dpi=110)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from tabular import judging
 from tabular.algorithms import load
+from tabular.environments import make_env
 
 Number = float | int
 
@@ -54,15 +55,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "evaluate_every", "episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value: Any = getattr(self, name)  # of a file that somebody may have edited
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers from 0, got {self.seeds}")
 
     def make_env(self, **options: Any) -> gym.Env:
-        import tabular.envs  # noqa: F401  (registers them)
-
-        return gym.make(self.env, **{**self.env_options, **options})
+        return make_env(self.env, {**self.env_options, **options})
 
     def make_learner(self, seed: int) -> Any:
         cls = load(self.algorithm)
@@ -102,16 +102,18 @@ def read_config(folder: Path) -> RunConfig:
 
     file = folder / "config.yaml"
     if not file.is_file():
-        raise ValueError(f"{folder} is no run folder: it has no config.yaml")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        inside = sorted(str(config.parent) for config in folder.glob("*/config.yaml"))
+        hint = f"; take one of the runs in it: {', '.join(inside)}" if inside else ""
+        raise ValueError(f"{folder} is no run folder: it has no config.yaml{hint}")
     try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
         content["seeds"] = tuple(content["seeds"])
         settings = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items()
         }
         return RunConfig(**{**content, "settings": settings})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    except (TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
 def train(folder: Path, config: RunConfig, progress: Callable[[int], None] = lambda steps: None) -> list[SeedResult]:
@@ -155,10 +157,14 @@ def resume(folder: Path, config: RunConfig, seed: int) -> tuple[Any, list[dict[s
 
     try:
         state = torch.load(file, weights_only=True)
+        learner.load_state_dict(_unpack(state["learner"]))
+        return learner, state["evaluations"]
     except Exception as error:  # torch raises what it likes for a damaged file
-        raise ValueError(f"{file} is damaged: {error}") from error
-    learner.load_state_dict(_unpack(state["learner"]))
-    return learner, state["evaluations"]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{file} is damaged, or of another run ({what}); without it `tabular run --resume {folder}` learns seed "
+            f"{seed} anew"
+        ) from error
 
 
 def save(folder: Path, learner: Any, evaluations: list[dict[str, Number]]) -> None:
@@ -226,7 +232,7 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, judging
     if goal is not None:
         steps = [judging.steps_to_threshold(history, goal) for history in histories]
         figures[f"steps to {goal:g} (median)"] = steps, "median"
-    visited = list(_coverage(config, results))
+    visited = list(coverage(config, results))
     if visited:
         figures["state coverage"] = visited, "mean"
     return {
@@ -236,7 +242,8 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, judging
     }
 
 
-def _coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
+def coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
+    """Each seed's share of the states that it visited while learning; nothing where the environment is no table."""
     from tabular.mdp import MDP
 
     for result in results:
@@ -244,10 +251,14 @@ def _coverage(config: RunConfig, results: list[SeedResult]) -> Iterator[float]:
             yield judging.state_coverage(result.learner.visits, MDP.from_gym(config.make_env(), 1.0))
 
 
-def write_summary(folder: Path, summary: dict[str, judging.Interval]) -> None:
-    """`summary.json`; "never" for a threshold that was not reached."""
-    content = {
+def plain(summary: dict[str, judging.Interval]) -> dict[str, dict[str, Any]]:
+    """Figures for a JSON file; "never" for a threshold that was not reached."""
+    return {
         name: {part: "never" if value == judging.NEVER else value for part, value in asdict(figure).items()}
         for name, figure in summary.items()
     }
-    _write(folder / "summary.json", json.dumps(content, indent=2) + "\n")
+
+
+def write_summary(folder: Path, summary: dict[str, judging.Interval]) -> None:
+    """`summary.json`."""
+    _write(folder / "summary.json", json.dumps(plain(summary), indent=2) + "\n")

@@ -101,7 +101,7 @@ def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):
     assert grid(out, "policy")[0][6:] == ["↓", "#", "G"]
     assert (tmp_path / "maze.png").stat().st_size > 5000
     code, _, err = run(capsys, "solve", "maze", "--plot", str(tmp_path / "maze.png"))
-    assert (code, err) == (2, f"tabular: {tmp_path / 'maze.png'} exists already\n")
+    assert (code, err) == (2, f"tabular: {tmp_path / 'maze.png'} exists already: give another name\n")
 
     (tmp_path / "mine.txt").write_text("S.\n#G\n")
     code, out, _ = run(capsys, "solve", str(tmp_path / "mine.txt"))

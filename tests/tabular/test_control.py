@@ -247,6 +247,9 @@ def test_what_the_table_does_not_tell():
         ({"temperature": 0}, "temperature must be above 0"),
         ({"initial_q": float("inf")}, "initial_q must be finite"),
         ({"exploration_schedule": "step"}, "one of constant, linear, cosine, got 'step'"),
+        ({"alpha_schedule": "x"}, "alpha_schedule must be one of constant, linear, cosine, got 'x'"),
+        ({"alpha_end": 0}, "alpha_end must be in"),
+        ({"alpha_steps": 0}, "alpha_steps must be at least 1"),
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"behaviour": "softmax", "exploration_schedule": "linear", "exploration_end": 0}, "exploration_end"),
     ],
@@ -317,6 +320,24 @@ def test_exploration_follows_its_schedule():
     warm = make(QLearning, LAKE, behaviour="softmax", temperature=2.0)
     warm.advance(1000)
     assert warm.history.metrics["temperature"] == [(1000, 2.0)]
+
+
+@pytest.mark.parametrize("on_table", [True, False])
+def test_the_step_size_follows_its_schedule(on_table):
+    settings = {"alpha": 0.5, "alpha_schedule": "linear", "alpha_end": 0.1, "alpha_steps": 4000}
+    learner, pieces = (make(QLearning, LAKE, on_table=on_table, **settings) for _ in range(2))
+    learner.advance(6000)
+    noted = [alpha for _, alpha in learner.history.metrics["alpha"]]
+    assert noted == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])  # of the thousand steps before
+    for steps in (300, 1200, 4500):
+        pieces.advance(steps)
+    assert (pieces.q == learner.q).all()
+    constant = make(QLearning, LAKE, on_table=on_table, alpha=0.5)
+    constant.advance(6000)
+    assert "alpha" not in constant.history.metrics
+    assert (constant.q != learner.q).any()
+    with pytest.raises(ValueError, match="alpha 0 averages, without an alpha_schedule, got 'linear'"):
+        MonteCarlo.Config(alpha=0, alpha_schedule="linear")
 
 
 def test_q_changes_are_summarised():

@@ -107,7 +107,7 @@ class A2C:
         old_values = values.detach()
         advantages = gae(rewards, old_values, trajectory.discounts, config.lam, last_value)
         returns = advantages + old_values
-        mask, denom = torch.ones_like(advantages, dtype=torch.bool), advantages.numel()
+        mask, denom = None, advantages.numel()  # every step is real
         if config.normalize_advantages:
             advantages = masked_whiten(advantages, mask)
 

@@ -86,7 +86,7 @@ class ActorCritic:
         rewards, last_value = bootstrap(self.network.critic, trajectory, config.gamma)
         old_values = values.detach()
         deltas = td_errors(rewards, old_values, trajectory.discounts, last_value)
-        mask, denom = torch.ones_like(deltas, dtype=torch.bool), deltas.numel()
+        mask, denom = None, deltas.numel()  # every step is real
 
         logprobs = self.policy.logprob(params, trajectory.actions, trajectory.masks)
         policy_loss, _ = policy_gradient_loss(logprobs, deltas, mask, denom)

@@ -159,7 +159,7 @@ class PPO:
             "advantages": advantages,
         }
         if self.config.normalize_advantages:
-            batch["advantages"] = masked_whiten(advantages, torch.ones_like(advantages, dtype=torch.bool))
+            batch["advantages"] = masked_whiten(advantages, mask=None)
         if trajectory.masks is not None:
             batch["masks"] = trajectory.masks
         return {name: x.flatten(0, 1) for name, x in batch.items()}
@@ -185,7 +185,7 @@ class PPO:
         config, action_mask = self.config, batch.get("masks")
         params, values = self.network.actor(batch["obs"]), self.network.critic(batch["obs"])
         logprobs = self.policy.logprob(params, batch["actions"], action_mask)
-        mask, denom = torch.ones_like(values, dtype=torch.bool), len(values)
+        mask, denom = None, len(values)  # every step is real
         if config.objective == "clip":
             policy_loss, metrics = clipped_surrogate_loss(
                 logprobs, batch["logprobs"], batch["advantages"], mask, denom, clip_range

@@ -131,7 +131,7 @@ class NaturalGradient:
         advantages = gae(rewards, values, trajectory.discounts, config.lam, last_value)
         returns = advantages + values
         if config.normalize_advantages:
-            advantages = masked_whiten(advantages, torch.ones_like(advantages, dtype=torch.bool))
+            advantages = masked_whiten(advantages, mask=None)
         metrics = self._improve_policy(trajectory, advantages)
         metrics["value_loss"] = self._fit_values(trajectory.obs.flatten(0, 1), returns.flatten())
         self.steps += config.n_envs * config.n_steps
@@ -142,12 +142,12 @@ class NaturalGradient:
         config, actor, masks = self.config, self.network.actor, trajectory.masks
         old_params = actor(trajectory.obs)
         old_logprobs = self.policy.logprob(old_params, trajectory.actions, masks)
-        mask, zeros = torch.ones_like(advantages, dtype=torch.bool), torch.zeros_like(advantages)
+        mask, zeros = None, torch.zeros_like(advantages)  # every step is real
 
         def surrogate(params: Tensor) -> Tensor:
             """`E[ratio A]`: the objective of PPO's penalty form with no penalty."""
             logprobs = self.policy.logprob(params, trajectory.actions, masks)
-            loss, _ = kl_penalty_surrogate_loss(logprobs, old_logprobs, advantages, zeros, 0, mask, mask.numel())
+            loss, _ = kl_penalty_surrogate_loss(logprobs, old_logprobs, advantages, zeros, 0, mask, advantages.numel())
             return -loss
 
         gradient = flat_gradient(surrogate(old_params), actor)
@@ -189,7 +189,7 @@ class NaturalGradient:
         for _ in range(config.n_value_epochs):
             losses = []
             for rows in torch.randperm(n, generator=self.generator).split(config.minibatch_size):
-                values, mask = self.network.critic(obs[rows]), torch.ones(len(rows), dtype=torch.bool)
+                values, mask = self.network.critic(obs[rows]), None
                 loss, _ = value_loss(values, values.detach(), returns[rows], mask, len(rows))
                 descend(loss, self.value_weights, self.optimizer, float("inf"))
                 losses.append(loss.detach() * (len(rows) / n))

@@ -7,9 +7,11 @@ metrics of the parts therefore add up to those of the whole, however it was cut.
 Gradients flow into `logprobs`, `values` and `kl`, never into what was stored when sampling (`old_logprobs`,
 `advantages`, `old_values`, `returns`). An entropy bonus needs no function of its own: it is `masked_mean(entropy)`.
 
-`weights` aggregates otherwise: the loss becomes `sum over real tokens of weights * x`, as where each response shall
-count alike however long it is. Metrics stay means over tokens.
+`mask` may be None where everything is real. `weights` aggregates otherwise: the loss becomes `sum over real tokens of
+weights * x`, as where each response shall count alike however long it is. Metrics stay means over tokens.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +28,7 @@ LOG_RATIO_CLAMP = 20.0
 def policy_gradient_loss(
     logprobs: Float[Tensor, "*batch T"],
     advantages: Float[Tensor, "*batch T"],
-    mask: Bool[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"] | None,
     denom: Denom,
     weights: Float[Tensor, "..."] | None = None,
 ) -> Loss:
@@ -42,7 +44,7 @@ def clipped_surrogate_loss(
     logprobs: Float[Tensor, "*batch T"],
     old_logprobs: Float[Tensor, "*batch T"],
     advantages: Float[Tensor, "*batch T"],
-    mask: Bool[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"] | None,
     denom: Denom,
     clip_range: float | int = 0.2,
     clip_range_high: float | int | None = None,
@@ -93,7 +95,7 @@ def kl_penalty_surrogate_loss(
     advantages: Float[Tensor, "*batch T"],
     kl: Float[Tensor, "*batch T"],
     beta: float | int,
-    mask: Bool[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"] | None,
     denom: Denom,
     log_ratio_clamp: float | int = LOG_RATIO_CLAMP,
     weights: Float[Tensor, "..."] | None = None,
@@ -121,7 +123,7 @@ def value_loss(
     values: Float[Tensor, "*batch T"],
     old_values: Float[Tensor, "*batch T"],
     returns: Float[Tensor, "*batch T"],
-    mask: Bool[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"] | None,
     denom: Denom,
     clip_range: float | int | None = None,
     weights: Float[Tensor, "..."] | None = None,
@@ -139,7 +141,7 @@ def value_loss(
     """
     values, old_values, returns = _real(mask, values, old_values.detach(), returns.detach())
     errors = (values - returns) ** 2
-    active = torch.zeros_like(mask)
+    active = torch.zeros_like(values, dtype=torch.bool)
     if clip_range is not None:
         _check_not_negative(clip_range=clip_range)
         clipped_errors = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
@@ -152,7 +154,7 @@ def value_loss(
 
 def aggregate(
     x: Float[Tensor, "*batch T"],
-    mask: Bool[Tensor, "*batch T"],
+    mask: Bool[Tensor, "*batch T"] | None,
     denom: Denom,
     weights: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, ""]:
@@ -160,17 +162,17 @@ def aggregate(
     return masked_mean(x, mask, denom) if weights is None else masked_sum(x * weights, mask)
 
 
-def _real(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+def _real(mask: Tensor | None, *tensors: Tensor) -> Sequence[Tensor]:
     """The tensors with 0 in masked places. Done first: 0 * NaN in a later product's gradient would still be NaN."""
-    return [torch.where(mask, x, 0) for x in tensors]
+    return tensors if mask is None else [torch.where(mask, x, 0) for x in tensors]
 
 
-def _ratio_metrics(log_ratio: Tensor, ratio: Tensor, mask: Tensor, denom: Denom) -> dict[str, Tensor]:
+def _ratio_metrics(log_ratio: Tensor, ratio: Tensor, mask: Tensor | None, denom: Denom) -> dict[str, Tensor]:
     log_ratio, ratio = log_ratio.detach(), ratio.detach()
     return {
         "approx_kl": 0.5 * masked_mean(log_ratio**2, mask, denom),
         "ratio_mean": masked_mean(ratio, mask, denom),
-        "ratio_max": torch.where(mask, ratio, 0).amax(),
+        "ratio_max": (ratio if mask is None else torch.where(mask, ratio, 0)).amax(),
     }
 
 

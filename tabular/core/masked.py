@@ -1,7 +1,8 @@
 """Sums and moments over the real entries of a padded tensor.
 
 A mask is True where an entry is real. What lies under False is never read, not even as `x * 0`: NaN or inf there
-reaches neither the result nor the gradient.
+reaches neither the result nor the gradient. Sums and means take None for a mask where everything is real, as in a batch
+of steps without padding.
 """
 
 import torch
@@ -12,13 +13,13 @@ Denom = Tensor | float | int
 """A number to divide a sum by: normally the count of real tokens over all microbatches and ranks."""
 
 
-def masked_sum(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
+def masked_sum(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None) -> Float[Tensor, ""]:
     """Sum of the real entries: `sum_i mask_i x_i`."""
-    return torch.where(mask, x, 0).sum()
+    return x.sum() if mask is None else torch.where(mask, x, 0).sum()
 
 
 def masked_mean(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], denom: Denom | None = None
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None, denom: Denom | None = None
 ) -> Float[Tensor, ""]:
     """Mean of the real entries: `sum_i mask_i x_i / denom`.
 
@@ -26,7 +27,7 @@ def masked_mean(
     results of several microbatches or ranks add up to the mean of the whole.
     """
     if denom is None:
-        denom = mask.sum().clamp_min(1)
+        denom = max(x.numel(), 1) if mask is None else mask.sum().clamp_min(1)
     return masked_sum(x, mask) / denom
 
 
@@ -42,7 +43,7 @@ def masked_var(x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], unbiase
 
 
 def masked_whiten(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], shift_mean: bool = True, eps: float = 1e-8
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | None, shift_mean: bool = True, eps: float = 1e-8
 ) -> Float[Tensor, "*shape"]:
     """Real entries to unit (biased) variance, and to mean 0 if `shift_mean`; the others become 0.
 
@@ -55,6 +56,7 @@ def masked_whiten(
     and verl add it back unscaled; that can turn a reward's sign and shifts the price of the KL against the score, so
     ours differs on purpose. torchtune adds it back under `shift_mean=True`, which is a mistake.
     """
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     x = torch.where(mask, x, 0)
     if shift_mean:
         whitened = (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + eps)

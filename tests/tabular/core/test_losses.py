@@ -316,3 +316,26 @@ def test_masked_nan_changes_no_weighted_loss(ragged):
     loud = torch.where(ragged["mask"], weights, torch.nan)
     for loss in WEIGHTED.values():
         torch.testing.assert_close(loss(poisoned, 3, loud)[0], loss(ragged, 3, weights)[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["policy_gradient_loss", "clipped_surrogate_loss", "kl_penalty_surrogate_loss", "value_loss"]
+)
+def test_no_mask_is_a_mask_without_holes(name):
+    """Loss, metrics and gradient, bit for bit."""
+    from tabular.core import losses
+
+    random = torch.Generator().manual_seed(0)
+    x, old, other, kl = torch.randn(4, 3, 5, generator=random)
+    more = {"kl_penalty_surrogate_loss": (kl.abs(), 0.5), "clipped_surrogate_loss": (), "value_loss": ()}.get(name)
+    given = (other,) if more is None else (old, other, *more)
+    found = []
+    for mask in (None, torch.ones(3, 5, dtype=torch.bool)):
+        x = x.detach().requires_grad_()
+        clip = (0.2,) if name == "value_loss" else ()
+        loss, metrics = getattr(losses, name)(x, *given, mask, 15, *clip)
+        loss.backward()
+        found.append({"loss": loss.detach(), "gradient": x.grad.clone(), **metrics})
+        x.grad = None
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])

@@ -2,7 +2,7 @@
 
 Weights are orthogonal and drawn from a generator of their own, so that the same seed gives the same network whatever
 else draws numbers. Gains as in Andrychowicz et al. (2020), arXiv 2006.05990: sqrt 2 inside, 0.01 for a policy's head
-(which begins almost uniform), 1 for a value's.
+(which begins almost uniform), 1 for a value's. Q-networks begin with PyTorch's own.
 """
 
 import itertools
@@ -28,9 +28,16 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 """Name -> the function, in place, and its derivative as a function of its value."""
 
 
-def linear(n_in: int, n_out: int, gain: float | int, generator: torch.Generator) -> nn.Linear:
-    """A layer with orthogonal weights times `gain` and no bias to begin with."""
+def linear(n_in: int, n_out: int, gain: float | int | None, generator: torch.Generator) -> nn.Linear:
+    """A layer with orthogonal weights times `gain` and no bias to begin with; None: PyTorch's own small uniform ones.
+
+    Values that are learnt by bootstrapping do better from small ones: a large first guess is its own target.
+    """
     layer: Any = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    if gain is None:
+        for parameter in (layer.weight, layer.bias):
+            nn.init.uniform_(parameter, -(n_in**-0.5), n_in**-0.5, generator=generator)
+        return layer
     nn.init.orthogonal_(layer.weight, gain, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -46,14 +53,19 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, sizes: Sequence[int], activation: str, generator: torch.Generator, n_outputs: int | None = None
+        self,
+        sizes: Sequence[int],
+        activation: str,
+        generator: torch.Generator,
+        n_outputs: int | None = None,
+        gain: float | None = math.sqrt(2),
     ) -> None:
         super().__init__()
         n_hidden = len(sizes) - 1
         self.activations = [activation] * n_hidden + ["none"] * (n_outputs is not None)
         sizes = [*sizes, *([] if n_outputs is None else [n_outputs])]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-            layer: Any = linear(n_in, n_out, math.sqrt(2) if i < n_hidden else 1, generator)
+            layer: Any = linear(n_in, n_out, gain if i < n_hidden or gain is None else 1, generator)
             self.register_parameter(f"weight_{i}", layer.weight)
             self.register_parameter(f"bias_{i}", layer.bias)
 
@@ -192,6 +204,7 @@ def torso(
     activation: str,
     generator: torch.Generator,
     n_outputs: int | None = None,
+    gain: float | None = math.sqrt(2),
 ) -> tuple[nn.Sequential, int]:
     """A network from observations of a space to features, and their number.
 
@@ -202,17 +215,17 @@ def torso(
         raise ValueError(f"hidden must name at least one layer of at least 1 unit, got {tuple(hidden)}")
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8":
         cnn = CNN((space.shape[0], space.shape[1], space.shape[2]), hidden[0], generator)
-        return nn.Sequential(cnn, MLP(hidden, activation, generator, n_outputs)), hidden[-1]
+        return nn.Sequential(cnn, MLP(hidden, activation, generator, n_outputs, gain)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         is_vector = len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
         vector = [] if is_vector else [AsVector(len(space.shape))]
         sizes = [math.prod(space.shape), *hidden]
-        return nn.Sequential(*vector, MLP(sizes, activation, generator, n_outputs)), hidden[-1]
+        return nn.Sequential(*vector, MLP(sizes, activation, generator, n_outputs, gain)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)
-        return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator, n_outputs)), hidden[
-            -1
-        ]
+        return nn.Sequential(
+            OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator, n_outputs, gain)
+        ), hidden[-1]
     raise ValueError(
         f"observations must be a Box, MultiBinary or Discrete space, got {space}; "
         "gymnasium.wrappers.FlattenObservation makes a Box of most others"
@@ -247,8 +260,8 @@ class DuelingHead(nn.Module):
 
     def __init__(self, n_features: int, n_actions: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.value = linear(n_features, 1, 1, generator)
-        self.advantages = linear(n_features, n_actions, 1, generator)
+        self.value = linear(n_features, 1, None, generator)
+        self.advantages = linear(n_features, n_actions, None, generator)
 
     def forward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch A"]:
         advantages = self.advantages(features)
@@ -259,7 +272,7 @@ def q_network(
     space: gym.Space, n_actions: int, hidden: Sequence[int], dueling: bool, generator: torch.Generator
 ) -> nn.Sequential:
     """Observations [..., obs] -> action values [..., A], with one linear head or a dueling one."""
-    trunk, n_features = torso(space, hidden, "relu", generator, None if dueling else n_actions)
+    trunk, n_features = torso(space, hidden, "relu", generator, None if dueling else n_actions, gain=None)
     return nn.Sequential(*trunk, DuelingHead(n_features, n_actions, generator)) if dueling else trunk
 
 

@@ -99,6 +99,8 @@ def test_weights_are_orthogonal_and_belong_to_the_seed():
 
 def test_dueling_head_by_hand():
     head = DuelingHead(1, 3, generator())
+    for layer in (head.value, head.advantages):
+        layer.bias.data.zero_()
     head.value.weight.data.fill_(2.0)
     head.advantages.weight.data = torch.tensor([[1.0], [2.0], [6.0]])
     # V = 2, A = 1, 2, 6 with mean 3

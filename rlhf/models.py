@@ -104,9 +104,11 @@ def response_states(
     return trunk_states(lm, prompt_ids, prompt_mask, response_ids, response_mask)[:, :-1][response_mask]
 
 
-def spread(values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
-    """Put one value per True place back to its place, zeros elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+def spread(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R ..."]:
+    """Put one number or state per True place back to its place, zeros elsewhere."""
+    shape = (*mask.shape, *values.shape[1:])
+    places = mask.view(*mask.shape, *(1,) * (values.dim() - 1)).expand(shape)
+    return torch.zeros(shape, dtype=values.dtype, device=values.device).masked_scatter(places, values)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf.generation import StopStrings, decoding_of, sample, stop_ids
 from rlhf.metrics import Clock
-from rlhf.models import ActorCritic, Anchor, Decoding, Reference, places_of
+from rlhf.models import ActorCritic, Anchor, Decoding, Reference, places_of, spread
 from rlhf.rewards import RewardSource, apply_rules
 from rlhf.settings import GenerationConfig, RewardConfig
 from rlhf.types import Prompts, Rollout, microbatches, select, trim
@@ -110,7 +110,7 @@ def read(
         }
         for name, flat in at_places.items():
             if flat is not None:
-                keep(name, rows, _places(flat, mask))
+                keep(name, rows, spread(flat, mask))
         keep("old_logprobs", rows, out.logprobs)
         keep("old_values", rows, out.values)
         if out.ref_kl is not None:
@@ -128,13 +128,6 @@ def cut_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tenso
         if len(rows):
             values[rows] = policy.values_after(*tokens(trim(select(rollout, rows))))
     return values
-
-
-def _places(flat: Float[Tensor, "N ..."], mask: Tensor) -> Tensor:
-    """Numbers or states of the N True places, back in their places [B, R, ...]."""
-    whole = torch.zeros(*mask.shape, *flat.shape[1:], dtype=flat.dtype, device=flat.device)
-    whole[mask] = flat
-    return whole
 
 
 def score(rollout: Rollout, source: RewardSource, config: RewardConfig, max_new_tokens: int) -> Rollout:

@@ -83,7 +83,7 @@ class A2C:
         )
         self.policy = make_policy(self.envs.action_space, config.squash)
         self.network = ActorCritic(
-            self.envs.observation_space, self.policy.make_head, config.hidden, self.generator, config.shared
+            self.envs.observation_space, self.policy, config.hidden, self.generator, config.shared
         )
         self.weights = flatten_parameters(self.network)
         self.optimizer = RMSProp(self.weights, config.lr)

@@ -65,7 +65,7 @@ class ActorCritic:
         self.generator = torch.Generator().manual_seed(seed)
         self.envs = VectorEnv(make_env, config.n_envs, seed)
         self.policy = make_policy(self.envs.action_space, config.squash)
-        self.network = Network(self.envs.observation_space, self.policy.make_head, config.hidden, self.generator)
+        self.network = Network(self.envs.observation_space, self.policy, config.hidden, self.generator)
         self.weights = flatten_parameters(self.network)
         self.optimizer = Adam(self.weights, config.lr)
         self.history, self.steps = History(), 0

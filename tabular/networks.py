@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 Array = np.ndarray
 
+POLICY_GAIN = 0.01
+
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "tanh": (lambda x: np.tanh(x, out=x), lambda y: 1 - y * y),
     "relu": (lambda x: np.maximum(x, 0, out=x), lambda y: y > 0),
@@ -47,9 +49,10 @@ class MLP(nn.Module):
     """Hidden layers `[..., sizes[0]] -> [..., sizes[-1]]`: `y = f(x W^T + b)`, with the activation after each of them,
     and after them a linear one of `n_outputs` where that is given.
 
-    One node of PyTorch's graph, computed by numpy with the backward pass written out: in a small network on a CPU half
-    the time of both passes is otherwise spent between the operations, and numpy's tanh is ten times as quick. First
-    derivatives only, backwards or (for Fisher-vector products) forwards.
+    All weights are one vector, and the whole is one node of PyTorch's graph, computed by numpy with the backward pass
+    written out: in a small network on a CPU more than half the time of both passes is otherwise spent between the
+    operations, and numpy's tanh is ten times as quick. First derivatives only, backwards or (for Fisher-vector
+    products) forwards.
     """
 
     def __init__(
@@ -59,91 +62,109 @@ class MLP(nn.Module):
         generator: torch.Generator,
         n_outputs: int | None = None,
         gain: float | None = math.sqrt(2),
+        output_gain: float | int | None = 1,
     ) -> None:
         super().__init__()
-        n_hidden = len(sizes) - 1
-        self.activations = [activation] * n_hidden + ["none"] * (n_outputs is not None)
-        sizes = [*sizes, *([] if n_outputs is None else [n_outputs])]
-        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-            layer: Any = linear(n_in, n_out, gain if i < n_hidden or gain is None else 1, generator)
-            self.register_parameter(f"weight_{i}", layer.weight)
-            self.register_parameter(f"bias_{i}", layer.bias)
+        kinds = [(activation, gain)] * (len(sizes) - 1)
+        if n_outputs is not None:
+            sizes, kinds = [*sizes, n_outputs], [*kinds, ("none", output_gain)]
+        pairs = zip(itertools.pairwise(sizes), kinds, strict=True)
+        layers: list[Any] = [linear(n_in, n_out, gain, generator) for (n_in, n_out), (_, gain) in pairs]
+        self.plan = LayerPlan([name for name, _ in kinds], sizes)
+        self.weights = nn.Parameter(nn.utils.parameters_to_vector([p for x in layers for p in (x.weight, x.bias)]))
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
-        parameters: Any = self._parameters.values()  # `parameters()` takes as long as a layer
         if torch.is_grad_enabled():
-            return _Layers.apply(x, self.activations, *parameters)  # pyright: ignore[reportReturnType]
+            return _Layers.apply(x, self.plan, self.weights)  # pyright: ignore[reportReturnType]
         return torch.from_numpy(self.layers(x.numpy())[-1])
 
     def layers(self, x: Array) -> list[Array]:
         """The input, and what each layer makes of it."""
-        return _layers(x, self.activations, [p.detach().numpy() for p in self._parameters.values()])  # pyright: ignore
+        return self.plan.forward(x, self.weights.detach().numpy())
 
     def write_gradients(self, outputs: list[Array], grad: Array) -> None:
         """What a loss with the gradient `grad` in the last of `outputs` means for the weights, into their `.grad`."""
-        parameters: Any = list(self._parameters.values())
-        weights = [p.detach().numpy() for p in parameters]
-        for parameter, found in zip(parameters, _gradients(outputs, self.activations, weights, grad)[1], strict=True):
-            parameter.grad.numpy()[...] = found
+        found: Any = self.weights.grad
+        self.plan.backward(outputs, self.weights.detach().numpy(), grad, found.numpy())
 
 
-def _layers(x: Array, activations: Sequence[str], parameters: Sequence[Array]) -> list[Array]:
-    """The input, and what each layer makes of it."""
-    outputs = [x]
-    for name, weight, bias in zip(activations, parameters[::2], parameters[1::2], strict=True):
-        x = x @ weight.T
-        x += bias
-        outputs.append(ACTIVATIONS[name][0](x) if name != "none" else x)
-    return outputs
+class LayerPlan:
+    """The layers of an MLP as functions of its input and of the vector of its weights: W and b of each in turn."""
 
+    def __init__(self, activations: Sequence[str], sizes: Sequence[int]) -> None:
+        self.activations, self.sizes = list(activations), list(sizes)
+        self.places: list[tuple[slice, slice, tuple[int, int]]] = []
+        start = 0
+        for n_in, n_out in itertools.pairwise(sizes):
+            middle, end = start + n_out * n_in, start + n_out * n_in + n_out
+            self.places.append((slice(start, middle), slice(middle, end), (n_out, n_in)))
+            start = end
 
-def _gradients(
-    outputs: Sequence[Array],
-    activations: Sequence[str],
-    parameters: Sequence[Array],
-    grad: Array,
-    of_input: bool = False,
-) -> tuple[Array | None, list[Array]]:
-    """From the gradient in the last layer's output those in the input (where asked for) and in all parameters."""
-    grads: list[Array] = []
-    for i in reversed(range(len(activations))):
-        weight, x, y = parameters[2 * i], outputs[i], outputs[i + 1]
-        if activations[i] != "none":
-            grad = grad * ACTIVATIONS[activations[i]][1](y)
-        grad = grad.reshape(-1, y.shape[-1])
-        grads += [grad.sum(axis=0), grad.T @ x.reshape(-1, x.shape[-1])]
-        if i > 0 or of_input:
-            grad = (grad @ weight).reshape(x.shape)
-    return (grad if of_input else None), grads[::-1]
+    def split(self, vector: Array) -> list[tuple[Array, Array]]:
+        """W [out, in] and b [out] of each layer, as views of the vector."""
+        return [(vector[weight].reshape(shape), vector[bias]) for weight, bias, shape in self.places]
+
+    def forward(self, x: Array, weights: Array) -> list[Array]:
+        """The input, and what each layer makes of it."""
+        outputs = [x]
+        for name, (weight, bias) in zip(self.activations, self.split(weights), strict=True):
+            x = x @ weight.T
+            x += bias
+            outputs.append(ACTIVATIONS[name][0](x) if name != "none" else x)
+        return outputs
+
+    def backward(
+        self, outputs: Sequence[Array], weights: Array, grad: Array, found: Array, of_input: bool = False
+    ) -> Array | None:
+        """From the gradient in the last layer's output that in all weights, written to `found`, and that in the input
+        where it is asked for."""
+        layers, gradients = self.split(weights), self.split(found)
+        for i in reversed(range(len(layers))):
+            x, y = outputs[i], outputs[i + 1]
+            if self.activations[i] != "none":
+                grad = grad * ACTIVATIONS[self.activations[i]][1](y)
+            grad = grad.reshape(-1, y.shape[-1])
+            np.matmul(grad.T, x.reshape(-1, x.shape[-1]), out=gradients[i][0])
+            np.matmul(np.ones(len(grad), grad.dtype), grad, out=gradients[i][1])  # quicker than a sum over rows
+            if i > 0 or of_input:
+                weight = layers[i][0]
+                grad = (grad @ weight if len(weight) > 1 else grad * weight).reshape(x.shape)
+        return grad if of_input else None
+
+    def tangent(self, outputs: Sequence[Array], weights: Array, d_x: Array | None, d_weights: Array) -> Array:
+        """What a small step of the input (None: no step) and one of the weights do to the last layer's output."""
+        layers = zip(self.split(weights), self.split(d_weights), strict=True)
+        for i, ((weight, _), (d_weight, d_bias)) in enumerate(layers):
+            d_y = outputs[i] @ d_weight.T
+            d_y += d_bias
+            if d_x is not None:
+                d_y += d_x @ weight.T
+            if self.activations[i] != "none":
+                d_y *= ACTIVATIONS[self.activations[i]][1](outputs[i + 1])
+            d_x = d_y
+        assert d_x is not None, "an MLP has a layer"
+        return d_x
 
 
 class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, activations: Sequence[str], *parameters: Tensor) -> Tensor:
-        ctx.parameters, ctx.activations = [p.numpy() for p in parameters], activations
-        ctx.outputs = _layers(x.numpy(), activations, ctx.parameters)
+    def forward(ctx, x: Tensor, plan: LayerPlan, weights: Tensor) -> Tensor:
+        ctx.plan, ctx.weights = plan, weights.numpy()
+        ctx.outputs = plan.forward(x.numpy(), ctx.weights)
         return torch.from_numpy(ctx.outputs[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        of_input = ctx.needs_input_grad[0]
-        grad, grads = _gradients(ctx.outputs, ctx.activations, ctx.parameters, grad_outputs[0].numpy(), of_input)
-        return (None if grad is None else torch.from_numpy(grad), None, *map(torch.from_numpy, grads))
+        found, of_input = np.empty_like(ctx.weights), ctx.needs_input_grad[0]
+        grad = ctx.plan.backward(ctx.outputs, ctx.weights, grad_outputs[0].numpy(), found, of_input)
+        return None if grad is None else torch.from_numpy(grad), None, torch.from_numpy(found)
 
     @staticmethod
     def jvp(ctx, *tangents: Any) -> Tensor:
-        d_x, _, *d_parameters = ((None if t is None else t.numpy()) for t in tangents)
-        for i, (d_weight, d_bias) in enumerate(zip(d_parameters[::2], d_parameters[1::2], strict=True)):
-            weight, x, y = ctx.parameters[2 * i], ctx.outputs[i], ctx.outputs[i + 1]
-            d_y = x @ d_weight.T  # pyright: ignore[reportOptionalMemberAccess]
-            d_y += d_bias
-            if d_x is not None:
-                d_y += d_x @ weight.T
-            if ctx.activations[i] != "none":
-                d_y *= ACTIVATIONS[ctx.activations[i]][1](y)
-            d_x = d_y
-        return torch.from_numpy(d_x)
+        d_x, _, d_weights = tangents
+        d_x = None if d_x is None else d_x.numpy()
+        return torch.from_numpy(ctx.plan.tangent(ctx.outputs, ctx.weights, d_x, d_weights.numpy()))
 
 
 class CNN(nn.Module):
@@ -205,27 +226,28 @@ def torso(
     generator: torch.Generator,
     n_outputs: int | None = None,
     gain: float | None = math.sqrt(2),
+    output_gain: float | int | None = 1,
 ) -> tuple[nn.Sequential, int]:
-    """A network from observations of a space to features, and their number.
+    """A network from observations of a space to features (or to `n_outputs` linear functions of them), and the
+    features' number.
 
     Vectors and indices (as one-hot rows) go through an MLP, images `[H, W, C]` of bytes through a CNN. Raises
     ValueError for other spaces.
     """
     if not hidden or min(hidden) < 1:
         raise ValueError(f"hidden must name at least one layer of at least 1 unit, got {tuple(hidden)}")
+    rest: Any = activation, generator, n_outputs, gain, output_gain
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8":
         cnn = CNN((space.shape[0], space.shape[1], space.shape[2]), hidden[0], generator)
-        return nn.Sequential(cnn, MLP(hidden, activation, generator, n_outputs, gain)), hidden[-1]
+        return nn.Sequential(cnn, MLP(hidden, *rest)), hidden[-1]
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         is_vector = len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
         vector = [] if is_vector else [AsVector(len(space.shape))]
         sizes = [math.prod(space.shape), *hidden]
-        return nn.Sequential(*vector, MLP(sizes, activation, generator, n_outputs, gain)), hidden[-1]
+        return nn.Sequential(*vector, MLP(sizes, *rest)), hidden[-1]
     if isinstance(space, spaces.Discrete):
         n = int(space.n)
-        return nn.Sequential(
-            OneHot(n, int(space.start)), MLP([n, *hidden], activation, generator, n_outputs, gain)
-        ), hidden[-1]
+        return nn.Sequential(OneHot(n, int(space.start)), MLP([n, *hidden], *rest)), hidden[-1]
     raise ValueError(
         f"observations must be a Box, MultiBinary or Discrete space, got {space}; "
         "gymnasium.wrappers.FlattenObservation makes a Box of most others"
@@ -233,7 +255,7 @@ def torso(
 
 
 class ActorCritic(nn.Module):
-    """`actor`: observations [..., obs] -> the policy's parameters [..., P]; `critic`: -> values [...].
+    """`actor`: observations [..., obs] -> the parameters [..., P] of a policy of `policies`; `critic`: -> values [...].
 
     Two separate trunks, unless `shared`: then both heads stand on the same features, and a step of the critic moves
     the policy too.
@@ -242,17 +264,20 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         space: gym.Space,
-        make_head: Callable[[int, torch.Generator], nn.Module],
+        policy: Any,
         hidden: Sequence[int],
         generator: torch.Generator,
         shared: bool = False,
     ) -> None:
         super().__init__()
-        trunk, n_features = torso(space, hidden, "tanh", generator)
-        self.actor = nn.Sequential(*trunk, make_head(n_features, generator))
-        if not shared:
-            trunk, _ = torso(space, hidden, "tanh", generator)
-        self.critic = nn.Sequential(*trunk, linear(n_features, 1, 1, generator), nn.Flatten(-2))
+        heads = {"n_outputs": policy.n_outputs, "output_gain": POLICY_GAIN}, {"n_outputs": 1, "output_gain": 1}
+        if shared:
+            trunk, n_features = torso(space, hidden, "tanh", generator)
+            actor, critic = ([*trunk, MLP([n_features], "tanh", generator, **head)] for head in heads)
+        else:
+            actor, critic = (torso(space, hidden, "tanh", generator, **head)[0] for head in heads)
+        self.actor = nn.Sequential(*actor, *policy.make_tail())
+        self.critic = nn.Sequential(*critic, nn.Flatten(-2))
 
 
 class DuelingHead(nn.Module):
@@ -272,7 +297,8 @@ def q_network(
     space: gym.Space, n_actions: int, hidden: Sequence[int], dueling: bool, generator: torch.Generator
 ) -> nn.Sequential:
     """Observations [..., obs] -> action values [..., A], with one linear head or a dueling one."""
-    trunk, n_features = torso(space, hidden, "relu", generator, None if dueling else n_actions, gain=None)
+    n_outputs = None if dueling else n_actions
+    trunk, n_features = torso(space, hidden, "relu", generator, n_outputs, gain=None, output_gain=None)
     return nn.Sequential(*trunk, DuelingHead(n_features, n_actions, generator)) if dueling else trunk
 
 

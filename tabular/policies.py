@@ -1,9 +1,10 @@
 """What an actor's outputs mean: one class for each kind of action space, all with the same methods.
 
-A policy turns the parameters [..., P] that its head computes into samples, log-probabilities, entropies and KL
-divergences, by the functions of `tabular.core`. What it samples is what a trajectory stores and what log-probabilities
-are taken of; `to_env` makes of it what the environment executes. The two differ where actions are continuous: the
-clipped or squashed action does not have the sample's density.
+A policy turns the parameters [..., P] that a network computes (`n_outputs` of it, and what the modules of `make_tail`
+add to them) into samples, log-probabilities, entropies and KL divergences, by the functions of `tabular.core`. What it
+samples is what a trajectory stores and what log-probabilities are taken of; `to_env` makes of it what the environment
+executes. The two differ where actions are continuous: the clipped or squashed action does not have the sample's
+density.
 
 `mask` [..., A] is True on legal actions, None where all are; only categorical policies take one.
 """
@@ -28,10 +29,8 @@ from tabular.core.distributions import (
     tanh_gaussian_sample,
 )
 from tabular.core.kl import categorical_kl
-from tabular.networks import linear
 
 Mask = Bool[Tensor, "*batch A"] | None
-HEAD_GAIN = 0.01
 
 
 def make_policy(space: gym.Space, squash: bool = False) -> Any:
@@ -59,10 +58,10 @@ class Categorical:
     """One of A actions. Parameters: logits [..., A]."""
 
     def __init__(self, space: spaces.Discrete) -> None:
-        self.n, self.start = int(space.n), int(space.start)
+        self.n_outputs, self.start = int(space.n), int(space.start)
 
-    def make_head(self, n_features: int, generator: torch.Generator) -> nn.Module:
-        return linear(n_features, self.n, HEAD_GAIN, generator)
+    def make_tail(self) -> list[nn.Module]:
+        return []
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Int[Tensor, "*batch"]:
         return categorical_sample(params, mask, generator=generator)
@@ -89,10 +88,11 @@ class MultiCategorical:
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self.nvec: list[int] = space.nvec.tolist()
+        self.n_outputs = sum(self.nvec)
         self.start: np.ndarray = space.start
 
-    def make_head(self, n_features: int, generator: torch.Generator) -> nn.Module:
-        return linear(n_features, sum(self.nvec), HEAD_GAIN, generator)
+    def make_tail(self) -> list[nn.Module]:
+        return []
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Int[Tensor, "*batch D"]:
         return torch.stack([categorical_sample(x, m, generator=generator) for x, m in self._parts(params, mask)], -1)
@@ -126,10 +126,11 @@ class Gaussian:
     """
 
     def __init__(self, space: spaces.Box) -> None:
-        self.n, self.low, self.high = int(np.prod(space.shape)), space.low, space.high
+        self.n = self.n_outputs = int(np.prod(space.shape))
+        self.low, self.high = space.low, space.high
 
-    def make_head(self, n_features: int, generator: torch.Generator) -> nn.Module:
-        return MeanAndLogStd(n_features, self.n, generator)
+    def make_tail(self) -> list[nn.Module]:
+        return [AndLogStd(self.n)]
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
         return gaussian_sample(*self._parts(params, mask), generator)
@@ -179,16 +180,14 @@ class TanhGaussian(Gaussian):
         return self.low + share * (self.high - self.low)
 
 
-class MeanAndLogStd(nn.Module):
-    """Features -> means, and log standard deviations that are the same in every state, 0 to begin with."""
+class AndLogStd(nn.Module):
+    """Means -> means, and log standard deviations that are the same in every state, 0 to begin with."""
 
-    def __init__(self, n_features: int, n_actions: int, generator: torch.Generator) -> None:
+    def __init__(self, n_actions: int) -> None:
         super().__init__()
-        self.mean = linear(n_features, n_actions, HEAD_GAIN, generator)
         self.log_std = nn.Parameter(torch.zeros(n_actions))
 
-    def forward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch P"]:
-        mean = self.mean(features)
+    def forward(self, mean: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch P"]:
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 

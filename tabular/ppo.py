@@ -111,7 +111,7 @@ class PPO:
         )
         self.policy = make_policy(self.envs.action_space, config.squash)
         self.network = ActorCritic(
-            self.envs.observation_space, self.policy.make_head, config.hidden, self.generator, config.shared
+            self.envs.observation_space, self.policy, config.hidden, self.generator, config.shared
         )
         self.weights = flatten_parameters(self.network)
         self.optimizer = Adam(self.weights, config.lr)

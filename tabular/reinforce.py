@@ -94,7 +94,7 @@ class REINFORCE:
         # One copy: of several in parallel, the first episodes to end would be the short ones.
         self.envs = VectorEnv(make_env, 1, seed)
         self.policy = make_policy(self.envs.action_space, config.squash)
-        self.network = ActorCritic(self.envs.observation_space, self.policy.make_head, config.hidden, self.generator)
+        self.network = ActorCritic(self.envs.observation_space, self.policy, config.hidden, self.generator)
         self.weights, self.value_weights = (
             flatten_parameters(self.network.actor),
             flatten_parameters(self.network.critic),

@@ -107,7 +107,7 @@ class NaturalGradient:
             make_env, config.n_envs, seed, config.gamma, config.normalize_observations, config.normalize_rewards
         )
         self.policy = make_policy(self.envs.action_space, config.squash)
-        self.network = ActorCritic(self.envs.observation_space, self.policy.make_head, config.hidden, self.generator)
+        self.network = ActorCritic(self.envs.observation_space, self.policy, config.hidden, self.generator)
         self.weights = flatten_parameters(self.network.actor)
         self.value_weights = flatten_parameters(self.network.critic)
         self.optimizer = Adam(self.value_weights, config.lr)

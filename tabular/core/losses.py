@@ -141,15 +141,15 @@ def value_loss(
     """
     values, old_values, returns = _real(mask, values, old_values.detach(), returns.detach())
     errors = (values - returns) ** 2
-    active = torch.zeros_like(values, dtype=torch.bool)
+    clip_fraction = values.new_zeros(())
     if clip_range is not None:
         _check_not_negative(clip_range=clip_range)
         clipped_errors = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns) ** 2
         # Adding up what was taken apart rounds: a value that moved little is not clipped, whatever its last bit says.
         active = (clipped_errors > errors) & ((values - old_values).abs() > clip_range)
+        clip_fraction = masked_mean(active.to(values.dtype), mask, denom)
         errors = torch.maximum(errors, clipped_errors)
-    metrics = {"clip_fraction": masked_mean(active.to(values.dtype), mask, denom)}
-    return 0.5 * aggregate(errors, mask, denom, weights), metrics
+    return 0.5 * aggregate(errors, mask, denom, weights), {"clip_fraction": clip_fraction}
 
 
 def aggregate(

@@ -21,6 +21,7 @@ from tabular.networks import (
     values_of,
 )
 from tabular.optimizers import Adam, RMSProp, descend, flatten_parameters
+from tabular.policies import make_policy
 
 
 def generator(seed=0):
@@ -30,9 +31,12 @@ def generator(seed=0):
 def plain(mlp, x):
     """The same layers by PyTorch's own operations."""
     functions = {"tanh": torch.tanh, "relu": torch.relu, "none": lambda x: x}
-    parameters = list(mlp.parameters())
-    for name, weight, bias in zip(mlp.activations, parameters[::2], parameters[1::2], strict=True):
+    start = 0
+    for name, n_in, n_out in zip(mlp.plan.activations, mlp.plan.sizes, mlp.plan.sizes[1:], strict=False):
+        weight, start = mlp.weights[start : start + n_out * n_in].view(n_out, n_in), start + n_out * n_in
+        bias, start = mlp.weights[start : start + n_out], start + n_out
         x = functions[name](x @ weight.T + bias)
+    assert start == len(mlp.weights)
     return x
 
 
@@ -81,7 +85,7 @@ def test_mlp_forward_mode_is_a_difference_quotient():
 
 def test_a_second_derivative_is_refused():
     mlp = MLP([3, 4], "tanh", generator())
-    (gradient,) = torch.autograd.grad(mlp(torch.ones(2, 3)).sum(), [mlp.weight_0], create_graph=True)
+    (gradient,) = torch.autograd.grad(mlp(torch.ones(2, 3)).sum(), [mlp.weights], create_graph=True)
     with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):
         gradient.sum().backward()
 
@@ -148,7 +152,7 @@ def test_spaces_that_do_not_fit_are_named():
 
 def test_trunks_are_separate_unless_shared():
     space = gym.spaces.Box(-1, 1, (3,))
-    heads = {"make_head": lambda n, g: linear(n, 2, 0.01, g), "hidden": (4,), "generator": generator()}
+    heads = {"policy": make_policy(spaces.Discrete(2)), "hidden": (4,), "generator": generator()}
     separate, shared = ActorCritic(space, **heads), ActorCritic(space, **heads, shared=True)
     assert {id(p) for p in separate.actor.parameters()}.isdisjoint(id(p) for p in separate.critic.parameters())
     assert shared.actor[0] is shared.critic[0]

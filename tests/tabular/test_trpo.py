@@ -33,7 +33,7 @@ def generator(seed=0):
 
 def actor_for(space):
     policy = make_policy(space)
-    network = ActorCritic(spaces.Box(-1, 1, (2,)), policy.make_head, (3,), generator())
+    network = ActorCritic(spaces.Box(-1, 1, (2,)), policy, (3,), generator())
     actor = network.actor.double()
     for parameter in actor.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator(1), dtype=torch.float64)

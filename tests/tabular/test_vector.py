@@ -83,7 +83,7 @@ def test_episodes_are_reported_once_with_their_return_and_length():
 
 def policy_and_network(envs):
     policy = make_policy(envs.action_space)
-    network = ActorCritic(envs.observation_space, policy.make_head, (4,), torch.Generator().manual_seed(0))
+    network = ActorCritic(envs.observation_space, policy, (4,), torch.Generator().manual_seed(0))
     return policy, network
 
 

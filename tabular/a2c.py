@@ -19,7 +19,7 @@ from tabular.networks import ActorCritic
 from tabular.normalization import make_envs
 from tabular.optimizers import RMSProp, descend, flatten_parameters
 from tabular.policies import make_policy
-from tabular.trajectories import bootstrap, collect, greedy_action
+from tabular.trajectories import bootstrap, collect, greedy_action, state_value
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,10 @@ class A2C:
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
         return greedy_action(self.envs, self.network.actor, self.policy, observation, mask)
+
+    def value(self, observation: Any, mask: Any = None) -> float:
+        """The critic's value of one observation; legal actions do not matter to it."""
+        return state_value(self.envs, self.network.critic, observation)
 
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)

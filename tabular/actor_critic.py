@@ -18,7 +18,7 @@ from tabular.learner import annealed, check_fraction, check_not_negative, check_
 from tabular.networks import ActorCritic as Network
 from tabular.optimizers import Adam, descend, flatten_parameters
 from tabular.policies import make_policy
-from tabular.trajectories import bootstrap, collect, greedy_action
+from tabular.trajectories import bootstrap, collect, greedy_action, state_value
 from tabular.vector import VectorEnv
 
 
@@ -109,6 +109,10 @@ class ActorCritic:
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
         return greedy_action(self.envs, self.network.actor, self.policy, observation, mask)
+
+    def value(self, observation: Any, mask: Any = None) -> float:
+        """The critic's value of one observation; legal actions do not matter to it."""
+        return state_value(self.envs, self.network.critic, observation)
 
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)

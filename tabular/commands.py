@@ -6,12 +6,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tabular import algorithms, plots, runs, show
 from tabular.environments import SHORT_NAMES, find_env, make_env
 from tabular.envs.maze import read_layout
-from tabular.envs.table import grid_of
+from tabular.envs.table import TableEnv, grid_of
+from tabular.mdp import MDP
 from tabular.runs import RunConfig, SeedResult
 
 
@@ -53,31 +55,35 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
         (config,) = configs.values()
         runs.create(output, config)
         return _train_one(output, config)
-    if output.exists():
-        raise ValueError(f"{output} exists already: take another --output")
-    for name, config in configs.items():
-        runs.create(output / name, config)
-    results = _train_all({output / name: config for name, config in configs.items()})
-    summaries = {name: runs.summarise(config, results[output / name]) for name, config in configs.items()}
-    show.summary(f"{env_id}, {args.steps} steps, {args.seeds} seeds", summaries)
-    for name, config in configs.items():
-        runs.write_summary(output / name, summaries[name])
-        _draw_run(output / name, config, results[output / name])
-    histories = {name: [result.learner.history for result in results[output / name]] for name in configs}
-    goal = next(iter(configs.values())).goal()
-    _draw(lambda: plots.learning_curves(output / "learning_curves.png", histories, args.steps, goal))
-    _draw(lambda: plots.metric_curves(output / "metrics.png", histories))
-    print(f"written: {output}")
-    return 0
+    runs.create_comparison(output, configs)
+    return _train_several(output, configs)
 
 
 def resume(folder: Path) -> int:
-    """`run --resume`: the seeds that are not finished, from where they were saved."""
+    """`run --resume`: the seeds of a run, or of all runs of a comparison, that are not finished, from where they were
+    saved."""
+    if (folder / runs.COMPARISON).is_file():
+        return _train_several(folder, runs.read_comparison(folder))
     return _train_one(folder, runs.read_config(folder))
 
 
+def _train_several(folder: Path, configs: Mapping[str, RunConfig]) -> int:
+    results = _train_all(folder, {folder / name: config for name, config in configs.items()})
+    summaries = {name: runs.summarise(config, results[folder / name]) for name, config in configs.items()}
+    config = next(iter(configs.values()))  # they differ in the algorithm and its settings only
+    show.summary(f"{config.env}, {config.steps} steps, {len(config.seeds)} seeds", summaries)
+    for name, config in configs.items():
+        runs.write_summary(folder / name, summaries[name])
+        _draw_run(folder / name, config, results[folder / name])
+    histories = {name: [result.learner.history for result in results[folder / name]] for name in configs}
+    _draw(lambda: plots.learning_curves(folder / "learning_curves.png", histories, config.steps, config.goal()))
+    _draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
+    print(f"written: {folder}")
+    return 0
+
+
 def _train_one(folder: Path, config: RunConfig) -> int:
-    results = _train_all({folder: config})[folder]
+    results = _train_all(folder, {folder: config})[folder]
     summary = runs.summarise(config, results)
     runs.write_summary(folder, summary)
     title = f"{config.algorithm} on {config.env}, {config.steps} steps, {len(config.seeds)} seeds"
@@ -113,7 +119,8 @@ def _new_folder(parent: Path, name: str) -> Path:
     return folder
 
 
-def _train_all(configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]]:
+def _train_all(parent: Path, configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]]:
+    """Trains all runs; an interruption names the folder `parent`, with which they are carried on."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
     )
@@ -124,7 +131,7 @@ def _train_all(configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]
             try:
                 results[folder] = runs.train(folder, config, lambda steps, task=task: bar.advance(task, steps))
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(str(folder)) from None
+                raise KeyboardInterrupt(str(parent)) from None
     return results
 
 
@@ -133,14 +140,7 @@ def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> Non
     first, histories = results[0].learner, {config.algorithm: [result.learner.history for result in results]}
     _draw(lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()))
     _draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
-    grid = grid_of(config.make_env())
-    values = getattr(first, "action_values", None)
-    if grid is not None and values is not None and len(values) == len(grid.positions):
-        seen = first.visits > 0
-        best = values == values.max(axis=1, keepdims=True)
-        _draw(lambda: plots.grid_values(folder / "policy.png", grid, values.max(axis=1), best, seen, "values, policy"))
-        visits = first.visits.astype(float)
-        _draw(lambda: plots.grid_values(folder / "visits.png", grid, visits, None, seen, "visits"))
+    _draw(lambda: _draw_grid(folder, config, first))
 
     def film() -> None:
         frames = plots.episode_frames(first, config.make_env, config.seeds[0])
@@ -148,6 +148,31 @@ def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> Non
         plots.save_strip(folder / "episode.png", frames)
 
     _draw(film, quiet=True)
+
+
+def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
+    """An agent's values and policy on a grid world, and where it was if it counted: a table has all that as it is, a
+    network is asked in each state."""
+    env: Any = config.make_env().unwrapped
+    grid = grid_of(env)
+    if grid is None:
+        return
+    table = getattr(learner, "action_values", None)
+    if table is not None and len(table) == len(grid.positions):
+        visits = learner.visits
+        best = table == table.max(axis=1, keepdims=True)
+        plots.grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, "values, policy")
+        plots.grid_values(folder / "visits.png", grid, visits.astype(float), None, visits > 0, "visits")
+    elif table is None:
+        acts = show.visited(MDP.from_gym(env, 1.0))
+        values, chosen = np.zeros(len(acts)), np.zeros((len(acts), env.action_space.n), dtype=bool)
+        for state in np.flatnonzero(acts):
+            env.s = int(state)
+            observation, info = (env.observe(), env.info()) if isinstance(env, TableEnv) else (env.s, {})
+            mask = info.get("action_mask")
+            chosen[state, learner.act(observation, mask)] = True
+            values[state] = learner.value(observation, mask)
+        plots.grid_values(folder / "policy.png", grid, np.nan_to_num(values), chosen, acts, "values, policy")
 
 
 def _draw(picture: Any, quiet: bool = False) -> None:

@@ -182,6 +182,12 @@ class DQN:
         legal = np.ones((1, self.n_actions), dtype=bool) if mask is None else np.asarray(mask, dtype=bool)[None]
         return best_action(values_of(self.network, obs), legal)[0] + self.first_action
 
+    def value(self, observation: Any, mask: Any = None) -> float:
+        """The highest value of a legal action for one observation."""
+        obs = np.asarray(observation, dtype=self.envs.dtype)[None]
+        (q_values,) = values_of(self.network, obs)
+        return float((q_values if mask is None else q_values[np.asarray(mask, dtype=bool)]).max())
+
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)
 

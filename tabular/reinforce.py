@@ -3,6 +3,7 @@
 Williams (1992); Sutton & Barto (2018), sections 13.3 and 13.4. As is usual, the factor `gamma^t` is left out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from tabular.learner import (
 from tabular.networks import ActorCritic
 from tabular.optimizers import Adam, descend, flatten_parameters
 from tabular.policies import make_policy
-from tabular.trajectories import Trajectory, bootstrap, collect, greedy_action
+from tabular.trajectories import Trajectory, bootstrap, collect, greedy_action, state_value
 from tabular.vector import VectorEnv
 
 WEIGHTS = ("total", "to_go")
@@ -179,6 +180,11 @@ class REINFORCE:
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
         return greedy_action(self.envs, self.network.actor, self.policy, observation, mask)
+
+    def value(self, observation: Any, mask: Any = None) -> float:
+        """The baseline's value of one observation, nan without a learned one; legal actions do not matter to it."""
+        learned = self.config.baseline == "learned"
+        return state_value(self.envs, self.network.critic, observation) if learned else math.nan
 
     def state_dict(self) -> dict[str, Any]:
         return gather_state(self, self.PARTS)

@@ -12,7 +12,7 @@ RUN/*.png, episode.gif     pictures
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from tabular.algorithms import load
 from tabular.environments import make_env
 
 Number = float | int
+
+COMPARISON = "comparison.yaml"
+"""File of a folder that holds several runs: their names, in order."""
 
 PACKED = "packed list"
 """Key of a list that `_pack` made a tensor."""
@@ -94,6 +97,29 @@ def create(folder: Path, config: RunConfig) -> None:
     folder.mkdir(parents=True)
     text = yaml.safe_dump({**asdict(config), "seeds": list(config.seeds)}, sort_keys=False)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def create_comparison(folder: Path, configs: Mapping[str, RunConfig]) -> None:
+    """Makes a folder with a run folder for each algorithm. Raises ValueError if there is something of this name."""
+    import yaml
+
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: take another --output, or carry on with `run --resume {folder}`")
+    for name, config in configs.items():
+        create(folder / name, config)
+    (folder / COMPARISON).write_text(yaml.safe_dump({"algorithms": list(configs)}), encoding="utf-8")
+
+
+def read_comparison(folder: Path) -> dict[str, RunConfig]:
+    """Name -> config of the runs of a comparison. Raises ValueError if the folder is damaged."""
+    import yaml
+
+    file = folder / COMPARISON
+    try:
+        names = list(yaml.safe_load(file.read_text(encoding="utf-8"))["algorithms"])
+    except (TypeError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    return {name: read_config(folder / name) for name in names}
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Steps for policy gradients: collected, with the values that their advantages need; and acting greedily."""
+"""Steps for policy gradients: collected, with the values that their advantages need; acting greedily, and judging."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -107,3 +107,10 @@ def greedy_action(envs: Envs, actor: nn.Module, policy: Any, observation: Any, m
     obs = envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None])
     masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
     return policy.to_env(policy.mode(actor(torch.as_tensor(obs)), masks))[0]
+
+
+@torch.no_grad()
+def state_value(envs: Envs, critic: nn.Module, observation: Any) -> float:
+    """The critic's value of one observation, on the scale of the rewards that it learns from."""
+    obs = envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None])
+    return float(critic(torch.as_tensor(obs))[0])

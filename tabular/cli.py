@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", "train an algorithm on several seeds and report with intervals")
     run.add_argument("algorithms", metavar="ALGORITHM", nargs="?", help="see `tabular list`; not with --resume")
-    run.add_argument("--resume", type=Path, metavar="RUN", help="carry on with an interrupted run's folder")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="carry on with the folder of a run or comparison")
     compare = command("compare", "train several algorithms on the same environment and seeds")
     compare.add_argument("algorithms", metavar="ALGORITHM", nargs="+", help="see `tabular list`")
     for training in (run, compare):

@@ -3,9 +3,10 @@
 import json
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
-from tabular import runs
+from tabular import commands, plots, runs
 from tabular.cli import main
 
 PICTURES = {"learning_curve.png", "metrics.png", "policy.png", "visits.png", "episode.gif", "episode.png"}
@@ -67,13 +68,15 @@ def test_compare(capsys, tmp_path):
     )  # fmt: skip
     assert code == 0
     assert "q_learning" in out
-    assert {"q_learning", "n_step_sarsa", "learning_curves.png", "metrics.png"} == {
+    assert {"q_learning", "n_step_sarsa", "comparison.yaml", "learning_curves.png", "metrics.png"} == {
         f.name for f in (tmp_path / "both").iterdir()
     }
     assert runs.read_config(tmp_path / "both" / "q_learning").settings == {"gamma": 1}  # n is not one of its settings
     assert runs.read_config(tmp_path / "both" / "n_step_sarsa").settings == {"gamma": 1, "n": 2}
     code, _, err = run(capsys, "compare", "q_learning", "sarsa", "--env", "maze", "--output", "both")
-    assert (code, err) == (2, "tabular: both exists already: take another --output\n")
+    assert (code, err) == (
+        2, "tabular: both exists already: take another --output, or carry on with `run --resume both`\n"
+    )  # fmt: skip
 
 
 def test_resume(capsys, tmp_path):
@@ -95,6 +98,67 @@ def test_resume(capsys, tmp_path):
     assert code == 2
     assert "--resume takes everything from the run's folder" in err
     assert "is no run folder" in run(capsys, "run", "--resume", "nowhere")[2]
+
+
+def test_an_interrupted_comparison_is_carried_on_as_a_whole(capsys, tmp_path, monkeypatch):
+    argv = ("compare", "sarsa", "q_learning", "--env", "maze", "--steps", "2000", "--seeds", "2")
+    argv = (*argv, "--eval-episodes", "1", "--alpha", "0.5")
+    assert run(capsys, *argv, "--output", "whole")[0] == 0
+
+    original, saved = runs.save, []
+
+    def interrupt_the_second_algorithm(folder, *rest):
+        if folder.parent.name == "q_learning":
+            raise KeyboardInterrupt
+        saved.append(folder)
+        original(folder, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save", interrupt_the_second_algorithm)
+        code, _, err = run(capsys, *argv, "--output", "parts")
+    assert code == 130
+    assert "carried on with `tabular run --resume parts`" in err
+    assert len(saved) == 20
+
+    code, out, _ = run(capsys, "run", "--resume", "parts")
+    assert code == 0
+    assert out.index("sarsa") < out.index("q_learning")  # in the order of the call
+    files = sorted(file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.*"))
+    assert files == sorted(file.relative_to(tmp_path / "parts") for file in (tmp_path / "parts").rglob("*.*"))
+    for file in files:
+        if file.suffix in (".csv", ".json", ".jsonl"):
+            assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    (tmp_path / "parts" / "comparison.yaml").write_text("algorithms: 3\n")
+    assert "comparison.yaml is damaged" in run(capsys, "run", "--resume", "parts")[2]
+
+
+@pytest.mark.parametrize("observation", ["state", "image"])
+def test_a_network_is_asked_in_each_state_of_a_grid(observation, tmp_path, monkeypatch):
+    """The agent goes right in columns 1 and 2, else down, and values a state by its column."""
+
+    class Agent:
+        def column(self, observed):
+            return np.argwhere(observed[..., 2] == 255)[0][1] if np.ndim(observed) else env.grid.positions[observed][1]
+
+        def act(self, observed, mask):
+            return 1 if self.column(observed) < 3 else 2
+
+        def value(self, observed, mask):
+            return float(self.column(observed))
+
+    options = {"layout": "#####\n#S..#\n#.#.#\n#..G#\n#####\n", "observation": observation}
+    config = runs.RunConfig("dqn", "tabular/Maze-v0", options)
+    env, drawn = config.make_env().unwrapped, []
+    monkeypatch.setattr(plots, "grid_values", lambda *args: drawn.append(args))
+    commands._draw_grid(tmp_path, config, Agent())
+    ((file, grid, values, actions, known, _),) = drawn
+    assert file.name == "policy.png"
+    places = [place for place, is_known in zip(grid.positions, known, strict=True) if is_known]
+    assert places == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)]  # all but the goal
+    np.testing.assert_array_equal(values[known], [column for _, column in places])
+    np.testing.assert_array_equal(actions[known].argmax(axis=1), [1 if column < 3 else 2 for _, column in places])
+    assert (actions[known].sum(axis=1) == 1).all()
 
 
 def test_watch(capsys, tmp_path):

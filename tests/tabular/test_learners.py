@@ -203,3 +203,20 @@ def test_formulas_are_the_shared_ones():
     )
     for name in shared:
         assert language[name] is getattr(modules["ppo"], name)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_value_of_one_observation_is_the_networks(name):
+    one = learner(name, **({"normalize_observations": True} if name in NORMALIZED else {}))
+    one.advance(64)
+    observation = np.array([0.1, -0.2, 0.3, 0.4], dtype=np.float32)
+    scaled = torch.from_numpy(one.envs.scale_obs(observation[None]))
+    with torch.no_grad():
+        outputs = (one.network if name == "dqn" else one.network.critic)(scaled)[0]
+    if name == "reinforce":
+        assert np.isnan(learner(name, baseline="mean").value(observation))
+    assert one.value(observation) == pytest.approx(float(outputs.max()), abs=1e-6)
+    if name == "dqn":
+        worse = int(outputs.argmin())
+        mask = np.eye(2, dtype=bool)[worse]
+        assert one.value(observation, mask) == pytest.approx(float(outputs[worse]), abs=1e-6)

@@ -100,7 +100,8 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
         UserError: the column is missing, or an entry is null or empty.
     """
     if name not in rows.column_names:
-        raise UserError(f"{path} has no column {name!r}; it has {', '.join(map(repr, rows.column_names))}")
+        found = ", ".join(map(repr, rows.column_names))
+        raise UserError(f"{path} has no column {name!r}; it has {found}{semicolons(rows)}")
     values = values_of(rows, name, path)
     for i, value in enumerate(values):
         if not isinstance(value, str | list | None):
@@ -108,6 +109,15 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
         if not value or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{path}, row {i + 1}: {name!r} is {'null' if value is None else 'empty'}")
     return values
+
+
+def semicolons(rows: Any) -> str:
+    """What to do where a single column's name says that a csv file is not divided by commas; else nothing."""
+    name = rows.column_names[0] if len(rows.column_names) == 1 else ""
+    for sign, word in ((";", "semicolons"), ("\t", "tabs")):
+        if sign in name:
+            return f" (columns are divided by commas here, and by {word} in this file: save it with commas)"
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------- text to ids

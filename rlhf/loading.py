@@ -159,6 +159,9 @@ def add_lora(lm: Any, config: LoraConfig, task: str) -> Any:
         return lm
     import peft
 
+    width = lm.config.get_text_config().hidden_size
+    if config.rank > width:
+        raise UserError(f"model.lora.rank is {config.rank}, but the model is {width} wide: more rank adds nothing")
     settings = peft.LoraConfig(
         task_type=task,
         r=config.rank,

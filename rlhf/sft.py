@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config import ScratchConfig, SFTJob
-from rlhf.data import column, encode_demonstration, pad, pad_id, split_rows, values_of
+from rlhf.data import column, encode_demonstration, pad, pad_id, semicolons, split_rows, values_of
 from rlhf.errors import UserError
 from rlhf.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, room_of
 from rlhf.models import check_head, inner, logits_of, trunk_inputs
@@ -55,8 +55,13 @@ def train_sft(job: SFTJob) -> bool:
     else:
         tokenizer = train_tokenizer(_texts(rows, job.data.path), job.scratch)
     filler = pad_id(tokenizer)
+    learnt_from, *ignored = forms(rows, job.data.path)
+    if ignored and accelerator.is_main_process:
+        others = ", ".join(name for names in ignored for name in names)
+        print(f"{job.data.path} has several forms: {', '.join(learnt_from)} is learnt, {others} is not")
     examples = encode(tokenizer, rows, job.training.max_length, job.data.path)
-    tests = encode(tokenizer, held_out, job.training.max_length, job.data.eval_path) if held_out is not None else []
+    elsewhere = job.data.eval_path or job.data.path
+    tests = encode(tokenizer, held_out, job.training.max_length, elsewhere) if held_out is not None else []
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
     room = job.scratch.max_positions if known is None else room_of(known)
     check_lengths((len(ids) for ids, _ in examples + tests), room, job.data.path)
@@ -97,17 +102,22 @@ def learnt(example: Demonstration) -> int:
     return sum(example[1][1:])
 
 
-def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demonstration]:
-    """Tokenised demonstrations, cut at `limit`; `UserError` for a row that says nothing."""
-    columns = set(rows.column_names)
-    if not columns & {"text", "messages"} and not {"prompt", "completion"} <= columns:
+def forms(rows: Any, path: str | None) -> list[list[str]]:
+    """The columns of each form of demonstrations that the rows have, the one to learn first; `UserError` for none."""
+    found = [
+        names for names in (["messages"], ["prompt", "completion"], ["text"]) if set(names) <= set(rows.column_names)
+    ]
+    if not found:
         raise UserError(
             f"{path} has the columns {', '.join(map(repr, rows.column_names))}, but demonstrations need 'text', "
-            "'messages', or 'prompt' and 'completion'"
+            "'messages', or 'prompt' and 'completion'" + semicolons(rows)
         )
-    needed = (
-        ["messages"] if "messages" in columns else ["prompt", "completion"] if "completion" in columns else ["text"]
-    )
+    return found
+
+
+def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demonstration]:
+    """Tokenised demonstrations, cut at `limit`; `UserError` for a row that says nothing."""
+    needed = forms(rows, path)[0]
     values = [column(rows, name, path) for name in needed]
     examples = []
     for row in zip(*values, strict=True):

@@ -275,6 +275,11 @@ def test_adapter_targets_that_no_module_has_are_refused(models):
         add_lora(load(models, "llama"), LoraConfig(rank=2, targets=["nothing"]), "CAUSAL_LM")
 
 
+def test_a_rank_beyond_the_models_width_is_refused(models):
+    with pytest.raises(UserError, match=r"model.lora.rank is 33, but the model is 32 wide"):
+        add_lora(load(models, "llama"), LoraConfig(rank=33), "CAUSAL_LM")
+
+
 # ---------------------------------------------------------------------------------------------------------------- paths
 
 

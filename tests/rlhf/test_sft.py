@@ -13,7 +13,7 @@ from rlhf.config import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, S
 from rlhf.data import encode_demonstration, split_rows
 from rlhf.errors import UserError
 from rlhf.loading import load_tokenizer
-from rlhf.sft import encode, learnt, new_lm, train_sft, train_tokenizer
+from rlhf.sft import encode, forms, learnt, new_lm, train_sft, train_tokenizer
 from rlhf.supervised import batch_at, steps_of
 
 THINGS = ["the film", "a story", "it", "the end", "a good film", "the dull story"]
@@ -218,6 +218,7 @@ def rows_of(**columns):
     [
         ({"label": ["a"]}, "x has the columns 'label', but demonstrations need 'text', 'messages', or 'prompt' and"),
         ({"prompt": ["a"]}, "x has the columns 'prompt', but demonstrations need"),
+        ({"prompt;completion": ["a;b"]}, "by semicolons in this file: save it with commas"),
         ({"text": ["the", None]}, "x, row 2: 'text' is null"),
         ({"text": [3, 4]}, "x, row 1: 'text' is 3, but must be text or a list of messages"),
         ({"text": ["the", " "]}, "x, row 2: 'text' is empty"),
@@ -228,6 +229,25 @@ def rows_of(**columns):
 def test_demonstrations_that_teach_nothing_are_refused(models, columns, message):
     with pytest.raises(UserError, match=message):
         encode(load_tokenizer(str(models("llama"))), rows_of(**columns), 3, "x")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["text", "completion"], [["text"]]),
+        (["text", "completion", "prompt"], [["prompt", "completion"], ["text"]]),
+        (["prompt", "text", "messages"], [["messages"], ["text"]]),
+    ],
+)
+def test_the_form_that_says_most_is_learnt(columns, expected):
+    assert forms(rows_of(**{name: ["a"] for name in columns}), "x") == expected
+
+
+def test_columns_that_are_not_learnt_are_named(sft_job, tmp_path, capsys):
+    rows = [{"prompt": "the", "completion": "film is good", "text": "nothing"}] * 8
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_sft(replace(sft_job, data=DataConfig(path=str(tmp_path / "both.jsonl"))))
+    assert "both.jsonl has several forms: prompt, completion is learnt, text is not" in capsys.readouterr().out
 
 
 def test_demonstrations_are_cut_at_the_limit(models):

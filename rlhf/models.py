@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf.adapters import CRITIC, POLICY, is_adapted, is_critics, using
 from rlhf.errors import UserError
-from rlhf.types import PolicyOutput, last_index, reach
+from rlhf.types import PolicyOutput, Tokens, last_index, reach
 from tabular.core.distributions import BLOCK_ELEMENTS, logprob_and_entropy
 from tabular.core.kl import categorical_kl
 
@@ -79,29 +79,18 @@ def logits_of(lm: Any, hidden: Float[Tensor, "N H"], head: Any = None) -> Float[
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def trunk_states(
-    lm: Any,
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: Bool[Tensor, "B P"],
-    response_ids: Int[Tensor, "B R"],
-    response_mask: Bool[Tensor, "B R"],
-) -> Float[Tensor, "B S H"]:
+def trunk_states(lm: Any, tokens: Tokens) -> Float[Tensor, "B S H"]:
     """The trunk's last states around a response of R tokens: before its first token, ..., after its last; S = R + 1."""
-    ids = torch.cat([prompt_ids, response_ids], dim=1)
-    mask = torch.cat([prompt_mask, reach(response_mask)], dim=1)  # the environment's words are read, though not scored
+    ids = torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1)
+    # The environment's words between turns are read, though not scored.
+    mask = torch.cat([tokens.prompt_mask, reach(tokens.response_mask)], dim=1)
     hidden = inner(lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
-    return hidden[:, prompt_ids.shape[1] - 1 :]
+    return hidden[:, tokens.prompt_ids.shape[1] - 1 :]
 
 
-def response_states(
-    lm: Any,
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: Bool[Tensor, "B P"],
-    response_ids: Int[Tensor, "B R"],
-    response_mask: Bool[Tensor, "B R"],
-) -> Float[Tensor, "N H"]:
+def response_states(lm: Any, tokens: Tokens) -> Float[Tensor, "N H"]:
     """The trunk's last state before each of the N True response tokens, row by row."""
-    return trunk_states(lm, prompt_ids, prompt_mask, response_ids, response_mask)[:, :-1][response_mask]
+    return trunk_states(lm, tokens)[:, :-1][tokens.response_mask]
 
 
 def spread(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R ..."]:
@@ -207,10 +196,7 @@ class ActorCritic(nn.Module):
 
     def forward(
         self,
-        prompt_ids: Int[Tensor, "B P"],
-        prompt_mask: Bool[Tensor, "B P"],
-        response_ids: Int[Tensor, "B R"],
-        response_mask: Bool[Tensor, "B R"],
+        tokens: Tokens,
         decoding: Decoding,
         old: Anchor | None = None,
         reference: Anchor | None = None,
@@ -221,46 +207,39 @@ class ActorCritic(nn.Module):
 
         With anchors also the exact KLs, KL(old || new) and KL(new || reference).
         """
-        tokens, places = (prompt_ids, prompt_mask, response_ids, response_mask), places_of(response_mask)
-        states = response_states(self.lm, *tokens)
+        mask, places = tokens.response_mask, places_of(tokens.response_mask)
+        states = response_states(self.lm, tokens)
         logits = decoding(logits_of(self.lm, states), places)
-        logprobs, entropy = logprob_and_entropy(logits, response_ids[response_mask])
+        logprobs, entropy = logprob_and_entropy(logits, tokens.response_ids[mask])
         values = torch.zeros_like(logprobs)
         if with_values and self.critic is not None:
             values = self._value(self._critic_states(states, tokens))
         old_kl = None if old is None else exact_kl(decoding(old.head(old.states), places), logits)
         ref_kl = None if reference is None else exact_kl(logits, decoding(reference.head(reference.states), places))
         found = (logprobs, entropy, values, old_kl, ref_kl)
-        at_tokens = [None if x is None else spread(x, response_mask) for x in found]
+        at_tokens = [None if x is None else spread(x, mask) for x in found]
         return PolicyOutput(*at_tokens, states=states if with_states else None)  # pyright: ignore[reportArgumentType]
 
-    def _critic_states(self, policy_states: Tensor, tokens: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def _critic_states(self, policy_states: Tensor, tokens: Tokens) -> Tensor:
         if self.critic == "shared":
             return policy_states
         if self.critic == "separate":
-            return response_states(self.critic_lm, *tokens)
+            return response_states(self.critic_lm, tokens)
         with using(self.lm, CRITIC):
-            return response_states(self.lm, *tokens)
+            return response_states(self.lm, tokens)
 
     def _value(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N"]:
         with torch.autocast(states.device.type, enabled=False):
             return self.value_head(states.float()).squeeze(-1)
 
     @torch.no_grad()
-    def values_after(
-        self,
-        prompt_ids: Int[Tensor, "B P"],
-        prompt_mask: Bool[Tensor, "B P"],
-        response_ids: Int[Tensor, "B R"],
-        response_mask: Bool[Tensor, "B R"],
-    ) -> Float[Tensor, "B"]:
+    def values_after(self, tokens: Tokens) -> Float[Tensor, "B"]:
         """The critic's value of the state after each response: what it expects where a response was cut off."""
         # The state after the last token stands one place behind the state before it.
-        mask = torch.nn.functional.one_hot(last_index(response_mask), response_mask.shape[1]).bool()
-        tokens = (prompt_ids, prompt_mask, response_ids, response_mask)
+        mask = nn.functional.one_hot(last_index(tokens.response_mask), tokens.response_mask.shape[1]).bool()
         lm = self.critic_lm if self.critic == "separate" else self.lm
         with using(lm, CRITIC if self.critic == "adapter" else POLICY):
-            return self._value(trunk_states(lm, *tokens)[:, 1:][mask])
+            return self._value(trunk_states(lm, tokens)[:, 1:][mask])
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained; tied weights appear once."""
@@ -301,16 +280,10 @@ class Reference:
         return self
 
     @torch.no_grad()
-    def states(
-        self,
-        prompt_ids: Int[Tensor, "B P"],
-        prompt_mask: Bool[Tensor, "B P"],
-        response_ids: Int[Tensor, "B R"],
-        response_mask: Bool[Tensor, "B R"],
-    ) -> Float[Tensor, "N H"]:
+    def states(self, tokens: Tokens) -> Float[Tensor, "N H"]:
         """The trunk's states before the N response tokens."""
         with using(self.lm, None):
-            return response_states(self.lm, prompt_ids, prompt_mask, response_ids, response_mask)
+            return response_states(self.lm, tokens)
 
     @torch.no_grad()
     def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
@@ -318,19 +291,12 @@ class Reference:
         with using(self.lm, None):
             return logits_of(self.lm, states)
 
-    def logprobs(
-        self,
-        prompt_ids: Int[Tensor, "B P"],
-        prompt_mask: Bool[Tensor, "B P"],
-        response_ids: Int[Tensor, "B R"],
-        response_mask: Bool[Tensor, "B R"],
-        decoding: Decoding,
-    ) -> Float[Tensor, "B R"]:
+    def logprobs(self, tokens: Tokens, decoding: Decoding) -> Float[Tensor, "B R"]:
         """Log-probability of every response token under the reference."""
-        states = self.states(prompt_ids, prompt_mask, response_ids, response_mask)
-        logits = decoding(self.head(states), places_of(response_mask))
-        logprobs, _ = logprob_and_entropy(logits, response_ids[response_mask])
-        return spread(logprobs, response_mask)
+        mask = tokens.response_mask
+        logits = decoding(self.head(self.states(tokens)), places_of(mask))
+        logprobs, _ = logprob_and_entropy(logits, tokens.response_ids[mask])
+        return spread(logprobs, mask)
 
 
 def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:

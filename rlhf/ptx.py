@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rlhf.config import PTXConfig
 from rlhf.data import load_rows, pad, pad_id
 from rlhf.errors import UserError
 from rlhf.sft import Demonstration, encode, learnt
 from rlhf.supervised import check_lengths
+from rlhf.types import Tokens
 
 _ORDER = 5_555_555
 """Tells the order of these texts from that of the prompts."""
@@ -49,11 +49,11 @@ class TextStream:
         order = np.random.default_rng([self.seed, _ORDER, turn]).permutation(len(self.examples))
         return [self.examples[i] for i in order[index * size : (index + 1) * size]]
 
-    def as_responses(self, examples: list[Demonstration]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def as_responses(self, examples: list[Demonstration]) -> Tokens:
         """The texts as a policy reads responses: the first token is the prompt, the learnt ones are scored."""
         ids, real = pad([ids for ids, _ in examples], self.filler, "right")
         learn, _ = pad([learn for _, learn in examples], 0, "right")
-        return ids[:, :1], torch.ones_like(real[:, :1]), ids[:, 1:], learn[:, 1:].bool()
+        return Tokens(ids[:, :1], torch.ones_like(real[:, :1]), ids[:, 1:], learn[:, 1:].bool())
 
     def count(self, examples: list[Demonstration]) -> int:
         """Tokens that a batch teaches."""

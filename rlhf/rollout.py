@@ -99,9 +99,9 @@ def read(
     for rows in groups:
         group = trim(select(rollout, rows))
         mask, ids = group.response_mask, group.response_ids
-        ref_states = reference.states(*tokens(group))
+        ref_states = reference.states(group.tokens)
         anchor = Anchor(ref_states, reference.head) if extras.exact_kl else None
-        out = policy(*tokens(group), decoding, reference=anchor, with_states=extras.old_states)
+        out = policy(group.tokens, decoding, reference=anchor, with_states=extras.old_states)
         ref_logits = decoding(reference.head(ref_states), places_of(mask))
         at_places = {
             "ref_logprobs": logprob_and_entropy(ref_logits, ids[mask])[0],
@@ -126,7 +126,7 @@ def cut_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tenso
     for rows in groups:
         rows = rows[rollout.truncated[rows].to(rows.device)]
         if len(rows):
-            values[rows] = policy.values_after(*tokens(trim(select(rollout, rows))))
+            values[rows] = policy.values_after(trim(select(rollout, rows)).tokens)
     return values
 
 
@@ -144,16 +144,6 @@ def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Tensor) -> list[str]
     texts = sampler.tokenizer.batch_decode(rows, skip_special_tokens=True)
     strings = sampler.strings
     return texts if strings is None else [strings.cut(row, text) for row, text in zip(rows, texts, strict=True)]
-
-
-def tokens(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a forward needs of a rollout: prompt ids and mask, response ids and mask."""
-    return (
-        rollout.prompts.prompt_ids,
-        rollout.prompts.prompt_mask,
-        rollout.response_ids,
-        rollout.response_mask,
-    )
 
 
 def forward_groups(count: int, minibatch: int, microbatch: int) -> list[Int[Tensor, "_"]]:

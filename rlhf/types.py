@@ -31,6 +31,16 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Prompts and responses, as a forward reads them."""
+
+    prompt_ids: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    response_ids: Int[Tensor, "B R"]
+    response_mask: Bool[Tensor, "B R"]
+
+
+@dataclass(frozen=True)
 class Rollout:
     prompts: Prompts
     response_ids: Int[Tensor, "B R"]
@@ -67,6 +77,10 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.response_ids)
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.prompts.prompt_ids, self.prompts.prompt_mask, self.response_ids, self.response_mask)
 
     def token_ids(self) -> list[list[int]]:
         """The sampled tokens of each response, end token included."""

@@ -15,8 +15,8 @@ from rlhf.errors import UserError
 from rlhf.metrics import Metrics, add_up, over_ranks
 from rlhf.models import ActorCritic, Anchor, Decoding, Reference, belongs_to_critic, frozen_head
 from rlhf.ptx import TextStream
-from rlhf.rollout import Extras, tokens
-from rlhf.types import PPOBatch, Rollout, microbatches, select, trim
+from rlhf.rollout import Extras
+from rlhf.types import PPOBatch, Rollout, microbatches, select, to_device, trim
 from tabular.core.kl import PenaltyBeta, kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, kl_penalty_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean
@@ -129,7 +129,7 @@ class Learner:
         config, rollout = self.job.ppo, trim(batch.rollout)
         width = rollout.response_mask.shape[1]
         mask, advantages, returns = (x[:, :width] for x in (batch.loss_mask, batch.advantages, batch.returns))
-        out = self.model(*tokens(rollout), self.decoding, **self._anchors(rollout, turn))
+        out = self.model(rollout.tokens, self.decoding, **self._anchors(rollout, turn))
         responses = count.rows if config.loss_aggregation == "fixed" else int(count.responses)
         weights = loss_weights(mask, config.loss_aggregation, responses, self.job.generation.max_new_tokens)
         known = (mask, count.tokens)
@@ -255,9 +255,9 @@ class Learner:
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
         size = self.job.ppo.microbatch_size
         for i in range(0, len(mine), size):
-            batch = [x.to(self.accelerator.device) for x in self.texts.as_responses(mine[i : i + size])]
+            batch = to_device(self.texts.as_responses(mine[i : i + size]), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
-                logprobs = self.model(*batch, Decoding(), with_values=False).logprobs
+                logprobs = self.model(batch, Decoding(), with_values=False).logprobs
                 loss = -logprobs.sum() / denom
                 self.accelerator.backward(config.coef * loss * ranks)
             parts.append({"policy/ptx_loss": loss.detach()})
@@ -270,7 +270,7 @@ class Learner:
         for rows in self._mine(batch):
             rollout = trim(select(batch.rollout, rows))
             with self.accelerator.autocast():
-                out = self.policy(*tokens(rollout), self.decoding, with_values=False, **self._anchors(rollout, turn))
+                out = self.policy(rollout.tokens, self.decoding, with_values=False, **self._anchors(rollout, turn))
             total += out.old_kl.sum()
         summed = over_ranks(self.accelerator, {"kl": total})["kl"]
         return float(summed / batch.rollout.response_mask.sum())

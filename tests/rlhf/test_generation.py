@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 from rlhf.generation import StopStrings, decoding_of, sample, stop_ids, uniforms
 from rlhf.loading import load_causal_lm, load_tokenizer
 from rlhf.models import ActorCritic, Decoding, Reference
+from rlhf.types import Tokens
 
 FAMILIES = [
     "llama",
@@ -145,13 +146,8 @@ def test_frequencies_are_those_that_are_scored(load, family):
     said = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, decoding, 1)
     with torch.no_grad():
         p = (lm(torch.tensor([[7]])).logits[0, -1] / 0.7).softmax(-1)
-        out = ActorCritic(lm)(
-            torch.full((27, 1), 7),
-            torch.ones(27, 1, dtype=torch.bool),
-            torch.arange(27)[:, None],
-            torch.ones(27, 1, dtype=torch.bool),
-            decoding,
-        )
+        real = torch.ones(27, 1, dtype=torch.bool)
+        out = ActorCritic(lm)(Tokens(torch.full((27, 1), 7), real, torch.arange(27)[:, None], real), decoding)
     torch.testing.assert_close(out.logprobs[:, 0].exp(), p)
     share = torch.bincount(said.ids[said.mask], minlength=27) / draws
     assert ((share - p).abs() <= 4 * (p * (1 - p) / draws).sqrt()).all()
@@ -295,10 +291,12 @@ def test_sampler_policy_and_reference_give_every_token_the_same_probability(load
         # The response as it was, but for its last token, which is each of the 27 in turn.
         ids = torch.tensor([response[: place + 1]] * 27)
         ids[:, place] = torch.arange(27)
-        tokens = (prompt_ids[row].expand(27, -1), prompt_mask[row].expand(27, -1), ids, torch.ones_like(ids).bool())
+        tokens = Tokens(
+            prompt_ids[row].expand(27, -1), prompt_mask[row].expand(27, -1), ids, torch.ones_like(ids).bool()
+        )
         with torch.no_grad():
-            out = ActorCritic(lm)(*tokens, decoding)
-        of_policy, of_reference = out.logprobs[:, place], Reference(lm).logprobs(*tokens, decoding)[:, place]
+            out = ActorCritic(lm)(tokens, decoding)
+        of_policy, of_reference = out.logprobs[:, place], Reference(lm).logprobs(tokens, decoding)[:, place]
         torch.testing.assert_close(of_policy.exp(), p, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(of_reference.exp(), p, rtol=1e-4, atol=1e-6)
         impossible = [i for i in range(27) if i not in possible(decoding, place)]
@@ -320,7 +318,7 @@ def test_sampler_s_logprobs_are_the_policy_s_also_after_rows_left_the_cache(load
     alive = [int((lengths > t).sum()) for t in range(1, LENGTH)]
     assert any(0 < rows <= 12 for rows in alive)  # half of 24 rows left, and some went on
     with torch.no_grad():
-        out = ActorCritic(lm)(*prompts, said.ids, said.mask, decoding)
+        out = ActorCritic(lm)(Tokens(*prompts, said.ids, said.mask), decoding)
     torch.testing.assert_close(said.logprobs, out.logprobs, rtol=0, atol=1e-5)
     assert (said.logprobs[said.mask] < 0).all()
     assert not said.logprobs[~said.mask].any()
@@ -330,7 +328,7 @@ def test_gradient_is_finite_where_tokens_are_impossible(load):
     """And none of it reaches what was impossible: the logits of suppressed tokens stand nowhere."""
     lm, decoding = load(), BENT["both"]
     said, _, prompts = bent(lm, decoding)
-    out = ActorCritic(lm)(*prompts, said.ids, said.mask, decoding)
+    out = ActorCritic(lm)(Tokens(*prompts, said.ids, said.mask), decoding)
     (out.logprobs.sum() + out.entropy.sum()).backward()
     grad = lm.get_output_embeddings().weight.grad
     assert grad.isfinite().all()

@@ -10,7 +10,6 @@ from rlhf import checkpoint, run_folder
 from rlhf.metrics import add_up
 from rlhf.models import Decoding
 from rlhf.ppo import PPOTrainer
-from rlhf.rollout import tokens
 from rlhf.types import microbatches, select
 from rlhf.update import Count, Turn
 
@@ -48,7 +47,7 @@ def test_first_epoch_gradient_is_the_policy_gradient(job, change):
     trainer.learner.loss(batch, Count.of(batch), TURN)[0].backward()
     surrogate = {name: p.grad.clone() for name, p in trainer.weights.items() if not name.startswith("value_head")}
     trainer.policy.zero_grad()
-    out = trainer.policy(*tokens(batch.rollout), Decoding())
+    out = trainer.policy(batch.rollout.tokens, Decoding())
     (-(out.logprobs * batch.advantages)[mask].mean()).backward()
     for name, grad in surrogate.items():
         torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)

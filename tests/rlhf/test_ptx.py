@@ -70,11 +70,11 @@ def test_order_is_not_that_of_the_prompts(stream):
 
 
 def test_texts_as_responses_by_hand(stream):
-    ids, mask, response, learn = stream.as_responses([([7, 8, 1], [False, True, True]), ([9, 1], [True, True])])
-    assert ids.tolist() == [[7], [9]]
-    assert mask.tolist() == [[True], [True]]
-    assert response.tolist() == [[8, 1], [1, 2]]
-    assert learn.tolist() == [[True, True], [True, False]]
+    tokens = stream.as_responses([([7, 8, 1], [False, True, True]), ([9, 1], [True, True])])
+    assert tokens.prompt_ids.tolist() == [[7], [9]]
+    assert tokens.prompt_mask.tolist() == [[True], [True]]
+    assert tokens.response_ids.tolist() == [[8, 1], [1, 2]]
+    assert tokens.response_mask.tolist() == [[True, True], [True, False]]
     assert stream.count([([7, 8, 1], [False, True, True]), ([9, 1], [True, True])]) == 3
 
 
@@ -88,7 +88,7 @@ def test_policy_gives_texts_the_loss_that_transformers_gives_them(models, write,
     stream = TextStream.load(write(rows), tokenizer, 128, 0)
     lm = load_causal_lm(ModelConfig(path=str(models(family))))
     with torch.no_grad():
-        logprobs = ActorCritic(lm)(*stream.as_responses(stream.examples), Decoding(), with_values=False).logprobs
+        logprobs = ActorCritic(lm)(stream.as_responses(stream.examples), Decoding(), with_values=False).logprobs
     total, count = 0.0, 0
     for ids, learn in stream.examples:
         labels = torch.tensor([[i if wanted else -100 for i, wanted in zip(ids, learn, strict=True)]])

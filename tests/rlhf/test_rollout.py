@@ -12,7 +12,7 @@ from rlhf.generation import uniforms
 from rlhf.loading import add_lora, load_causal_lm, load_tokenizer
 from rlhf.metrics import Clock
 from rlhf.models import ActorCritic, Decoding, Reference, exact_kl, frozen_head, places_of
-from rlhf.rollout import Extras, Sampler, cut_values, decode, forward_groups, read, respond, score, tokens, unread
+from rlhf.rollout import Extras, Sampler, cut_values, decode, forward_groups, read, respond, score, unread
 from rlhf.types import Prompts, Rollout, reach
 
 LENGTHS = [5, 1, 3, 2]
@@ -170,11 +170,11 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
     assert rollout.response_mask.sum(-1).unique().numel() > 1
     assert rollout.scores.isnan().all()
     with torch.no_grad():
-        out = policy(*tokens(rollout), Decoding(0.8))
+        out = policy(rollout.tokens, Decoding(0.8))
     for name, expected in [
         ("old_logprobs", out.logprobs),
         ("old_values", out.values),
-        ("ref_logprobs", reference.logprobs(*tokens(rollout), Decoding(0.8))),
+        ("ref_logprobs", reference.logprobs(rollout.tokens, Decoding(0.8))),
     ]:
         torch.testing.assert_close(getattr(rollout, name), expected, rtol=1e-4, atol=1e-5)
     assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01

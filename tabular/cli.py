@@ -1,4 +1,4 @@
-"""The `tabular` command: solve, run, compare, judge, watch, list."""
+"""The `tabular` command: solve, predict, run, compare, judge, watch, list."""
 
 import argparse
 import difflib
@@ -10,6 +10,13 @@ from pathlib import Path
 # Everything heavy is imported where it is used: --help and a mistyped option should answer at once.
 
 METHODS = ("value_iteration", "in_place", "prioritised", "policy_iteration")
+
+PREDICTION_SETTINGS = (
+    "Settings, by --NAME VALUE: alpha (default: 0.1; step size, 0 averages all returns with monte_carlo), gamma (1.0; "
+    "discount), initial_value (0.0; of all states), lam (0.0; trace decay of td), n (4; steps that n_step looks ahead)"
+    ", first_visit (False; monte_carlo learns from the first visit of an episode only). --env.NAME VALUE gives the "
+    "environment an option: --env.n_states 19"
+)
 
 
 class UserError(ValueError):
@@ -27,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         args.options, args.env_options = _read_options(rest, args)
-        commands = {"solve": _solve, "run": _run, "compare": _run, "judge": _judge, "watch": _watch, "list": _list}
-        return commands[args.command](args)
+        commands = {"solve": _solve, "predict": _predict, "run": _run, "compare": _run, "judge": _judge}
+        return (commands | {"watch": _watch, "list": _list})[args.command](args)
     except ValueError as error:
         print(f"tabular: {error}", file=sys.stderr)
         return 2
@@ -62,6 +69,17 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
     solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
     solve.add_argument("--seed", type=_whole, default=0, help="unused: planning draws nothing")
+
+    predict = command("predict", "estimate the values of a policy from episodes, beside the exact ones")
+    predict.add_argument("methods", metavar="METHOD", nargs="*", help="td, n_step, monte_carlo: one or more")
+    predict.add_argument("--env", metavar="ENV", help="an environment with a table, or a maze's text file")
+    predict.add_argument("--policy", choices=("random", "optimal"), default="random", help="whose values")
+    predict.add_argument("--episodes", type=_count, default=100, help="episodes of each seed")
+    predict.add_argument("--seeds", type=_count, default=20, help="how many")
+    predict.add_argument("--seed", type=_whole, default=0, help="the first of them")
+    predict.add_argument("--output", type=Path, metavar="DIR", help="folder (default: a new one in runs/)")
+    predict.usage = "%(prog)s METHOD [METHOD ...] --env ENV [OPTION ...] [--NAME VALUE ...]"
+    predict.epilog = PREDICTION_SETTINGS
 
     run = command("run", "train an algorithm on several seeds and report with intervals")
     run.add_argument("algorithms", metavar="ALGORITHM", nargs="?", help="see `tabular list`; not with --resume")
@@ -159,7 +177,7 @@ def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[s
             env_options[name[4:]] = value
         else:
             options[name] = value
-    if args.command in ("run", "compare") and not getattr(args, "resume", None):
+    if args.command in ("predict", "run", "compare") and not getattr(args, "resume", None):
         return options, env_options
     for name in (*options, *(f"env.{name}" for name in env_options if args.command not in ("solve", "judge"))):
         known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
@@ -204,6 +222,16 @@ def _solve(args: argparse.Namespace) -> int:
 def _unsolved(message: str) -> int:
     print(f"tabular: {message}", file=sys.stderr)
     return 1
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if not args.methods:
+        raise UserError("which METHOD? one or more of td, n_step, monte_carlo")
+    if args.env is None:
+        raise UserError("which environment? give --env, for instance --env RandomWalk; see `tabular list`")
+    from tabular.predict import compare
+
+    return compare(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from tabular import judging
 from tabular.envs.table import Grid, grid_of
@@ -110,6 +110,52 @@ def metric_curves(file: Path, groups: Mapping[str, Sequence[History]]) -> None:
         axes.ravel()[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("environment steps", fontsize=10)
     figure.savefig(file, dpi=110)
+
+
+def error_curves(file: Path, groups: Mapping[str, Float[np.ndarray, "N E"]]) -> None:
+    """Mean over seeds [N] of the error before and after each episode [E], with its 95% bootstrap band; one curve a
+    group (a method)."""
+    figure, axes = _figure()
+    (ax,) = axes.ravel()
+    for name, errors in groups.items():
+        places = np.unique(np.linspace(0, errors.shape[1] - 1, POINTS + 1).astype(int))
+        _band(ax, places, errors[:, places], name)
+    ax.set(xlabel="episodes", ylabel="RMS error of the values")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def estimates(
+    file: Path,
+    states: Int[np.ndarray, "S"],
+    exact: Float[np.ndarray, "S"],
+    groups: Mapping[str, tuple[Float[np.ndarray, "K S"], Float[np.ndarray, "S"]]],
+    episodes: Sequence[int],
+) -> None:
+    """A panel for each group (a method): its mean estimates after some `episodes` [K], the standard deviation of the
+    last ones as a band, and the exact values. After Sutton & Barto (2018), figure 6.2."""
+    figure, axes = _figure(1, len(groups), (2.0 + 3.2 * len(groups), 3.8))
+    from matplotlib import colormaps
+
+    places = np.arange(len(states))
+    for ax, (name, (values, spread)) in zip(axes.ravel(), groups.items(), strict=True):
+        if ax is not axes[0, 0]:
+            ax.sharey(axes[0, 0])
+        colours = colormaps["viridis_r"](np.linspace(0.1, 0.9, len(values)))
+        for row, colour, episode in zip(values, colours, episodes, strict=True):
+            ax.plot(places, row, color=colour, marker=".", label=str(episode))
+        band = {"color": colours[-1], "alpha": 0.15, "linewidth": 0, "label": f"{episodes[-1]} ± std of seeds"}
+        ax.fill_between(places, values[-1] - spread, values[-1] + spread, **band)
+        ax.plot(places, exact, color="black", linestyle="--", marker="o", markersize=4, label="exact")
+        ax.set_title(name, fontsize=10)
+        ax.set_xticks(places, states, fontsize=8 if len(states) <= 15 else 6)
+        ax.label_outer()
+    axes[0, 0].set_ylabel("value")
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, title="episodes", frameon=False, fontsize=8, loc="outside right upper")
+    figure.supxlabel("state", fontsize=10)
+    figure.savefig(file, dpi=120)
 
 
 def grid_values(

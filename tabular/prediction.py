@@ -85,7 +85,7 @@ def predict(
     first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
     for episode in range(episodes):
         if table is not None:
-            played = sample(table.start, *table[1:7], cumulative, limit, rng)
+            played = _sampled(table.start, *table[1:7], cumulative, limit, rng)
         else:
             played = _play(env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None)
         if len(played[1]) == limit == FOREVER and not played[2]:
@@ -93,6 +93,17 @@ def predict(
         learn_values(values, counts, *played, *rule, config.first_visit)
         history[episode] = values
     return history
+
+
+def _sampled(*args: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """`sample`, with Ctrl-C as Python knows it: numba answers SystemError while it hands the arrays over."""
+    try:
+        return sample(*args)
+    except SystemError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        raise (cause or error) from None
 
 
 def _play(

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from rich.console import Console
 from rich.table import Table
 
@@ -46,11 +46,12 @@ def solution(env_id: str, env: gym.Env, mdp: MDP, found: Solution, unit: str) ->
         )
 
 
-def visited(mdp: MDP) -> Bool[np.ndarray, "S"]:
-    """States in which an episode can act: not the holes, the goal or the cliff, where it is already over."""
-    states = mdp.start > 0
+def visited(mdp: MDP, policy: Float[np.ndarray, "S A"] | None = None) -> Bool[np.ndarray, "S"]:
+    """States in which an episode (of a policy, or None: of any) can act: not the holes, the goal or the cliff, where
+    it is already over."""
+    states, taken = mdp.start > 0, np.ones(mdp.rewards.shape) if policy is None else policy
     while True:
-        state_actions = np.repeat(states, mdp.n_actions).astype(float)
+        state_actions = (states[:, None] * taken).ravel()
         reached = states | (mdp.transitions.T @ state_actions > 0)
         if (reached == states).all():
             return states
@@ -71,6 +72,18 @@ def summary(title: str, columns: Mapping[str, Mapping[str, judging.Interval]]) -
     for name in dict.fromkeys(name for figures in columns.values() for name in figures):
         table.add_row(name, *(str(figures.get(name, "–")) for figures in columns.values()))
     table.caption = "95% bootstrap intervals over seeds"
+    console().print(table)
+
+
+def values(title: str, states: Int[np.ndarray, "S"], columns: Mapping[str, Float[np.ndarray, "S"]]) -> None:
+    """A row for each state, a column for each way to its value."""
+    largest = max(float(np.abs(column).max()) for column in columns.values())
+    digits = max(0, 4 - int(np.log10(max(largest, 1))))
+    table = Table("state", title=title)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for i, state in enumerate(states):
+        table.add_row(str(state), *(f"{column[i]:.{digits}f}" for column in columns.values()))
     console().print(table)
 
 

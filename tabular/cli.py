@@ -190,7 +190,7 @@ def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[s
 def _solve(args: argparse.Namespace) -> int:
     from tabular import show
     from tabular.environments import find_env, make_env
-    from tabular.mdp import MDP
+    from tabular.mdp import MDP, reachable
     from tabular.planning import action_values, greedy_actions, policy_iteration, value_iteration
 
     env_id, options = find_env(args.env, args.env_options)
@@ -212,7 +212,7 @@ def _solve(args: argparse.Namespace) -> int:
         if grid is None:
             raise UserError(f"{env_id} is no grid, so there is nothing to draw")
         best = greedy_actions(action_values(mdp, found.values))
-        grid_values(new_file(args.plot), grid, found.values, best, show.visited(mdp), f"{env_id}, gamma {args.gamma:g}")
+        grid_values(new_file(args.plot), grid, found.values, best, reachable(mdp), f"{env_id}, gamma {args.gamma:g}")
         print(f"drawn: {args.plot}")
     if not found.converged:
         return _unsolved(f"{env_id}: not solved to {args.tol:g}: {found.reason}")

@@ -11,9 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tabular import algorithms, plots, runs, show
 from tabular.environments import SHORT_NAMES, find_env, make_env
-from tabular.envs.maze import read_layout
 from tabular.envs.table import TableEnv, grid_of
-from tabular.mdp import MDP
+from tabular.mdp import MDP, reachable
 from tabular.runs import RunConfig, SeedResult
 
 
@@ -21,8 +20,6 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
     """`run` and `compare`: everything is checked before the first folder is made."""
     env_id, env_options = find_env(args.env, args.env_options)
     env = make_env(env_id, env_options)
-    if Path(str(env_options.get("layout"))).is_file():  # the run keeps the maze itself: the file may change or move
-        env_options["layout"] = "\n".join(read_layout(env_options["layout"])) + "\n"
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is named twice: each algorithm is compared once")
     classes = {name: algorithms.load(name) for name in names}
@@ -50,7 +47,7 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
         configs[name] = config
 
     title = "-".join([names[0] if len(names) == 1 else "compare", env_id.split("/")[-1]])
-    output = args.output or _new_folder(Path("runs"), title)
+    output = args.output or runs.new_folder(title)
     if len(configs) == 1:
         (config,) = configs.values()
         runs.create(output, config)
@@ -76,8 +73,8 @@ def _train_several(folder: Path, configs: Mapping[str, RunConfig]) -> int:
         runs.write_summary(folder / name, summaries[name])
         _draw_run(folder / name, config, results[folder / name])
     histories = {name: [result.learner.history for result in results[folder / name]] for name in configs}
-    _draw(lambda: plots.learning_curves(folder / "learning_curves.png", histories, config.steps, config.goal()))
-    _draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
+    plots.draw(lambda: plots.learning_curves(folder / "learning_curves.png", histories, config.steps, config.goal()))
+    plots.draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
     print(f"written: {folder}")
     return 0
 
@@ -111,14 +108,6 @@ def _changed(config: Any, own: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name in own}
 
 
-def _new_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or with the first number behind it that is free."""
-    folder, number = parent / name, 2
-    while folder.exists():
-        folder, number = parent / f"{name}-{number}", number + 1
-    return folder
-
-
 def _train_all(parent: Path, configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]]:
     """Trains all runs; an interruption names the folder `parent`, with which they are carried on."""
     bar = Progress(
@@ -138,16 +127,16 @@ def _train_all(parent: Path, configs: Mapping[Path, RunConfig]) -> dict[Path, li
 def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> None:
     """The pictures of a run; of the first seed's agent where one agent is shown."""
     first, histories = results[0].learner, {config.algorithm: [result.learner.history for result in results]}
-    _draw(lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()))
-    _draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
-    _draw(lambda: _draw_grid(folder, config, first))
+    plots.draw(lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()))
+    plots.draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
+    plots.draw(lambda: _draw_grid(folder, config, first))
 
     def film() -> None:
         frames = plots.episode_frames(first, config.make_env, config.seeds[0])
         plots.save_gif(folder / "episode.gif", frames)
         plots.save_strip(folder / "episode.png", frames)
 
-    _draw(film, quiet=True)
+    plots.draw(film, quiet=True)
 
 
 def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
@@ -164,7 +153,7 @@ def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
         plots.grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, "values, policy")
         plots.grid_values(folder / "visits.png", grid, visits.astype(float), None, visits > 0, "visits")
     elif table is None:
-        acts = show.visited(MDP.from_gym(env, 1.0))
+        acts = reachable(MDP.from_gym(env, 1.0))
         values, chosen = np.zeros(len(acts)), np.zeros((len(acts), env.action_space.n), dtype=bool)
         for state in np.flatnonzero(acts):
             env.s = int(state)
@@ -173,15 +162,6 @@ def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
             chosen[state, learner.act(observation, mask)] = True
             values[state] = learner.value(observation, mask)
         plots.grid_values(folder / "policy.png", grid, np.nan_to_num(values), chosen, acts, "values, policy")
-
-
-def _draw(picture: Any, quiet: bool = False) -> None:
-    """Draws, or says why not: a run without pictures is a run all the same."""
-    try:
-        picture()
-    except ValueError as error:
-        if not quiet:
-            print(f"no picture: {error}")
 
 
 def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path | None) -> int:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,19 +11,28 @@ from gymnasium.envs.registration import load_env_creator
 
 import tabular.envs
 from tabular.algorithms import near, parse
+from tabular.envs.maze import read_layout
 
 SHORT_NAMES = {env_id.split("/")[1].split("-v")[0].lower(): env_id for env_id in tabular.envs.IDS}
 """maze -> tabular/Maze-v0, ..."""
 
+MAZES = ("tabular/Maze-v0", "tabular/MaskedMaze-v0")
+"""Environments with a `layout`."""
+
 
 def find_env(text: str, options: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
-    """The id, and the options as values. Raises ValueError, with the near names, for an unknown one."""
+    """The id, and the options as values; a maze's file becomes its text, because the file may change or move.
+
+    Raises ValueError, with the near names, for an unknown environment, and for a file that is no maze.
+    """
     values = {name: parse(value) for name, value in (options or {}).items()}
     if text.endswith(".txt"):
-        return "tabular/Maze-v0", {"layout": text, **values}
+        text, values = "maze", {"layout": text, **values}
     env_id = SHORT_NAMES.get(text.lower(), text)
     if env_id not in gym.registry and ":" not in env_id:
         raise ValueError(_unknown(env_id, [*gym.registry]))
+    if env_id in MAZES and Path(str(values.get("layout"))).is_file():
+        values["layout"] = "\n".join(read_layout(values["layout"])) + "\n"
     return env_id, values
 
 

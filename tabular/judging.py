@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tabular.history import History
-from tabular.mdp import MDP
+from tabular.mdp import MDP, reachable
 from tabular.tables import time_limit
 
 Number = float | int
@@ -216,12 +216,7 @@ def area_under_curve(history: History, total_steps: int) -> float:
 
 def state_coverage(visits: np.ndarray, mdp: MDP) -> float:
     """Share of the states in which an episode can act that were visited (`visits` [S] above 0)."""
-    reachable = mdp.start > 0
-    while True:
-        entered = mdp.transitions.T @ np.repeat(reachable, mdp.n_actions).astype(float) > 0
-        if (reachable | entered == reachable).all():
-            return float((visits[reachable] > 0).mean())
-        reachable |= entered
+    return float((visits[reachable(mdp)] > 0).mean())
 
 
 class ActionNoise(gym.Wrapper):

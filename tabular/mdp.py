@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.sparse import csr_array, eye_array, kron
 
 Number = float | int | np.number
@@ -126,6 +126,18 @@ def with_random_actions(mdp: MDP, probability: float | int) -> MDP:
     mix = kron(eye_array(mdp.n_states), each + (1 - probability) * np.eye(mdp.n_actions), format="csr")
     rewards = (mix @ mdp.rewards.ravel()).reshape(mdp.rewards.shape)
     return MDP(csr_array(mix @ mdp.transitions), rewards, mdp.gamma, mdp.start)
+
+
+def reachable(mdp: MDP, policy: Float[np.ndarray, "S A"] | None = None) -> Bool[np.ndarray, "S"]:
+    """States in which an episode (of a policy, or None: of any) can act: not the holes, the goal or the cliff, where
+    it is already over."""
+    states, taken = mdp.start > 0, np.ones(mdp.rewards.shape) if policy is None else policy
+    while True:
+        state_actions = (states[:, None] * taken).ravel()
+        reached = states | (mdp.transitions.T @ state_actions > 0)
+        if (reached == states).all():
+            return states
+        states = reached
 
 
 def line_world(

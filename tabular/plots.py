@@ -33,6 +33,15 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def draw(picture: Callable[[], None], quiet: bool = False) -> None:
+    """Draws, or says why not: a run without pictures is a run all the same."""
+    try:
+        picture()
+    except ValueError as error:
+        if not quiet:
+            print(f"no picture: {error}")
+
+
 def new_file(file: Path) -> Path:
     """The same path. Raises ValueError if something is there already (nothing is ever overwritten), or no folder."""
     if file.exists():

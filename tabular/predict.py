@@ -16,10 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from tabular import algorithms, commands, judging, plots, show
+from tabular import algorithms, judging, plots, runs, show
 from tabular.environments import find_env, make_env
-from tabular.envs.maze import read_layout
-from tabular.mdp import MDP
+from tabular.mdp import MDP, reachable
 from tabular.planning import policy_evaluation, value_iteration
 from tabular.prediction import METHODS, PredictionConfig, predict
 from tabular.tables import compile_table, time_limit
@@ -51,13 +50,11 @@ def compare(args: argparse.Namespace) -> int:
     env_id, env_options = find_env(args.env, args.env_options)
     make = partial(make_env, env_id, env_options)
     mdp, allowed = _exact(env_id, make(), shared.gamma)
-    if Path(str(env_options.get("layout"))).is_file():  # the folder keeps the maze itself: the file may change or move
-        env_options["layout"] = "\n".join(read_layout(env_options["layout"])) + "\n"
     policy = _policy(args.policy, mdp, allowed)
-    states = np.flatnonzero(show.visited(mdp, policy))
+    states = np.flatnonzero(reachable(mdp, policy))
     exact = policy_evaluation(mdp, policy)[states]
     name = f"predict-{env_id.split('/')[-1]}"
-    folder = args.output or commands._new_folder(Path("runs"), name)
+    folder = args.output or runs.new_folder(name)
     if folder.exists():
         raise ValueError(f"{folder} exists already: take another --output")
 
@@ -66,8 +63,8 @@ def compare(args: argparse.Namespace) -> int:
     learnt = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("seeds")) as bar:
         for method, config in configs.items():
-            runs = bar.track(seeds, description=_label(config))
-            learnt[method] = _learn(make, policy, config, args.episodes, runs, states, exact, marks)
+            tracked = bar.track(seeds, description=_label(config))
+            learnt[method] = _learn(make, policy, config, args.episodes, tracked, states, exact, marks)
 
     labels = {method: _label(config) for method, config in configs.items()}
     last = {labels[method]: one.values[-1] for method, one in learnt.items()}
@@ -236,7 +233,7 @@ def _draw(
     marks: Sequence[int],
 ) -> None:
     errors = {labels[method]: one.errors for method, one in learnt.items()}
-    commands._draw(lambda: plots.error_curves(folder / "errors.png", errors))
+    plots.draw(lambda: plots.error_curves(folder / "errors.png", errors))
     if len(states) <= PICTURE_STATES:
         values = {labels[method]: (one.values, one.spread) for method, one in learnt.items()}
-        commands._draw(lambda: plots.estimates(folder / "values.png", states, exact, values, marks))
+        plots.draw(lambda: plots.estimates(folder / "values.png", states, exact, values, marks))

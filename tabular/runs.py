@@ -87,6 +87,14 @@ class SeedResult:
     evaluations: list[dict[str, Number]]
 
 
+def new_folder(name: str) -> Path:
+    """`runs/name`, or with the first number behind it that is free."""
+    folder, number = Path("runs") / name, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{name}-{number}", number + 1
+    return folder
+
+
 def create(folder: Path, config: RunConfig) -> None:
     """Makes a run folder with its config. Raises ValueError if there is something of this name: nothing is ever
     overwritten."""
@@ -139,6 +147,8 @@ def read_config(folder: Path) -> RunConfig:
         }
         return RunConfig(**{**content, "settings": settings})
     except (TypeError, KeyError, AttributeError, ValueError, yaml.YAMLError) as error:
+        if (folder / "errors.csv").is_file():
+            raise ValueError(f"{folder} is of `tabular predict`: there is no agent in it") from error
         raise ValueError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 

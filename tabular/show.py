@@ -6,13 +6,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.table import Table
 
 from tabular import judging
 from tabular.envs.table import Grid, grid_of
-from tabular.mdp import MDP
+from tabular.mdp import MDP, reachable
 from tabular.planning import Solution
 from tabular.tables import time_limit
 
@@ -34,7 +34,7 @@ def solution(env_id: str, env: gym.Env, mdp: MDP, found: Solution, unit: str) ->
     grid = grid_of(env)
     if grid is None:
         return
-    acts = visited(mdp)
+    acts = reachable(mdp)
     cells = {
         "policy": [grid.arrows[action] for action in found.policy],
         "values": [f"{value:.4g}" for value in found.values],
@@ -44,18 +44,6 @@ def solution(env_id: str, env: gym.Env, mdp: MDP, found: Solution, unit: str) ->
         console().print(
             grid_text(grid, [text if act else None for text, act in zip(texts, acts, strict=True)]), soft_wrap=True
         )
-
-
-def visited(mdp: MDP, policy: Float[np.ndarray, "S A"] | None = None) -> Bool[np.ndarray, "S"]:
-    """States in which an episode (of a policy, or None: of any) can act: not the holes, the goal or the cliff, where
-    it is already over."""
-    states, taken = mdp.start > 0, np.ones(mdp.rewards.shape) if policy is None else policy
-    while True:
-        state_actions = (states[:, None] * taken).ravel()
-        reached = states | (mdp.transitions.T @ state_actions > 0)
-        if (reached == states).all():
-            return states
-        states = reached
 
 
 def grid_text(grid: Grid, texts: Sequence[str | None]) -> str:

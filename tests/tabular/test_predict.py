@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from tabular import plots, prediction, show
+from tabular import plots, prediction
 from tabular.cli import PREDICTION_SETTINGS, main
-from tabular.mdp import MDP
+from tabular.mdp import MDP, reachable
 from tabular.planning import policy_evaluation
 from tabular.predict import _label, _marks
 from tabular.prediction import PredictionConfig, predict
@@ -136,9 +136,9 @@ def test_the_optimal_policy(capsys, tmp_path):
 
 def test_states_of_a_policy():
     mdp = MDP.from_gym(gym.make("CliffWalking-v1"), 1.0)
-    assert show.visited(mdp).sum() == 37
+    assert reachable(mdp).sum() == 37
     up = np.tile(np.eye(4)[0], (48, 1))
-    assert np.flatnonzero(show.visited(mdp, up)).tolist() == [0, 12, 24, 36]
+    assert np.flatnonzero(reachable(mdp, up)).tolist() == [0, 12, 24, 36]
 
 
 def test_a_masked_maze_is_walked_without_its_walls(capsys, tmp_path):
@@ -299,3 +299,11 @@ def test_interrupted(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(prediction, "sample", lambda *_: exec("raise SystemError('another')"))
     with pytest.raises(SystemError, match="another"):
         main(["predict", "td", *WALK])
+
+
+def test_a_prediction_is_no_run(capsys, tmp_path):
+    argv = ("td", "--env", "RandomWalk", "--seeds", "1", "--episodes", "2", "--output", "walk")
+    assert run(capsys, *argv)[0] == 0
+    for command in (("watch", "walk"), ("run", "--resume", "walk"), ("judge", "walk")):
+        assert main(command) == 2
+        assert capsys.readouterr().err == "tabular: walk is of `tabular predict`: there is no agent in it\n"

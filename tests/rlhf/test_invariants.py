@@ -376,9 +376,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_
     )
     rollout = trainer.generate(["the film is", "a good", "it", "no end in"] * 2)
     rows = torch.arange(8)
-    values = trainer.policy.values_after(
-        rollout.prompts.prompt_ids, rollout.prompts.prompt_mask, rollout.response_ids, rollout.response_mask
-    )
+    values = trainer.policy.values_after(rollout.tokens)
     scorer = ModelReward(str(tmp_path / "reward"), "cpu")
     from rlhf.data import pad
     from rlhf.models import sequence_scores

@@ -13,16 +13,20 @@ class UserError(ValueError):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """End the process with `error: ...` and status 2 instead of a traceback when the input was at fault.
-
-    One of several processes ends at once when its work is done: threads of gloo outlive their group, and one that asks
-    for the interpreter while it is taken down aborts a run that has finished (seen once in many on a busy machine).
-    """
+    """End the process with `error: ...` and status 2 instead of a traceback when the input was at fault."""
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def end_at_once() -> None:
+    """End one of several processes whose work is done, without taking the interpreter down.
+
+    Threads of gloo outlive their group, and one that asks for the interpreter meanwhile aborts a run that has finished:
+    seen once in many runs on a busy machine.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

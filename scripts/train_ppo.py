@@ -1,7 +1,7 @@
 """Train a policy with PPO: `accelerate launch scripts/train_ppo.py --config FILE --ppo.lr 1e-5`."""
 
 from rlhf import PPOJob, PPOTrainer, parse
-from rlhf.errors import reported
+from rlhf.errors import end_at_once, reported
 from rlhf.progress import quiet
 
 if __name__ == "__main__":
@@ -10,3 +10,4 @@ if __name__ == "__main__":
         job = parse(PPOJob)
         trainer = PPOTrainer(job)
         trainer.train()
+        end_at_once()

@@ -1,7 +1,7 @@
 """Train a reward model on preference pairs: `accelerate launch scripts/train_reward.py --config FILE`."""
 
 from rlhf import RewardJob, parse, train_reward_model
-from rlhf.errors import reported
+from rlhf.errors import end_at_once, reported
 from rlhf.progress import quiet
 
 if __name__ == "__main__":
@@ -9,3 +9,4 @@ if __name__ == "__main__":
         quiet()
         job = parse(RewardJob)
         train_reward_model(job)
+        end_at_once()

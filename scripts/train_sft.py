@@ -1,7 +1,7 @@
 """Fine-tune a language model, or train a new one: `accelerate launch scripts/train_sft.py --config FILE`."""
 
 from rlhf import SFTJob, parse, train_sft
-from rlhf.errors import reported
+from rlhf.errors import end_at_once, reported
 from rlhf.progress import quiet
 
 if __name__ == "__main__":
@@ -9,3 +9,4 @@ if __name__ == "__main__":
         quiet()
         job = parse(SFTJob)
         train_sft(job)
+        end_at_once()

@@ -4,8 +4,9 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 # Everything heavy is imported where it is used: --help and a mistyped option should answer at once.
 
@@ -27,20 +28,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns the exit code: 0 done, 1 no solution within the limits, 2 a mistake in the call."""
     # Small networks are fastest on one thread, and two that wait for each other on a busy machine are slow indeed.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.command is None:
-        parser.print_help()
+    words = list(sys.argv[1:] if argv is None else argv)
+    top, parsers = _parsers()
+    if not words:
+        top.print_help()
         return 2
     try:
-        args.options, args.env_options = _read_options(rest, args)
+        if words[0].startswith("-"):
+            top.parse_args(words)
+        name, parser = words[0], parsers.get(words[0])
+        if parser is None:
+            near = difflib.get_close_matches(name, parsers)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(parsers)}"
+            raise UserError(f"unknown command {name!r}: {hint}")
+        known, own = _take_options(words[1:], parser)
+        args = parser.parse_intermixed_args(known)
+        args.command = name
+        args.options, args.env_options = _sort_options(own, args)
         commands = {"solve": _solve, "predict": _predict, "run": _run, "compare": _run, "judge": _judge}
-        return (commands | {"watch": _watch, "list": _list})[args.command](args)
+        return (commands | {"watch": _watch, "list": _list})[name](args)
     except ValueError as error:
         print(f"tabular: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `| head`: what was to be written is written, and nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        print(f"tabular: {error.filename or args.command}: {error.strerror or error}", file=sys.stderr)
+        print(f"tabular: {error.filename or words[0]}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         hint = f"; what was saved is carried on with `tabular run --resume {stop}`" if str(stop) else ""
@@ -48,21 +62,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tabular", description="Classical reinforcement learning, small and exact.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+
+def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser that knows the commands' names, and that of each command."""
+    top = _Parser(prog="tabular", description="Classical reinforcement learning, small and exact.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    env_option = "--env.NAME VALUE gives the environment an option (--env.size 21); `tabular list ENV` shows them"
+
+    def command(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
             help=text,
             description=text,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-            epilog="--env.NAME VALUE gives the environment an option: --env.size 21",
+            epilog=epilog,
         )
 
-    solve = command("solve", "compute optimal values and policy from the environment's table")
+    solve = command("solve", "compute optimal values and policy from the environment's table", env_option)
     solve.add_argument("env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
     solve.add_argument("--gamma", type=_share, default=0.99, help="discount in [0, 1]")
     solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
@@ -95,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
         training.add_argument("--threshold", type=_finite, help="return that counts as solved")
-        training.epilog = "--NAME VALUE gives the algorithm a setting: --alpha 0.5; `tabular list ALGORITHM` shows them"
+        own = "--NAME VALUE gives the algorithm a setting (--alpha 0.5); `tabular list ALGORITHM` shows them"
+        training.epilog = f"{own}. {env_option}"
 
     judge = command("judge", "judge a finished run's greedy policies, also in a changed world")
     judge.add_argument("run", metavar="RUN", type=Path, help="a run folder")
@@ -112,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("--delay", type=_delay, default=0.2, help="seconds between steps")
     watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
 
-    listing = command("list", "show environments and algorithms, or one algorithm's settings")
-    listing.add_argument("name", metavar="ALGORITHM", nargs="?", help="show its settings")
-    return parser
+    listing = command("list", "show environments and algorithms, or the settings of one")
+    listing.add_argument("name", metavar="ALGORITHM or ENV", nargs="?", help="show its settings")
+    return top, commands.choices
 
 
 def _number(text: str) -> float:
@@ -159,31 +181,46 @@ def _count(text: str) -> int:
     return _whole(text, 1)
 
 
-def _read_options(rest: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """`--alpha 0.5 --env.size=21` -> `{"alpha": "0.5"}`, `{"size": "21"}`: what argparse does not know."""
-    options: dict[str, str] = {}
-    env_options: dict[str, str] = {}
-    waiting = list(rest)
+def _take_options(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, str]]:
+    """The words that argparse knows, and the other options: `--alpha 0.5 --env.size=21` -> `{"alpha": "0.5",
+    "env.size": "21"}`. Before argparse, which would take the value of an option that it does not know for a name."""
+    actions, known, own, waiting = parser._option_string_actions, [], {}, list(words)
     while waiting:
-        name, equals, value = waiting.pop(0).partition("=")
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
         if not name.startswith("--"):
-            raise UserError(f"unexpected argument {name!r}")
-        if not equals:
+            known.append(word)
+            continue
+        action = actions.get(name.replace("_", "-"))
+        if not equals and (action is None or action.nargs != 0):
             if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"option {name} is unknown, or misses its value")
+                raise UserError(
+                    f"option {name} " + ("misses its value" if action else "is unknown, or misses its value")
+                )
             value = waiting.pop(0)
-        name = name[2:].replace("-", "_")
-        if name.startswith("env."):
-            env_options[name[4:]] = value
+        if action is None:
+            own[name[2:].replace("-", "_")] = value
         else:
-            options[name] = value
-    if args.command in ("predict", "run", "compare") and not getattr(args, "resume", None):
-        return options, env_options
-    for name in (*options, *(f"env.{name}" for name in env_options if args.command not in ("solve", "judge"))):
-        known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
-        near = difflib.get_close_matches(name, known)
-        hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
-        raise UserError(f"unknown option --{name}{hint}")
+            known.append(name.replace("_", "-") + (f"={value}" if action.nargs != 0 else ""))
+    return known, own
+
+
+def _sort_options(own: Mapping[str, str], args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """Settings of algorithms and options of the environment. Raises UserError where the command takes none."""
+    options = {name: value for name, value in own.items() if not name.startswith("env.")}
+    env_options = {name.removeprefix("env."): value for name, value in own.items() if name.startswith("env.")}
+    if getattr(args, "resume", None) and own:
+        raise UserError(
+            f"--resume takes everything from the run's folder: leave {', '.join(f'--{n}' for n in own)} out"
+        )
+    takes_settings = args.command in ("predict", "run", "compare")
+    takes_env_options = takes_settings or args.command in ("solve", "judge")
+    for name in own:
+        if not (takes_env_options if name.startswith("env.") else takes_settings):
+            known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
+            near = difflib.get_close_matches(name, known)
+            hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
+            raise UserError(f"unknown option --{name}{hint}")
     return options, env_options
 
 
@@ -238,7 +275,7 @@ def _run(args: argparse.Namespace) -> int:
     from tabular import commands
 
     if getattr(args, "resume", None):
-        usual = vars(_parser().parse_args(["run"]))
+        usual = vars(_parsers()[1]["run"].parse_args([]))
         given = [name for name in usual if name != "resume" and getattr(args, name) != usual[name]]
         if given:
             names = ", ".join("ALGORITHM" if name == "algorithms" else f"--{name}" for name in given).replace("_", "-")

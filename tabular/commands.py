@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tabular import algorithms, plots, runs, show
-from tabular.environments import SHORT_NAMES, find_env, make_env
+from tabular.environments import SHORT_NAMES, find_env, make_env, options_of
 from tabular.envs.table import TableEnv, grid_of
 from tabular.mdp import MDP, reachable
 from tabular.runs import RunConfig, SeedResult
@@ -83,9 +83,9 @@ def _train_one(folder: Path, config: RunConfig) -> int:
     results = _train_all(folder, {folder: config})[folder]
     summary = runs.summarise(config, results)
     runs.write_summary(folder, summary)
+    _draw_run(folder, config, results)
     title = f"{config.algorithm} on {config.env}, {config.steps} steps, {len(config.seeds)} seeds"
     show.summary(title, {config.algorithm: summary})
-    _draw_run(folder, config, results)
     print(f"written: {folder}")
     return 0
 
@@ -110,9 +110,8 @@ def _changed(config: Any, own: Mapping[str, str]) -> dict[str, Any]:
 
 def _train_all(parent: Path, configs: Mapping[Path, RunConfig]) -> dict[Path, list[SeedResult]]:
     """Trains all runs; an interruption names the folder `parent`, with which they are carried on."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn()
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=show.console())
     results = {}
     with bar:
         for folder, config in configs.items():
@@ -182,9 +181,17 @@ def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path 
 
 
 def show_list(name: str | None) -> int:
-    """`list`: environments and algorithms, or the settings of one algorithm."""
-    if name is not None:
+    """`list`: environments and algorithms, or the settings of one of them."""
+    if name in algorithms.ALGORITHMS:
         show.options(name, algorithms.describe(algorithms.load(name).Config))
+        return 0
+    if name is not None:
+        try:
+            env_id, _ = find_env(name)
+        except ValueError:
+            known = [*algorithms.ALGORITHMS, *SHORT_NAMES]
+            raise ValueError(f"unknown algorithm or environment {name!r}: {algorithms.near(name, known)}") from None
+        show.options(env_id, [(f"env.{option}", default, "") for option, default in options_of(env_id).items()])
         return 0
     show.environments({env_id: short for short, env_id in SHORT_NAMES.items()})
     show.algorithms([(name, algorithms.fits(name), source) for name, source in algorithms.SOURCES.items()])

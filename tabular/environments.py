@@ -56,6 +56,16 @@ def make_env(env_id: str, options: Mapping[str, Any]) -> gym.Env:
         raise ValueError(str(error)) from error
 
 
+def options_of(env_id: str) -> dict[str, str]:
+    """The options that an environment can be made with, and their defaults."""
+    spec: Any = gym.spec(env_id)
+    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    parameters = inspect.signature(creator).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "render_mode"}
+    defaults |= {"max_episode_steps": spec.max_episode_steps} | spec.kwargs
+    return {name: "" if default is inspect.Parameter.empty else str(default) for name, default in defaults.items()}
+
+
 def _unknown(env_id: str, known: list[str]) -> str:
     # By name without the version, which makes strangers look alike; the last version registered is the newest.
     # Gymnasium has namespaces of its own (one of them `tabular`, too) for twins that need JAX.

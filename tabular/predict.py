@@ -61,7 +61,8 @@ def compare(args: argparse.Namespace) -> int:
     seeds = range(args.seed, args.seed + args.seeds)
     marks = _marks(args.episodes)
     learnt = {}
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("seeds")) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("seeds"))
+    with Progress(*columns, console=show.console()) as bar:
         for method, config in configs.items():
             tracked = bar.track(seeds, description=_label(config))
             learnt[method] = _learn(make, policy, config, args.episodes, tracked, states, exact, marks)

@@ -1,5 +1,7 @@
 """What the `tabular` command prints: tables, grids, an episode step by step."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,9 +19,17 @@ from tabular.planning import Solution
 from tabular.tables import time_limit
 
 
+class Unheard(Console):
+    """Goes on in silence where the reader has left (`| head`), instead of ending the process before its work is done."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console() -> Console:
     """Made anew each time: standard output may have been redirected meanwhile."""
-    return Console(highlight=False)
+    return Unheard(highlight=False)
 
 
 def solution(env_id: str, env: gym.Env, mdp: MDP, found: Solution, unit: str) -> None:

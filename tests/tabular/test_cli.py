@@ -91,7 +91,7 @@ def test_list_of_settings(capsys):
     assert code == 0
     assert "--epsilon" in out
     assert "0.1" in out
-    assert run(capsys, "list", "sarsaa")[2] == "tabular: unknown algorithm 'sarsaa': did you mean sarsa?\n"
+    assert run(capsys, "list", "sarsaa")[2] == "tabular: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
 
 
 def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):
@@ -149,7 +149,7 @@ def test_environments_that_cannot_be_solved(capsys, env_id, message):
         (["--speed", "9"], "unknown option --speed"),
         (["--gama", "9"], "unknown option --gama: did you mean --gamma?"),
         (["--gama"], "option --gama is unknown, or misses its value"),
-        (["now"], "unexpected argument 'now'"),
+        (["now"], "unrecognized arguments: now"),
         (["--env.is_slipery", "0"], "FrozenLake-v1 has no option --env.is_slipery: did you mean is_slippery?"),
     ],
 )

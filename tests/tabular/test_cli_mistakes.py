@@ -1,17 +1,31 @@
 """A mistake ends in one line that names the value and what to do, and nothing is overwritten."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tabular import runs
 from tabular.cli import main
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("--steps", "200", "--evaluate-every", "200", "--eval-episodes", "1")
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *argv):
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # --help
+        code = stop.code
+    return code, *capsys.readouterr()
 
 
 def fails(capsys, *argv):
@@ -88,3 +102,71 @@ def test_interrupted_names_the_folder(capsys, monkeypatch):
     monkeypatch.setattr(runs, "train", stop)
     assert main(["run", "q_learning", "--env", "maze", "--output", "mine"]) == 130
     assert capsys.readouterr().err.endswith("`tabular run --resume mine`\n")
+
+
+def test_options_may_stand_before_names_and_be_spelt_either_way(capsys, tmp_path):
+    """Argparse alone takes the value of an option that it does not know for a name."""
+    end = ("--env.size", "5", "--steps", "200", "--eval-episodes", "1")
+    code, _, err = run(capsys, "run", "--alpha", "0.5", "--env", "maze", *end, "--output", "a", "q_learning")
+    assert (code, err) == (0, "")
+    spelt = ("--initial-q=0", "--evaluate_every", "100", "--threshold", "-1")
+    code, _, err = run(capsys, "compare", *spelt, "--env", "maze", *end, "--output", "b", "q_learning", "sarsa")
+    assert (code, err) == (0, "")
+    config = runs.read_config(tmp_path / "b" / "sarsa")
+    assert (config.settings, config.evaluate_every, config.threshold) == ({"initial_q": 0}, 100, -1.0)
+    code, out, _ = run(capsys, "solve", "--env.size", "5", "--gamma=0.9", "maze")
+    assert code == 0
+    assert "gamma 0.9" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["solv", "maze"], "unknown command 'solv': did you mean solve?"),
+        (["xyz"], "unknown command 'xyz': there are solve, predict, run, compare, judge, watch, list"),
+        (["--sede=3"], "unrecognized arguments: --sede=3"),
+        (["solve"], "the following arguments are required: ENV"),
+        (["solve", "maze", "--gamma"], "option --gamma misses its value"),
+        (["run", "q_learning", "--steps", "0"], "argument --steps: must be a whole number from 1, got '0'"),
+        (
+            ["run", "--resume", "r", "--alpha", "0.5"],
+            "--resume takes everything from the run's folder: leave --alpha out",
+        ),
+        (["watch", "r", "--env.slip", "1"], "unknown option --env.slip"),
+    ],
+)
+def test_a_mistake_in_the_call_is_one_line(capsys, argv, message):
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("tabular: ")
+    assert err.count("\n") == 1
+
+
+def test_help_says_what_a_command_takes(capsys):
+    assert "--env.NAME" not in run(capsys, "watch", "--help")[1]
+    for command in ("run", "compare"):
+        out = " ".join(run(capsys, command, "--help")[1].split())
+        assert "--NAME VALUE gives the algorithm a setting" in out
+        assert "--env.NAME VALUE gives the environment an option" in out
+
+
+def test_the_options_of_an_environment_are_listed(capsys):
+    code, out, _ = run(capsys, "list", "maze")
+    assert code == 0
+    assert "--env.slip" in out
+    assert "--env.max_episode_steps" in out
+    assert "--env.is_slippery" in run(capsys, "list", "FrozenLake-v1")[1]
+    assert "did you mean q_learning or" in run(capsys, "list", "q_lerning")[2]
+
+
+def test_a_reader_who_leaves_early_costs_nothing(tmp_path):
+    """`tabular run ... | head -1`: what belongs into the folder is there before the table is printed."""
+    argv = ["run", "q_learning", "--env", "maze", "--steps", "500", "--eval-episodes", "1", "--output", "early"]
+    command = [sys.executable, "-m", "tabular.cli", *argv]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=tmp_path) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (0, b"")
+    assert {"summary.json", "policy.png"} <= {file.name for file in (tmp_path / "early").iterdir()}

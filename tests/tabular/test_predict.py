@@ -243,7 +243,6 @@ def test_the_help_names_every_setting(capsys):
         (["td", *WALK, "--policy", "best"], "argument --policy: invalid choice: 'best'"),
         (["td", *WALK, "--episodes", "0"], "argument --episodes: must be a whole number from 1, got '0'"),
         (["td", *WALK, "--seeds", "0"], "argument --seeds: must be a whole number from 1, got '0'"),
-        (["td", *WALK, "n_step"], "unexpected argument 'n_step'"),
         (["td", "--env", "CartPole-v1"], "CartPole-v1: estimates are compared with exact values"),
         (["td", "--env", "ShortCorridor"], "From Python, tabular.prediction.predict"),
         (["td", "--env", "Taxi-v4", "--env.fickle_passenger", "true"], "transition table `P` is all there is to it"),

@@ -4,11 +4,13 @@ import ast
 import difflib
 import importlib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 
 ALGORITHMS = {
     "q_learning": "tabular.control:QLearning",
@@ -75,17 +77,35 @@ def fits(name: str) -> str:
     if name in TABLES:
         return "discrete observations and actions"
     return (
-        "any observations, discrete actions" if name in VALUES else "any observations, discrete or continuous actions"
+        "observations of numbers, discrete actions"
+        if name in VALUES
+        else "observations of numbers, discrete or continuous actions"
     )
 
 
 def fitting(env: gym.Env) -> list[str]:
-    """The algorithms for an environment's spaces."""
-    discrete = isinstance(env.action_space, gym.spaces.Discrete)
-    parts = getattr(env.observation_space, "spaces", [env.observation_space])
-    parts = parts.values() if isinstance(parts, Mapping) else parts
-    counted = all(isinstance(part, gym.spaces.Discrete | gym.spaces.MultiDiscrete) for part in parts)
-    return [name for name in ALGORITHMS if (discrete or name not in VALUES) and (counted or name not in TABLES)]
+    """The algorithms for an environment's spaces: none for observations of text or of no fixed size, or for actions
+    that no policy here has a distribution of."""
+    actions, parts = env.action_space, list(_parts(env.observation_space))
+    counted = all(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts)
+    numbers = all(
+        isinstance(part, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box) for part in parts
+    )
+    if isinstance(actions, spaces.Discrete):
+        return [name for name in ALGORITHMS if (counted if name in TABLES else numbers)]
+    vector = isinstance(actions, spaces.MultiDiscrete | spaces.Box) and len(actions.shape) == 1
+    continuous = isinstance(actions, spaces.Box) and np.issubdtype(actions.dtype, np.floating)
+    some = vector and numbers and (continuous or isinstance(actions, spaces.MultiDiscrete))
+    return [name for name in ALGORITHMS if some and name not in VALUES]
+
+
+def _parts(space: gym.Space) -> Iterator[gym.Space]:
+    """The spaces that a Tuple or Dict space is made of, or the space itself."""
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        for part in space.values() if isinstance(space, spaces.Dict) else space:
+            yield from _parts(part)
+    else:
+        yield space
 
 
 def settings(config_class: Any, options: Mapping[str, str]) -> Any:
@@ -102,6 +122,18 @@ def settings(config_class: Any, options: Mapping[str, str]) -> Any:
                 raise ValueError(f"--{name} must be {_describe(hints[name])}, got {text!r}")
             values[name] = text
     return config_class(**values)
+
+
+def check_settings(config_class: Any, values: Mapping[str, Any]) -> None:
+    """Raises ValueError, with the name, for values that are no settings of a config class."""
+    hints = get_type_hints(config_class)
+    known = [field.name for field in fields(config_class) if field.init]
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"unknown setting {name}: {near(name, known)}")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} must be {_describe(hints[name])}, got {value!r}")
+    config_class(**values)
 
 
 def parse(text: str) -> Any:

@@ -41,7 +41,7 @@ def train(args: argparse.Namespace, names: Sequence[str]) -> int:
         if name not in (fitting := algorithms.fitting(env)):
             raise ValueError(
                 f"{name} fits {algorithms.fits(name)}, but {env_id} has observations {env.observation_space} "
-                f"and actions {env.action_space}; algorithms that fit: {', '.join(fitting)}"
+                f"and actions {env.action_space}; algorithms that fit: {', '.join(fitting) or 'none'}"
             )
         config.make_learner(args.seed)
         configs[name] = config

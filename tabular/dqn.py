@@ -153,7 +153,7 @@ class DQN:
 
         The target network rests meanwhile, so what it says of all batches is computed beforehand.
         """
-        config, losses, errors = self.config, [], np.empty(0)
+        config, losses, sizes = self.config, [], []
         batches = self.buffer.sample(config.gradient_steps, config.batch_size, self.generator)
         # In pieces that stay in the processor's cache.
         pieces = np.array_split(batches.next_obs, -(-config.gradient_steps // 8))
@@ -174,7 +174,8 @@ class DQN:
             pull_back(gradient)
             take_step(self.weights, self.optimizer, config.max_grad_norm)
             losses.append(float((slopes * (errors - 0.5 * slopes)).mean()))
-        return {"loss": float(np.mean(losses)), "td_error": float(np.abs(errors).mean())}
+            sizes.append(float(np.abs(errors).mean()))
+        return {"loss": float(np.mean(losses)), "td_error": float(np.mean(sizes))}
 
     def act(self, observation: Any, mask: Any = None) -> Any:
         """The action of the highest value for one observation. `mask` [A]: True on legal ones."""

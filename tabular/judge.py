@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 
 from tabular import judging, runs, show
-from tabular.environments import make_env
 from tabular.runs import RunConfig, SeedResult
 
 Number = float | int
@@ -72,11 +70,11 @@ def _worlds(config: RunConfig, asked: Judgement) -> dict[str, Callable[..., gym.
         worlds[f"noise {noise:g}"] = lambda: judging.ActionNoise(config.make_env(), noise)
     if asked.env_options:
         name = ", ".join(f"{name} {value}" for name, value in asked.env_options.items())
-        worlds[name] = partial(make_env, config.env, {**config.env_options, **asked.env_options})
+        worlds[name] = replace(config, env_options={**config.env_options, **asked.env_options}).make_env
     elif config.env == MAZE_POOL:
         pool: Any = config.make_env().unwrapped
         unseen = config.env_options.get("maze_seed", 0) + len(pool.mazes)
-        worlds["held-out mazes"] = partial(make_env, config.env, {**config.env_options, "maze_seed": unseen})
+        worlds["held-out mazes"] = replace(config, env_options={**config.env_options, "maze_seed": unseen}).make_env
     home = config.make_env()
     for name, make in worlds.items():
         env = make()

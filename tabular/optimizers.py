@@ -89,9 +89,11 @@ def descend(loss: Tensor, weights: nn.Parameter, optimizer: Adam | RMSProp, max_
 
 
 def take_step(weights: nn.Parameter, optimizer: Adam | RMSProp, max_norm: float | int) -> float:
-    """`descend`, once the gradient is there."""
+    """`descend`, once the gradient is there. Raises ValueError, and changes nothing, for one that is not finite."""
     gradient = _gradient(weights)
     norm = float(gradient.norm())
+    if not norm < float("inf"):
+        raise ValueError(f"learning has diverged: the gradient's norm is {norm}; take a smaller learning rate")
     if norm > max_norm:
         gradient.mul_(max_norm / norm)
     optimizer.step()

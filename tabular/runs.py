@@ -19,9 +19,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from tabular import judging
-from tabular.algorithms import load
+from tabular.algorithms import TABLES, check_settings, load
 from tabular.environments import make_env
 
 Number = float | int
@@ -61,11 +62,15 @@ class RunConfig:
             value: Any = getattr(self, name)  # of a file that somebody may have edited
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value!r}")
+        check_settings(load(self.algorithm).Config, self.settings)
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers from 0, got {self.seeds}")
 
     def make_env(self, **options: Any) -> gym.Env:
-        return make_env(self.env, {**self.env_options, **options})
+        """The environment as the algorithm sees it: networks get a Tuple's or Dict's parts as one vector."""
+        env = make_env(self.env, {**self.env_options, **options})
+        joined = isinstance(env.observation_space, spaces.Tuple | spaces.Dict | spaces.MultiDiscrete)
+        return gym.wrappers.FlattenObservation(env) if joined and self.algorithm not in TABLES else env
 
     def make_learner(self, seed: int) -> Any:
         cls = load(self.algorithm)
@@ -142,6 +147,11 @@ def read_config(folder: Path) -> RunConfig:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         content["seeds"] = tuple(content["seeds"])
+        for name in ("env_options", "settings"):
+            if not isinstance(content[name], dict):
+                raise ValueError(f"{name} must be names with values, got {content[name]!r}")
+        if not isinstance(content["threshold"], int | float | None):
+            raise ValueError(f"threshold must be a number, got {content['threshold']!r}")
         settings = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content["settings"].items()
         }

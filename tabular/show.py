@@ -20,7 +20,7 @@ from tabular.tables import time_limit
 
 
 class Unheard(Console):
-    """Goes on in silence where the reader has left (`| head`), instead of ending the process before its work is done."""
+    """Goes on in silence where the reader has left (`| head`): a process must not end before its work is done."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

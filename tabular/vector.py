@@ -49,6 +49,11 @@ class VectorEnv:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
         self.envs = [make_env() for _ in range(n_envs)]
         self.observation_space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
+        if self.observation_space.shape is None:
+            raise ValueError(
+                f"observations must be arrays, got {self.observation_space}; "
+                "gymnasium.wrappers.FlattenObservation makes a Box of most others"
+            )
         self.seed = seed
         self.n_resets = [0] * n_envs
         self.actions: list[list[Any]] = [[] for _ in range(n_envs)]

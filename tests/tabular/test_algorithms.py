@@ -3,6 +3,7 @@ from typing import Literal
 
 import gymnasium as gym
 import pytest
+from gymnasium import spaces
 
 from tabular import algorithms
 from tabular.algorithms import ALGORITHMS, SOURCES, TABLES, fitting, load, near, parse, settings
@@ -95,3 +96,22 @@ def test_inherited_settings_are_described_by_the_nearest_class():
 )
 def test_which_algorithms_fit(env_id, out):
     assert set(fitting(gym.make(env_id))) == set(ALGORITHMS) - out
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "out"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(0, 1, (2,))}), spaces.Discrete(2), set(TABLES)),
+        (spaces.Tuple([spaces.Dict({"a": spaces.Discrete(2)}), spaces.Discrete(3)]), spaces.Discrete(2), set()),
+        (spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3]), {*TABLES, "dqn"}),
+        (spaces.Text(5), spaces.Discrete(2), set(ALGORITHMS)),
+        (spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}), spaces.Discrete(2), set(ALGORITHMS)),
+        (spaces.Discrete(2), spaces.MultiBinary(2), set(ALGORITHMS)),
+        (spaces.Discrete(2), spaces.Box(0, 1, (2, 2)), set(ALGORITHMS)),
+        (spaces.Discrete(2), spaces.Box(0, 9, (2,), int), set(ALGORITHMS)),
+    ],
+)
+def test_which_algorithms_fit_spaces(observations, actions, out):
+    env = gym.Env()
+    env.observation_space, env.action_space = observations, actions
+    assert set(fitting(env)) == set(ALGORITHMS) - out

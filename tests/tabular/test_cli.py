@@ -91,7 +91,8 @@ def test_list_of_settings(capsys):
     assert code == 0
     assert "--epsilon" in out
     assert "0.1" in out
-    assert run(capsys, "list", "sarsaa")[2] == "tabular: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
+    _, _, err = run(capsys, "list", "sarsaa")
+    assert err == "tabular: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
 
 
 def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):

@@ -77,6 +77,17 @@ def test_damaged_folders(capsys, folder):
     text = config.read_text()
     config.write_text(text.replace("tabular/Maze-v0", "CliffWlking-v1"))
     assert "Did you mean: `CliffWalking`" in fails(capsys, "watch", "run")
+    for old, new, message in (
+        ("settings: {}", "settings: {alpha: x}", "alpha must be a number, got 'x'"),
+        ("settings: {}", "settings: {alpah: 1}", "unknown setting alpah: did you mean alpha?"),
+        ("settings: {}", "settings: {alpha: 7}", "alpha must be in (0, 1], got 7"),
+        ("env_options: {}", "env_options: 3", "env_options must be names with values, got 3"),
+        ("threshold: null", "threshold: abc", "threshold must be a number, got 'abc'"),
+        ("algorithm: q_learning", "algorithm: q_lerning", "unknown algorithm 'q_lerning'"),
+    ):
+        assert old in text
+        config.write_text(text.replace(old, new))
+        assert f"config.yaml is damaged: {message}" in fails(capsys, "run", "--resume", "run")
     config.write_text("a: [1")
     assert "config.yaml is damaged: while parsing" in fails(capsys, "watch", "run")
 

@@ -256,3 +256,48 @@ def test_success_is_nan_free_where_nobody_defines_it(capsys, tmp_path):
     run(capsys, "run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "1000", "--output", "run")
     assert "success rate" not in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert gym.make("Blackjack-v1").spec is not None
+
+
+class Parts(gym.Env):
+    """A cart pole that says what it sees in parts."""
+
+    def __init__(self):
+        self.pole = gym.make("CartPole-v1")
+        box = self.pole.observation_space
+        self.observation_space = gym.spaces.Dict(
+            {"cart": gym.spaces.Box(box.low[:2], box.high[:2]), "pole": gym.spaces.Box(box.low[2:], box.high[2:])}
+        )
+        self.action_space = self.pole.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        obs, info = self.pole.reset(seed=seed)
+        return {"cart": obs[:2], "pole": obs[2:]}, info
+
+    def step(self, action):
+        obs, *rest = self.pole.step(action)
+        return {"cart": obs[:2], "pole": obs[2:]}, *rest
+
+
+@pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
+def test_networks_see_the_parts_of_an_observation_as_one_vector(capsys, tmp_path, monkeypatch, algorithm):
+    """And learn from them what they learn from the vector itself."""
+    for name, make in (("Parts", Parts), ("Whole", lambda: gym.make("CartPole-v1").unwrapped)):
+        monkeypatch.setitem(gym.registry, f"tests/{name}-v0", gym.envs.registration.EnvSpec(f"tests/{name}-v0", make))
+    argv = ("run", algorithm, "--steps", "3000", "--eval-episodes", "2")
+    for name in ("Parts", "Whole"):
+        options = () if name == "Parts" else ("--env.max_episode_steps", "500")
+        assert run(capsys, *argv, "--env", f"tests/{name}-v0", *options, "--output", name)[0] == 0
+    parts, whole = ((tmp_path / name / "seed_0" / "episodes.csv").read_bytes() for name in ("Parts", "Whole"))
+    assert parts == whole
+    assert run(capsys, "watch", "Parts", "--delay", "0")[0] == 0
+    assert run(capsys, "judge", "Parts", "--episodes", "1", "--noise", "0.1")[0] == 0
+    assert run(capsys, "run", algorithm, "--env", "Blackjack-v1", "--steps", "1100", "--eval-episodes", "1")[0] == 0
+
+
+def test_what_diverges_ends_with_a_reason_and_keeps_what_was_saved(capsys, tmp_path):
+    argv = ("run", "ppo", "--env", "CartPole-v1", "--steps", "512", "--lr", "1e30", "--output", "run")
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert "learning has diverged: the gradient's norm is" in err
+    assert "take a smaller learning rate" in err

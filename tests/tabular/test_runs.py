@@ -50,7 +50,7 @@ def test_a_run_folder_holds_what_happened(tmp_path):
 
 
 def test_a_config_comes_back_as_it_was(tmp_path):
-    conf = config(settings={"alpha": 0.5, "layers": (64, 64)}, threshold=0.7)
+    conf = config(algorithm="ppo", settings={"lr": 0.5, "hidden": (64, 64)}, threshold=0.7)
     runs.create(tmp_path / "run", conf)
     assert runs.read_config(tmp_path / "run") == conf
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["env"] == "FrozenLake-v1"

@@ -2,6 +2,8 @@
 
 import importlib
 import io
+import re
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -220,3 +222,14 @@ def test_the_value_of_one_observation_is_the_networks(name):
         worse = int(outputs.argmin())
         mask = np.eye(2, dtype=bool)[worse]
         assert one.value(observation, mask) == pytest.approx(float(outputs[worse]), abs=1e-6)
+
+
+def test_the_tour_explains_every_figure():
+    text = (Path(__file__).parents[2] / "tabular" / "README.md").read_text(encoding="utf-8")
+    table = text.split("`metrics.png`:\n")[1].split("\n## ")[0]
+    noted = {"temperature", "alpha", "q_change", "gradient_variance"}
+    for name in LEARNERS:
+        one = learner(name)
+        one.advance(128)
+        noted |= set(one.history.metrics)
+    assert noted == set(re.findall(r"`([a-z_]+)`", table.replace("`actor_critic`", "")))

@@ -62,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -79,7 +86,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
             help=text,
             description=text,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Defaults,
             epilog=epilog,
         )
 

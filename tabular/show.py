@@ -107,9 +107,10 @@ def algorithms(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 def options(name: str, rows: Sequence[tuple[str, str, str]]) -> None:
-    table = Table("setting", "default", "meaning", title=name)
+    explained = any(meaning for _, _, meaning in rows)
+    table = Table("setting", "default", *(["meaning"] if explained else []), title=name)
     for option, default, meaning in rows:
-        table.add_row(f"--{option}", default, meaning)
+        table.add_row(f"--{option}", default, *([meaning] if explained else []))
     console().print(table)
 
 

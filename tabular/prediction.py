@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numba import njit
 
 from tabular.kernels import draw, make_rng
-from tabular.planning import Policy
+from tabular.planning import Policy, checked_policy
 from tabular.tables import compile_table, discrete, time_limit
 
 Number = float | int
@@ -53,6 +53,7 @@ class PredictionConfig:
             "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
             "lam": (0 <= self.lam <= 1, "in [0, 1]"),
             "n": (self.n >= 1, "at least 1"),
+            "initial_value": (abs(self.initial_value) < float("inf"), "finite"),
         }
         for name, (good, wanted) in checks.items():
             if not good:
@@ -65,16 +66,16 @@ def predict(
     """The estimated values after each of the `episodes` [E, S], following the policy.
 
     `policy` is an action per state [S] or the probability of each action [S, A]. A cut episode (truncation) goes on in
-    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for a policy that
-    does not fit, and for an episode that does not end within a million steps.
+    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for what is no
+    policy there, for fewer than one episode, and for an episode that does not end within a million steps.
     """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
     env = make_env()
     n_states, index = discrete(env.observation_space, "prediction needs discrete observations", "observations")
     n_actions, _ = discrete(env.action_space, "prediction needs discrete actions", "actions")
-    probabilities = np.eye(n_actions)[policy] if policy.ndim == 1 else np.asarray(policy, dtype=float)
-    if probabilities.shape != (n_states, n_actions):
-        raise ValueError(f"the policy must be [S] or [S, A] = [{n_states}, {n_actions}], got {list(policy.shape)}")
-    cumulative = probabilities.cumsum(axis=1)
+    policy = checked_policy(policy, n_states, n_actions)
+    cumulative = (np.eye(n_actions)[policy] if policy.ndim == 1 else policy).cumsum(axis=1, dtype=float)
 
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
     rng, table = make_rng(behaviour), compile_table(env)

@@ -80,9 +80,10 @@ def predict(
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
     rng, table = make_rng(behaviour), compile_table(env)
     values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
-    rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam), config.n
+    rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))
     limit = time_limit(env) or FOREVER
+    n = min(config.n, limit)  # no episode is longer, and numba's integers end somewhere
     first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
     for episode in range(episodes):
         if table is not None:
@@ -91,7 +92,7 @@ def predict(
             played = _play(env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None)
         if len(played[1]) == limit == FOREVER and not played[2]:
             raise ValueError(f"an episode did not end within {FOREVER} steps: does this policy ever end?")
-        learn_values(values, counts, *played, *rule, config.first_visit)
+        learn_values(values, counts, *played, *rule, n, config.first_visit)
         history[episode] = values
     return history
 

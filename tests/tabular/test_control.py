@@ -275,6 +275,12 @@ def test_settings_of_the_waiting_ones():
     assert NStepSarsa.Config(behaviour="softmax", exploration_end=5).exploration_end == 5  # a temperature
 
 
+@pytest.mark.parametrize("n", [10**14, 10**30])
+def test_more_steps_than_there_is_memory_for(n):
+    with pytest.raises(ValueError, match=rf"n {n} would take [\d,.]+ GiB of memory: take a smaller one"):
+        make(NStepSarsa, MAZE, n=n)
+
+
 # Saving
 
 

@@ -1,5 +1,8 @@
 """Options of an environment that it cannot take end in one line that names them, before a folder is made."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import pytest
 
@@ -101,6 +104,25 @@ def test_options_that_are_passed_on():
 )
 def test_options_of_the_wrong_kind(capsys, tmp_path, env, option, value, message):
     assert message in refused(capsys, tmp_path, "solve", env, f"--env.{option}", value)
+
+
+def test_kinds_that_only_the_constructor_knows():
+    """In a process of its own, without the tests' type checker."""
+    calls = [
+        ("maze", {"size": "abc"}, "size must be a whole number from 5, got 'abc'"),
+        ("maze", {"layout": "5"}, "layout must be a name, a file or the rows of a maze, got 5"),
+        ("maze", {"size": "9", "maze_seed": "-1"}, "maze_seed must be a whole number from 0, got -1"),
+        ("mazepool", {"slip": "nan"}, "slip must be a finite number in [0, 1], got 'nan'"),
+        ("lineworld", {"n_states": "2.5"}, "n_states must be a whole number from 2, got 2.5"),
+    ]
+    program = (
+        "import sys\nfrom tabular.environments import find_env, make_env\n"
+        "for env, options, _ in eval(sys.argv[1]):\n"
+        "    try:\n        make_env(*find_env(env, options))\n"
+        "    except ValueError as error:\n        print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, repr(calls)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [message for *_, message in calls]
 
 
 def test_options_of_the_right_kind():

@@ -10,6 +10,7 @@ from tabular.envs.table import MOVES, Grid, Number, TableEnv, check_option
 from tabular.mdp import Outcome
 
 LAYOUTS = Path(__file__).parent / "layouts"
+CELLS = "#SG. "
 
 
 class Maze(TableEnv):
@@ -19,7 +20,7 @@ class Maze(TableEnv):
     and ends the episode, any other step pays `step_reward`. No time limit but `gym.make`'s `max_episode_steps`.
 
     - `layout`: the name of a file in `envs/layouts` ("dyna": Sutton & Barto (2018), example 8.1), a file of your own,
-      or the rows themselves with line breaks: `#` wall, `S` start, `G` goal, anything else is free.
+      or the rows themselves with line breaks: `#` wall, `S` start, `G` goal, `.` or space free.
     - `size`, `maze_seed`: instead of a layout a generated maze of size x size cells, see `generate`.
     - `slip`: probability that an action is replaced by a random one (which may be the same).
     - `masked`: `info["action_mask"]` is 1 for the actions that move; a masked one costs 1, and stays.
@@ -151,9 +152,17 @@ def read_layout(layout: str) -> tuple[str, ...]:
             text, name = path.read_text(encoding="utf-8"), str(path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no text file: {error}") from error
-    cells = tuple(line.rstrip() for line in text.strip("\n").split("\n"))
+    cells = tuple(text.strip("\r\n").splitlines()) or ("",)
+    if len({len(line) for line in cells}) != 1:  # spaces behind a row are no cells then
+        cells = tuple(line.rstrip() for line in cells)
     if len({len(line) for line in cells}) != 1:
         raise ValueError(f"{name}: all rows must be equally long, got {[len(line) for line in cells]}")
+    for row, line in enumerate(cells, start=1):
+        if strange := next((cell for cell in line if cell not in CELLS), ""):
+            place = f"row {row}, column {line.index(strange) + 1}"
+            raise ValueError(
+                f"{name}: {strange!r} in {place} is no cell: # is a wall, S start, G goal, . or space free"
+            )
     for mark in "SG":
         if (count := sum(line.count(mark) for line in cells)) != 1:
             raise ValueError(f"{name}: needs exactly one {mark}, got {count}")

@@ -126,6 +126,8 @@ def test_layouts_come_by_name_file_and_text(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text(TINY + "\n")
     assert read_layout(str(file)) == read_layout(TINY) == ("S.", "#G")
+    assert shortest_path(read_layout("S #\n.  \n##G")) == 4  # a space is floor, too
+    assert read_layout("S. \r\n#G\r\n") == read_layout(TINY)
     assert all(shortest_path(read_layout(layout.stem)) for layout in LAYOUTS.glob("*.txt"))
 
 
@@ -135,6 +137,9 @@ def test_layouts_come_by_name_file_and_text(tmp_path):
         ({"layout": "S.\n."}, r"all rows must be equally long, got \[2, 1\]"),
         ({"layout": "S.\n.."}, "needs exactly one G, got 0"),
         ({"layout": "SS\n.G"}, "needs exactly one S, got 2"),
+        ({"layout": "S.\n*G"}, r"the maze: '\*' in row 2, column 1 is no cell: # is a wall"),
+        ({"layout": "S.x\nXXG"}, "'x' in row 1, column 3 is no cell"),
+        ({"layout": "S.\n\t.\n.G"}, r"'\\t' in row 2, column 1 is no cell"),
         ({"layout": "S#\n#G"}, "there is no way from S to G"),
         ({"layout": "nowhere"}, "no maze 'nowhere': give a text file or one of dyna, rooms"),
         ({"size": 6}, "odd sides of at least 5, got 6 x 6"),

@@ -48,7 +48,7 @@ class ControlConfig:
     exploration_schedule: str = "constant"
     "of epsilon or the temperature: constant, linear or cosine"
     exploration_end: Number = 0.01
-    "epsilon or temperature at the end of the schedule"
+    "epsilon, in [0, 1], or temperature at the end of the schedule"
     exploration_steps: int = 50_000
     "environment steps until the end of the schedule"
     alpha_schedule: str = "constant"
@@ -67,9 +67,9 @@ class ControlConfig:
             "initial_q": (abs(self.initial_q) < float("inf"), "finite"),
             "behaviour": (self.behaviour in ("epsilon_greedy", "softmax"), "epsilon_greedy or softmax"),
             "epsilon": (0 <= self.epsilon <= 1, "in [0, 1]"),
-            "temperature": (self.temperature > 0, "above 0"),
+            "temperature": (0 < self.temperature < float("inf"), "above 0 and finite"),
             "exploration_schedule": (self.exploration_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            "exploration_end": (self.exploration_end >= 0, "at least 0"),
+            "exploration_end": self._checked_end(),
             "exploration_steps": (self.exploration_steps >= 1, "at least 1"),
             "alpha_schedule": (self.alpha_schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             "alpha_end": (0 < self.alpha_end <= 1, "in (0, 1]"),
@@ -81,6 +81,11 @@ class ControlConfig:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.softmax and self.exploration_schedule != "constant" and self.exploration_end == 0:
             raise ValueError("exploration_end must be above 0 for softmax: the last temperature divides")
+
+    def _checked_end(self) -> tuple[bool, str]:
+        if self.softmax:
+            return 0 <= self.exploration_end < float("inf"), "at least 0 and finite"
+        return 0 <= self.exploration_end <= 1, "in [0, 1] for epsilon_greedy, where it is the last epsilon"
 
     @property
     def softmax(self) -> bool:

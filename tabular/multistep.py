@@ -23,7 +23,10 @@ class NStepSarsaConfig(ControlConfig):
 
 
 class NStepSarsa(Control):
-    """SARSA whose target holds the next n rewards. Sutton & Barto (2018), section 7.2."""
+    """SARSA whose target holds the next n rewards. Sutton & Barto (2018), section 7.2.
+
+    Raises ValueError if there is not the memory for n steps.
+    """
 
     Config = NStepSarsaConfig
     method = kernels.N_STEP_SARSA
@@ -31,7 +34,12 @@ class NStepSarsa(Control):
 
     def __init__(self, make_env: Any, config: Any, seed: int) -> None:
         super().__init__(make_env, config, seed)
-        self.memory = self._memory(1 << (config.n - 1).bit_length())
+        capacity = 1 << (config.n - 1).bit_length()
+        try:
+            self.memory = self._memory(capacity)
+        except (MemoryError, OverflowError, ValueError):  # numpy's ValueError: more than it can count
+            needed = f"{3 * 8 * capacity / 2**30:,.1f} GiB of memory"
+            raise ValueError(f"n {config.n} would take {needed}: take a smaller one, or monte_carlo") from None
 
     def _rule(self, config: Any) -> kernels.Rule:
         return super()._rule(config)._replace(n=config.n)

@@ -1,7 +1,7 @@
 """Off-policy learning from a log of another policy's transitions: Q-learning without ever acting."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +20,10 @@ METHODS = {"q_learning": kernels.Q_LEARNING, "double_q_learning": kernels.DOUBLE
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """A log of N transitions, numbered states and actions from 0. A cut episode (truncation) is not terminated."""
+    """A log of N transitions, numbered states and actions from 0. A cut episode (truncation) is not terminated.
+
+    Raises ValueError for columns that are not of this kind, or not equally long.
+    """
 
     states: Int[np.ndarray, "N"]
     actions: Int[np.ndarray, "N"]
@@ -28,14 +31,31 @@ class Transitions:
     next_states: Int[np.ndarray, "N"]
     terminated: Bool[np.ndarray, "N"]
 
+    def __post_init__(self) -> None:
+        kinds = {"rewards": ("iuf", "numbers"), "terminated": ("b", "true or false")}
+        for field in fields(self):
+            column = np.asarray(getattr(self, field.name))
+            kind, wanted = kinds.get(field.name, ("iu", "whole numbers"))
+            if column.ndim != 1 or (len(column) and column.dtype.kind not in kind):
+                raise ValueError(f"{field.name} must be {wanted} [N], got {list(column.shape)} of {column.dtype}")
+            if len(column) != len(self.states):
+                raise ValueError(
+                    f"all columns must be equally long: {len(self.states)} states, {len(column)} {field.name}"
+                )
+            object.__setattr__(self, field.name, column.astype(float) if field.name == "rewards" else column)
+        if not (good := np.isfinite(self.rewards)).all():
+            raise ValueError(f"rewards must be finite, number {good.argmin()} is {self.rewards[good.argmin()]}")
+
 
 def record(
     make_env: Callable[..., gym.Env], act: Callable[[Any, np.random.Generator], int], steps: int, seed: int
 ) -> Transitions:
     """Follows `act(observation, generator)` for `steps` steps and writes everything down.
 
-    Raises ValueError for observations that are not discrete.
+    Raises ValueError for observations or actions that are not discrete, and for fewer than one step.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     env, generator = make_env(), np.random.default_rng(seed)
     _, index = discrete(env.observation_space, "a log needs discrete observations", "observations")
     _, action_index = discrete(env.action_space, "a log needs discrete actions", "actions")
@@ -64,16 +84,15 @@ def learn_from_log(
     """Action values from `epochs` passes over the log, each in a random order; what is not in it stays 0.
 
     The history has td_error and q_change of each pass. `masks` are True where an action may be taken (None: all).
-    Raises ValueError for an unknown method, and for states or actions outside the table.
+    Raises ValueError for settings out of range, for an empty log, for states or actions outside the table, and where
+    the masks allow no action.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if max(log.states.max(), log.next_states.max()) >= n_states or log.actions.max() >= n_actions:
-        raise ValueError(f"the log has states or actions outside [S, A] = [{n_states}, {n_actions}]")
+    masks = np.ones((n_states, n_actions), dtype=bool) if masks is None else np.asarray(masks, dtype=bool)
+    _check_settings(method, gamma, alpha, epochs)
+    _check_log(log, n_states, n_actions, masks)
     generator, rng = np.random.default_rng(seed), kernels.make_rng(np.random.SeedSequence(seed))
     tables = 2 if method == "double_q_learning" else 1
     q, history, summary = np.zeros((tables, n_states, n_actions)), History(), np.empty((2, 1))
-    masks = np.ones((n_states, n_actions), dtype=bool) if masks is None else masks
     rule, sums = kernels.Rule(METHODS[method], False, float(gamma), float(alpha)), np.zeros(4)
     columns = log.states, log.actions, log.rewards, log.next_states, log.terminated
     for epoch in range(epochs):
@@ -82,3 +101,38 @@ def learn_from_log(
         kernels.end_interval(sums, summary, 0)
         history.add((epoch + 1) * len(order), td_error=summary[0, 0], q_change=summary[1, 0])
     return q.mean(axis=0), history
+
+
+def _check_settings(method: str, gamma: Number, alpha: Number, epochs: int) -> None:
+    checks = {
+        "method": (method, method in METHODS, f"one of {', '.join(METHODS)}"),
+        "gamma": (gamma, 0 <= gamma <= 1, "in [0, 1]"),
+        "alpha": (alpha, 0 < alpha <= 1, "in (0, 1]"),
+        "epochs": (epochs, epochs >= 1, "at least 1"),
+    }
+    for name, (value, good, wanted) in checks.items():
+        if not good:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _check_log(log: Transitions, n_states: int, n_actions: int, masks: Bool[np.ndarray, "..."]) -> None:
+    """The compiled loop looks at no bounds: a number outside the table would be written somewhere else."""
+    if len(log.states) == 0:
+        raise ValueError("the log is empty: there is nothing to learn from")
+    for name, column, size in (
+        ("states", log.states, n_states),
+        ("next_states", log.next_states, n_states),
+        ("actions", log.actions, n_actions),
+    ):
+        if (outside := (column < 0) | (column >= size)).any():
+            row = outside.argmax()
+            raise ValueError(
+                f"{name} of the log must be 0 to {size - 1} to fit [S, A] = [{n_states}, {n_actions}], number {row} is "
+                f"{column[row]}"
+            )
+    if masks.shape != (n_states, n_actions):
+        raise ValueError(f"masks must be [S, A] = [{n_states}, {n_actions}], got {list(masks.shape)}")
+    if (stuck := ~log.terminated & ~masks.any(axis=1)[log.next_states]).any():
+        raise ValueError(
+            f"the masks allow no action in state {log.next_states[stuck.argmax()]}: one at least is needed"
+        )

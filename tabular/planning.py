@@ -7,6 +7,7 @@ graph of the table beforehand, so that a process without an answer is a ValueErr
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -55,11 +56,30 @@ def greedy_actions(q_values: Float[np.ndarray, "S A"], tolerance: float = 1e-10)
     return q_values >= q_values.max(axis=1, keepdims=True) - tolerance * _scale(q_values)
 
 
+def checked_policy(policy: Any, n_states: int, n_actions: int) -> Policy:
+    """The policy as an array. Raises ValueError, with the first state it concerns, for what is no policy."""
+    policy = np.asarray(policy)
+    if policy.shape == (n_states,) and policy.dtype.kind in "iu":
+        if (bad := (policy < 0) | (policy >= n_actions)).any():
+            state = bad.argmax()
+            raise ValueError(f"the policy takes action {policy[state]} in state {state}: outside 0 to {n_actions - 1}")
+    elif policy.shape != (n_states, n_actions) or policy.dtype.kind not in "iuf":
+        raise ValueError(
+            f"a policy must be whole numbers [S] or probabilities [S, A] = [{n_states}, {n_actions}], got "
+            f"{list(policy.shape)} of {policy.dtype}"
+        )
+    elif not (good := (policy >= 0).all(axis=1) & (np.abs(policy.sum(axis=1) - 1) <= PROBABILITY_ERROR)).all():
+        state = good.argmin()
+        row = np.array2string(policy[state], separator=", ", threshold=8)
+        raise ValueError(f"the policy in state {state}, {row}, must be probabilities: 0 or more each, and sum to 1")
+    return policy
+
+
 def policy_evaluation(mdp: MDP, policy: Policy) -> Float[np.ndarray, "S"]:
     """The values of a policy, by solving `(I - gamma P_pi) V = r_pi`. Sutton & Barto (2018), eq. 4.4.
 
     With `gamma = 1`, states from which the policy runs on for ever without being paid have the value 0. Raises
-    ValueError if it is paid there: then the total reward does not exist.
+    ValueError if it is paid there: then the total reward does not exist; and for what is no policy.
     """
     transitions, rewards = _under_policy(mdp, policy)
     solve = np.ones(mdp.n_states, dtype=bool)
@@ -220,15 +240,9 @@ def _scale(values: np.ndarray) -> float:
 
 def _under_policy(mdp: MDP, policy: np.ndarray) -> tuple[csr_array, Float[np.ndarray, "S"]]:
     """The Markov chain [S, S] and the expected rewards [S] of a policy. Raises ValueError if it does not fit."""
-    states = np.arange(mdp.n_states)
-    if policy.shape == (mdp.n_states,):
-        if ((policy < 0) | (policy >= mdp.n_actions)).any():
-            raise ValueError(f"the policy names actions outside 0 to {mdp.n_actions - 1}")
+    states, policy = np.arange(mdp.n_states), checked_policy(policy, mdp.n_states, mdp.n_actions)
+    if policy.ndim == 1:
         return mdp.transitions[states * mdp.n_actions + policy], mdp.rewards[states, policy]
-    if policy.shape != mdp.rewards.shape:
-        raise ValueError(f"a policy must be [S] or [S, A] = {list(mdp.rewards.shape)}, got {list(policy.shape)}")
-    if (policy < 0).any() or (np.abs(policy.sum(axis=1) - 1) > PROBABILITY_ERROR).any():
-        raise ValueError("each row of a policy must be probabilities that sum to 1")
     rows = np.repeat(states, mdp.n_actions)
     weights = csr_array((policy.ravel(), (rows, np.arange(policy.size))), shape=(mdp.n_states, policy.size))
     return csr_array(weights @ mdp.transitions), (policy * mdp.rewards).sum(axis=1)

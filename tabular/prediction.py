@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numba import njit
 
 from tabular.kernels import draw, make_rng
-from tabular.planning import Policy
+from tabular.planning import Policy, checked_policy
 from tabular.tables import compile_table, discrete, time_limit
 
 Number = float | int
@@ -53,6 +53,7 @@ class PredictionConfig:
             "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
             "lam": (0 <= self.lam <= 1, "in [0, 1]"),
             "n": (self.n >= 1, "at least 1"),
+            "initial_value": (abs(self.initial_value) < float("inf"), "finite"),
         }
         for name, (good, wanted) in checks.items():
             if not good:
@@ -65,23 +66,24 @@ def predict(
     """The estimated values after each of the `episodes` [E, S], following the policy.
 
     `policy` is an action per state [S] or the probability of each action [S, A]. A cut episode (truncation) goes on in
-    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for a policy that
-    does not fit, and for an episode that does not end within a million steps.
+    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for what is no
+    policy there, for fewer than one episode, and for an episode that does not end within a million steps.
     """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
     env = make_env()
     n_states, index = discrete(env.observation_space, "prediction needs discrete observations", "observations")
     n_actions, _ = discrete(env.action_space, "prediction needs discrete actions", "actions")
-    probabilities = np.eye(n_actions)[policy] if policy.ndim == 1 else np.asarray(policy, dtype=float)
-    if probabilities.shape != (n_states, n_actions):
-        raise ValueError(f"the policy must be [S] or [S, A] = [{n_states}, {n_actions}], got {list(policy.shape)}")
-    cumulative = probabilities.cumsum(axis=1)
+    policy = checked_policy(policy, n_states, n_actions)
+    cumulative = (np.eye(n_actions)[policy] if policy.ndim == 1 else policy).cumsum(axis=1, dtype=float)
 
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
     rng, table = make_rng(behaviour), compile_table(env)
     values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
-    rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam), config.n
+    rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))
     limit = time_limit(env) or FOREVER
+    n = min(config.n, limit)  # no episode is longer, and numba's integers end somewhere
     first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
     for episode in range(episodes):
         if table is not None:
@@ -90,7 +92,7 @@ def predict(
             played = _play(env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None)
         if len(played[1]) == limit == FOREVER and not played[2]:
             raise ValueError(f"an episode did not end within {FOREVER} steps: does this policy ever end?")
-        learn_values(values, counts, *played, *rule, config.first_visit)
+        learn_values(values, counts, *played, *rule, n, config.first_visit)
         history[episode] = values
     return history
 

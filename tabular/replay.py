@@ -1,5 +1,6 @@
 """Replay memory: the last transitions, sampled uniformly, with n-step returns gathered on the way in."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,21 +35,28 @@ class ReplayBuffer:
 
     A transition enters when its n-th step is there or its episode has ended, so no return crosses an end. One that a
     time limit cut is bootstrapped from its final observation like any other. Mnih et al.
-    (2015).
+    (2015). Raises ValueError if there is not the memory for so many.
     """
 
     def __init__(
         self, capacity: int, obs_shape: tuple[int, ...], obs_dtype: Any, n_actions: int, n_step: int, gamma: float | int
     ) -> None:
         self.capacity, self.n_step, self.gamma = capacity, n_step, gamma
-        self.data = {
-            "obs": np.zeros((capacity, *obs_shape), obs_dtype),
-            "actions": np.zeros(capacity, np.int64),
-            "rewards": np.zeros(capacity, np.float32),
-            "discounts": np.zeros(capacity, np.float32),
-            "next_obs": np.zeros((capacity, *obs_shape), obs_dtype),
-            "next_masks": np.ones((capacity, n_actions), bool),
+        columns: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "obs": (obs_dtype, obs_shape),
+            "actions": (np.int64, ()),
+            "rewards": (np.float32, ()),
+            "discounts": (np.float32, ()),
+            "next_obs": (obs_dtype, obs_shape),
+            "next_masks": (bool, (n_actions,)),
         }
+        size = capacity * sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in columns.values())
+        try:
+            self.data = {name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in columns.items()}
+        except (MemoryError, OverflowError, ValueError):  # numpy's ValueError: more than it can count
+            needed = f"{size / 2**30:,.1f} GiB of memory"
+            raise ValueError(f"buffer_size {capacity} would take {needed}: take a smaller one") from None
+        self.data["next_masks"][:] = True
         self.next, self.size = 0, 0
         self.pending: list[list[list[Any]]] = []
         "for each copy its steps that still wait: [obs, action, return so far, discount of the next reward]"

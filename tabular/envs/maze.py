@@ -6,12 +6,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from tabular.envs.table import MOVES, Grid, TableEnv
+from tabular.envs.table import MOVES, Grid, Number, TableEnv, check_option
 from tabular.mdp import Outcome
 
 LAYOUTS = Path(__file__).parent / "layouts"
-
-Number = float | int
+CELLS = "#SG. "
 
 
 class Maze(TableEnv):
@@ -21,7 +20,7 @@ class Maze(TableEnv):
     and ends the episode, any other step pays `step_reward`. No time limit but `gym.make`'s `max_episode_steps`.
 
     - `layout`: the name of a file in `envs/layouts` ("dyna": Sutton & Barto (2018), example 8.1), a file of your own,
-      or the rows themselves with line breaks: `#` wall, `S` start, `G` goal, anything else is free.
+      or the rows themselves with line breaks: `#` wall, `S` start, `G` goal, `.` or space free.
     - `size`, `maze_seed`: instead of a layout a generated maze of size x size cells, see `generate`.
     - `slip`: probability that an action is replaced by a random one (which may be the same).
     - `masked`: `info["action_mask"]` is 1 for the actions that move; a masked one costs 1, and stays.
@@ -42,8 +41,13 @@ class Maze(TableEnv):
         observation: str = "state",
         render_mode: str | None = None,
     ) -> None:
-        if not 0 <= slip <= 1:
-            raise ValueError(f"slip must be in [0, 1], got {slip}")
+        for name, value in (("step_reward", step_reward), ("goal_reward", goal_reward)):
+            check_option(name, value, float)
+        check_option("slip", slip, float, 0, 1)
+        check_option("masked", masked, bool)
+        check_option("maze_seed", maze_seed, int, 0)
+        if size is not None:
+            check_option("size", size, int, 5)
         if observation not in ("state", "image"):
             raise ValueError(f"observation must be 'state' or 'image', got {observation!r}")
         cells = read_layout(layout) if size is None else generate(size, size, maze_seed)
@@ -103,7 +107,7 @@ class MazePool(gym.Env):
     """A generated maze, another one each episode: those of the seeds `maze_seed` to `maze_seed + mazes - 1`.
 
     Observations are images, because a state's number means nothing in another maze. Train on one range of seeds and
-    evaluate on another to see what carries over.
+    evaluate on another to see what carries over. Raises ValueError for options outside their range.
     """
 
     metadata = Maze.metadata
@@ -111,8 +115,8 @@ class MazePool(gym.Env):
     def __init__(
         self, mazes: int = 16, maze_seed: int = 0, size: int = 9, render_mode: str | None = None, **options: Any
     ) -> None:
-        if mazes < 1:
-            raise ValueError(f"mazes must be at least 1, got {mazes}")
+        for name, value, least in (("mazes", mazes, 1), ("maze_seed", maze_seed, 0), ("size", size, 5)):
+            check_option(name, value, int, least)
         self.mazes = [
             Maze(size=size, maze_seed=seed, observation="image", render_mode=render_mode, **options)
             for seed in range(maze_seed, maze_seed + mazes)
@@ -135,6 +139,8 @@ class MazePool(gym.Env):
 
 def read_layout(layout: str) -> tuple[str, ...]:
     """The rows of a maze given by name, file or text. Raises ValueError naming what is wrong with it."""
+    if not isinstance(layout, str):
+        raise ValueError(f"layout must be a name, a file or the rows of a maze, got {layout!r}")
     if "\n" in layout:
         text, name = layout, "the maze"
     else:
@@ -142,10 +148,21 @@ def read_layout(layout: str) -> tuple[str, ...]:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in LAYOUTS.glob("*.txt")))
             raise ValueError(f"no maze {layout!r}: give a text file or one of {known}")
-        text, name = path.read_text(encoding="utf-8"), str(path)
-    cells = tuple(line.rstrip() for line in text.strip("\n").split("\n"))
+        try:
+            text, name = path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no text file: {error}") from error
+    cells = tuple(text.strip("\r\n").splitlines()) or ("",)
+    if len({len(line) for line in cells}) != 1:  # spaces behind a row are no cells then
+        cells = tuple(line.rstrip() for line in cells)
     if len({len(line) for line in cells}) != 1:
         raise ValueError(f"{name}: all rows must be equally long, got {[len(line) for line in cells]}")
+    for row, line in enumerate(cells, start=1):
+        if strange := next((cell for cell in line if cell not in CELLS), ""):
+            place = f"row {row}, column {line.index(strange) + 1}"
+            raise ValueError(
+                f"{name}: {strange!r} in {place} is no cell: # is a wall, S start, G goal, . or space free"
+            )
     for mark in "SG":
         if (count := sum(line.count(mark) for line in cells)) != 1:
             raise ValueError(f"{name}: needs exactly one {mark}, got {count}")

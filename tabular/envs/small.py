@@ -5,16 +5,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from tabular.envs.table import MOVES, Grid, Table, TableEnv
+from tabular.envs.table import MOVES, Grid, Number, Table, TableEnv, check_option
 from tabular.mdp import Outcome, line_table
-
-Number = float | int
 
 
 class LineWorld(TableEnv):
     """`tabular.mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), the goal at the right end.
 
-    Any action in the goal pays `goal_value` and ends the episode.
+    Any action in the goal pays `goal_value` and ends the episode. Raises ValueError for options outside their range.
     """
 
     def __init__(
@@ -25,6 +23,10 @@ class LineWorld(TableEnv):
         step_reward: Number = 0.0,
         render_mode: str | None = None,
     ) -> None:
+        check_option("n_states", n_states, int, 2)
+        check_option("success", success, float, 0, 1)
+        check_option("goal_value", goal_value, float)
+        check_option("step_reward", step_reward, float)
         table = line_table(n_states, success, goal_value, step_reward)
         grid = _line("S" + "." * (n_states - 2) + "G", n_states)
         super().__init__(table, np.eye(n_states)[0], grid, render_mode)
@@ -38,7 +40,9 @@ class RandomWalk(TableEnv):
     """
 
     def __init__(self, n_states: int = 5, left_reward: Number = 0.0, render_mode: str | None = None) -> None:
-        if n_states < 1 or n_states % 2 == 0:
+        check_option("n_states", n_states, int, 1)
+        check_option("left_reward", left_reward, float)
+        if n_states % 2 == 0:
             raise ValueError(f"n_states must be odd, got {n_states}")
         table: Table = {
             s: {
@@ -59,6 +63,7 @@ class ShortCorridor(TableEnv):
     """
 
     def __init__(self, aliased: bool = True, render_mode: str | None = None) -> None:
+        check_option("aliased", aliased, bool)
         neighbours = ((0, 1), (2, 0), (1, 3))
         table: dict[int, dict[int, list[Outcome]]] = {
             s: {action: [(1.0, min(s2, 2), -1.0, s2 == 3)] for action, s2 in enumerate(reached)}
@@ -83,6 +88,8 @@ class WindyGrid(TableEnv):
     WIND = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)
 
     def __init__(self, kings_moves: bool = False, stochastic: bool = False, render_mode: str | None = None) -> None:
+        check_option("kings_moves", kings_moves, bool)
+        check_option("stochastic", stochastic, bool)
         rows, columns, goal = 7, 10, (3, 7)
         moves = (*MOVES, (-1, 1), (1, 1), (1, -1), (-1, -1)) if kings_moves else MOVES
         table: dict[int, dict[int, list[Outcome]]] = {}

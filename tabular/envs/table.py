@@ -9,6 +9,7 @@ import numpy as np
 
 from tabular.mdp import Outcome
 
+Number = float | int
 Table = Mapping[int, Mapping[int, Sequence[Outcome]]]
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
@@ -113,6 +114,24 @@ class TableEnv(gym.Env):
         if self.render_mode == "ansi":
             return self.grid.text(self.s)
         return self.grid.pixels(self.s) if self.render_mode == "rgb_array" else None
+
+
+def check_option(name: str, value: Any, kind: type, least: Number = -np.inf, most: Number = np.inf) -> None:
+    """Raises ValueError, naming the option, unless it is of a kind (bool, int or float) and from `least` to `most`.
+
+    A float may be any finite number; neither number may be a bool, which counts as one in Python.
+    """
+    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    if kind is bool:
+        good = isinstance(value, bool | np.bool_)
+    else:
+        numeric = int | np.integer if kind is int else int | float | np.integer | np.floating
+        good = isinstance(value, numeric) and not isinstance(value, bool)
+        good = good and least <= value <= most and abs(value) < np.inf
+    if least > -np.inf:
+        wanted += f" in [{least}, {most}]" if most < np.inf else f" from {least}"
+    if not good:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def grid_of(env: Any) -> Grid | None:

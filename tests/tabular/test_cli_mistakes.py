@@ -48,7 +48,7 @@ def test_numbers_that_are_none(capsys):
     assert "must be finite, got nan" in fails(capsys, *run, "--threshold", "nan")
     assert "must be at least 0, got -1" in fails(capsys, "watch", "run", "--delay", "-1")
     lake = ("run", "q_learning", "--env", "FrozenLake-v1", "--env.success_rate", "x")
-    assert "FrozenLake-v1 cannot be made with --env.success_rate x" in fails(capsys, *lake)
+    assert "--env.success_rate of FrozenLake-v1 must be a finite number, got 'x'" in fails(capsys, *lake)
 
 
 def test_an_algorithm_twice(capsys):

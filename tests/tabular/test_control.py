@@ -252,6 +252,10 @@ def test_what_the_table_does_not_tell():
         ({"alpha_steps": 0}, "alpha_steps must be at least 1"),
         ({"log_every": 0}, "log_every must be at least 1"),
         ({"behaviour": "softmax", "exploration_schedule": "linear", "exploration_end": 0}, "exploration_end"),
+        ({"exploration_end": 5}, r"exploration_end must be in \[0, 1\] for epsilon_greedy, .* got 5"),
+        ({"exploration_end": float("nan")}, "exploration_end must be in"),
+        ({"behaviour": "softmax", "exploration_end": float("inf")}, "exploration_end must be at least 0 and finite"),
+        ({"behaviour": "softmax", "temperature": float("inf")}, "temperature must be above 0 and finite, got inf"),
     ],
 )
 def test_settings_out_of_range(settings, message):
@@ -265,6 +269,16 @@ def test_settings_of_the_waiting_ones():
     assert MonteCarlo.Config(alpha=0).alpha == 0  # plain averages
     with pytest.raises(ValueError, match="gamma"):
         MonteCarlo.Config(alpha=0, gamma=2)
+    for cls in (NStepSarsa, MonteCarlo):
+        with pytest.raises(ValueError, match="exploration_end must be in"):
+            cls.Config(exploration_end=1.5)
+    assert NStepSarsa.Config(behaviour="softmax", exploration_end=5).exploration_end == 5  # a temperature
+
+
+@pytest.mark.parametrize("n", [10**14, 10**30])
+def test_more_steps_than_there_is_memory_for(n):
+    with pytest.raises(ValueError, match=rf"n {n} would take [\d,.]+ GiB of memory: take a smaller one"):
+        make(NStepSarsa, MAZE, n=n)
 
 
 # Saving

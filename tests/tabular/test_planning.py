@@ -8,6 +8,7 @@ from tabular.envs.maze import Maze, generate, shortest_path
 from tabular.mdp import MDP, line_world, with_random_actions
 from tabular.planning import (
     action_values,
+    checked_policy,
     epsilon_greedy,
     finite_horizon_values,
     greedy_actions,
@@ -325,14 +326,25 @@ def test_evaluation_of_a_policy_that_rests():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (np.array([0, 2]), "actions outside 0 to 1"),
-        (np.array([0]), r"\[S\] or \[S, A\]"),
-        (np.array([[0.5, 0.4], [1, 0]]), "sum to 1"),
+        (np.array([0, 2]), "takes action 2 in state 1: outside 0 to 1"),
+        (np.array([0]), r"whole numbers \[S\] or probabilities \[S, A\] = \[2, 2\], got \[1\]"),
+        (np.array([[0.5, 0.4], [1, 0]]), r"in state 0, \[0.5, 0.4\], must be .* sum to 1"),
+        (np.array([[1, 0.0], [np.nan, 1]]), r"in state 1, \[nan, +1.\], must be probabilities"),
     ],
 )
 def test_policies_that_do_not_fit(policy, message):
-    with pytest.raises(ValueError, match=message):
-        policy_evaluation(process([0, 0], [0, 0]), policy)
+    """In so many words also where a state that stays would be paid for ever, which is another mistake."""
+    mdp = process([0, 0], [(1, 1), 0])
+    for evaluate in (policy_evaluation, iterative_policy_evaluation):
+        with pytest.raises(ValueError, match=message):
+            evaluate(mdp, policy)
+
+
+def test_policies_of_the_wrong_kind():
+    for policy in ([0.0, 1.0], ["left", "left"], [[True, False], [True, False]]):
+        with pytest.raises(ValueError, match="a policy must be whole numbers"):
+            checked_policy(policy, 2, 2)
+    assert checked_policy([1, 0], 2, 2).tolist() == [1, 0]
 
 
 def test_large_processes_stay_sparse():

@@ -71,3 +71,9 @@ def test_state_comes_back_with_the_steps_that_still_wait():
     small = ReplayBuffer(2, (1,), np.float32, 2, 2, gamma=0.5)
     with pytest.raises(ValueError, match="buffer_size is 2"):
         small.load_state_dict(buffer.state_dict())
+
+
+@pytest.mark.parametrize("capacity", [10**12, 10**30])
+def test_more_than_there_is_memory_for(capacity):
+    with pytest.raises(ValueError, match=rf"buffer_size {capacity} would take [\d,.]+ GiB of memory: take a smaller"):
+        ReplayBuffer(capacity, (84, 84), np.float64, 4, 1, 0.9)

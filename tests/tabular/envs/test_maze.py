@@ -126,6 +126,8 @@ def test_layouts_come_by_name_file_and_text(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text(TINY + "\n")
     assert read_layout(str(file)) == read_layout(TINY) == ("S.", "#G")
+    assert shortest_path(read_layout("S #\n.  \n##G")) == 4  # a space is floor, too
+    assert read_layout("S. \r\n#G\r\n") == read_layout(TINY)
     assert all(shortest_path(read_layout(layout.stem)) for layout in LAYOUTS.glob("*.txt"))
 
 
@@ -135,16 +137,37 @@ def test_layouts_come_by_name_file_and_text(tmp_path):
         ({"layout": "S.\n."}, r"all rows must be equally long, got \[2, 1\]"),
         ({"layout": "S.\n.."}, "needs exactly one G, got 0"),
         ({"layout": "SS\n.G"}, "needs exactly one S, got 2"),
+        ({"layout": "S.\n*G"}, r"the maze: '\*' in row 2, column 1 is no cell: # is a wall"),
+        ({"layout": "S.x\nXXG"}, "'x' in row 1, column 3 is no cell"),
+        ({"layout": "S.\n\t.\n.G"}, r"'\\t' in row 2, column 1 is no cell"),
         ({"layout": "S#\n#G"}, "there is no way from S to G"),
         ({"layout": "nowhere"}, "no maze 'nowhere': give a text file or one of dyna, rooms"),
         ({"size": 6}, "odd sides of at least 5, got 6 x 6"),
-        ({"slip": 1.5}, r"slip must be in \[0, 1\], got 1.5"),
+        ({"slip": 1.5}, r"slip must be a finite number in \[0, 1\], got 1.5"),
+        ({"slip": float("nan")}, "slip must be a finite number"),
+        ({"size": -5}, "size must be a whole number from 5, got -5"),
+        ({"size": 9, "maze_seed": -1}, "maze_seed must be a whole number from 0, got -1"),
+        ({"step_reward": float("nan")}, "step_reward must be a finite number, got nan"),
+        ({"goal_reward": float("inf")}, "goal_reward must be a finite number, got inf"),
         ({"observation": "smell"}, "'state' or 'image', got 'smell'"),
     ],
 )
 def test_what_is_no_maze(options, message):
     with pytest.raises(ValueError, match=message):
         Maze(**options)
+
+
+@pytest.mark.parametrize("options", [{"mazes": 0}, {"maze_seed": -1}, {"size": -3}, {"slip": 2}])
+def test_what_is_no_pool(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} must be a .* number .*, got {value}"):
+        MazePool(**options)
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "maze.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"maze\.txt is no text file: 'utf-8'"):
+        read_layout(str(tmp_path / "maze.txt"))
 
 
 def test_the_goal_ends_it_whatever_follows_there():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tabular.envs.small import LineWorld, RandomWalk, ShortCorridor, WindyGrid
-from tabular.envs.table import grid_of
+from tabular.envs.table import check_option, grid_of
 from tabular.mdp import MDP, line_world
 from tabular.planning import policy_evaluation, value_iteration
 
@@ -76,3 +76,31 @@ def test_grids_of_gymnasiums_worlds():
     assert cliff.cells[3] == "SCCCCCCCCCCG"
     assert cliff.positions[36] == (3, 0)
     assert grid_of(gym.make("Taxi-v4")) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LineWorld(n_states=1), "n_states must be a whole number from 2, got 1"),
+        (lambda: LineWorld(success=1.2), r"success must be a finite number in \[0, 1\], got 1.2"),
+        (lambda: LineWorld(goal_value=float("inf")), "goal_value must be a finite number, got inf"),
+        (lambda: LineWorld(step_reward=float("nan")), "step_reward must be a finite number, got nan"),
+        (lambda: RandomWalk(n_states=-1), "n_states must be a whole number from 1, got -1"),
+        (lambda: RandomWalk(left_reward=float("nan")), "left_reward must be a finite number, got nan"),
+    ],
+)
+def test_options_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_options_of_the_wrong_kind():
+    """Asked for directly: the tests' type checker stops them before the constructors can."""
+    for value, kind in (("abc", int), (5.0, int), (True, int), ("nan", float), (True, float), (1, bool), ("yes", bool)):
+        with pytest.raises(ValueError, match=rf"speed must be .*, got {value!r}"):
+            check_option("speed", value, kind)
+    for value, kind in ((np.int64(5), int), (5, float), (np.float32(0.5), float), (np.True_, bool), (False, bool)):
+        check_option("speed", value, kind)
+    for value in (1, 11):
+        with pytest.raises(ValueError, match=rf"speed must be a whole number in \[2, 10\], got {value}"):
+            check_option("speed", value, int, 2, 10)

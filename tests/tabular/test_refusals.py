@@ -1,7 +1,9 @@
 """Options of an environment that it cannot take end in one line that names them, before a folder is made."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -121,7 +123,9 @@ def test_kinds_that_only_the_constructor_knows():
         "    try:\n        make_env(*find_env(env, options))\n"
         "    except ValueError as error:\n        print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, repr(calls)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", program, repr(calls)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     assert done.stdout.splitlines() == [message for *_, message in calls]
 
 

@@ -83,7 +83,7 @@ def _trust_region(axes: Any, steps: int, seed: int) -> None:
     axes.axhline(TARGET_KL, color="black", linestyle=":", linewidth=1)
     axes.set(yscale="log", xlabel="environment steps", ylabel="mean KL(old || new) of an iteration")
     axes.set_title(f"How far one iteration moves the policy (target {TARGET_KL})")
-    axes.legend(frameon=False)
+    axes.figure.legend(frameon=False, ncols=4, loc="outside lower center")
 
 
 def _clip(axes: Any, steps: int, seed: int) -> None:

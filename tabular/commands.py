@@ -1,7 +1,7 @@
 """What `tabular run`, `compare`, `watch` and `list` do."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tabular import algorithms, plots, runs, show
 from tabular.environments import SHORT_NAMES, find_env, make_env, options_of
 from tabular.envs.table import TableEnv, grid_of
+from tabular.judging import Interval
 from tabular.mdp import MDP, reachable
 from tabular.runs import RunConfig, SeedResult
 
@@ -68,13 +69,17 @@ def _train_several(folder: Path, configs: Mapping[str, RunConfig]) -> int:
     results = _train_all(folder, {folder / name: config for name, config in configs.items()})
     summaries = {name: runs.summarise(config, results[folder / name]) for name, config in configs.items()}
     config = next(iter(configs.values()))  # they differ in the algorithm and its settings only
-    show.summary(f"{config.env}, {config.steps} steps, {len(config.seeds)} seeds", summaries)
+    _show(f"{config.env}, {config.steps} steps", config, summaries)
+    pictures = []
     for name, config in configs.items():
         runs.write_summary(folder / name, summaries[name])
-        _draw_run(folder / name, config, results[folder / name])
+        pictures += _draw_run(folder / name, config, results[folder / name])
     histories = {name: [result.learner.history for result in results[folder / name]] for name in configs}
-    plots.draw(lambda: plots.learning_curves(folder / "learning_curves.png", histories, config.steps, config.goal()))
-    plots.draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
+    plots.draw(
+        *pictures,
+        lambda: plots.learning_curves(folder / "learning_curves.png", histories, config.steps, config.goal()),
+        lambda: plots.metric_curves(folder / "metrics.png", histories),
+    )
     print(f"written: {folder}")
     return 0
 
@@ -83,11 +88,15 @@ def _train_one(folder: Path, config: RunConfig) -> int:
     results = _train_all(folder, {folder: config})[folder]
     summary = runs.summarise(config, results)
     runs.write_summary(folder, summary)
-    _draw_run(folder, config, results)
-    title = f"{config.algorithm} on {config.env}, {config.steps} steps, {len(config.seeds)} seeds"
-    show.summary(title, {config.algorithm: summary})
+    plots.draw(*_draw_run(folder, config, results))
+    _show(f"{config.algorithm} on {config.env}, {config.steps} steps", config, {config.algorithm: summary})
     print(f"written: {folder}")
     return 0
+
+
+def _show(title: str, config: RunConfig, summaries: Mapping[str, Mapping[str, Interval]]) -> None:
+    seeds, note = len(config.seeds), f"greedy: means of {show.counted(config.episodes, 'episode')} a seed"
+    show.summary(f"{title}, {show.counted(seeds, 'seed')}", summaries, seeds, note)
 
 
 def _settings(cls: Any) -> list[str]:
@@ -123,19 +132,23 @@ def _train_all(parent: Path, configs: Mapping[Path, RunConfig]) -> dict[Path, li
     return results
 
 
-def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> None:
+def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> list[Callable[[], None]]:
     """The pictures of a run; of the first seed's agent where one agent is shown."""
     first, histories = results[0].learner, {config.algorithm: [result.learner.history for result in results]}
-    plots.draw(lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()))
-    plots.draw(lambda: plots.metric_curves(folder / "metrics.png", histories))
-    plots.draw(lambda: _draw_grid(folder, config, first))
 
     def film() -> None:
-        frames = plots.episode_frames(first, config.make_env, config.seeds[0])
+        frames, ended = plots.film_episode(first, config.make_env, config.seeds[0])
         plots.save_gif(folder / "episode.gif", frames)
         plots.save_strip(folder / "episode.png", frames)
+        if not ended:
+            print(f"{folder / 'episode.gif'}: cut after {len(frames) - 1} steps, the greedy policy had not ended")
 
-    plots.draw(film, quiet=True)
+    return [
+        lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()),
+        lambda: plots.metric_curves(folder / "metrics.png", histories),
+        lambda: _draw_grid(folder, config, first),
+        lambda: plots.draw(film, quiet=True),
+    ]
 
 
 def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
@@ -145,22 +158,42 @@ def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
     grid = grid_of(env)
     if grid is None:
         return
+    whose = f"{config.algorithm} on {config.env}, seed {config.seeds[0]}"
     table = getattr(learner, "action_values", None)
     if table is not None and len(table) == len(grid.positions):
         visits = learner.visits
         best = table == table.max(axis=1, keepdims=True)
-        plots.grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, "values, policy")
-        plots.grid_values(folder / "visits.png", grid, visits.astype(float), None, visits > 0, "visits")
+        title = f"{whose}: values and greedy policy"
+        counts = visits.astype(float)
+        plots.grid_values(folder / "visits.png", grid, counts, None, visits > 0, f"{whose}: visits", "visits")
+        plots.grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, title)
     elif table is None:
         acts = reachable(MDP.from_gym(env, 1.0))
         values, chosen = np.zeros(len(acts)), np.zeros((len(acts), env.action_space.n), dtype=bool)
+        chances = np.ones(len(acts)) if hasattr(learner, "policy") else None
         for state in np.flatnonzero(acts):
             env.s = int(state)
             observation, info = (env.observe(), env.info()) if isinstance(env, TableEnv) else (env.s, {})
             mask = info.get("action_mask")
-            chosen[state, learner.act(observation, mask)] = True
+            action = learner.act(observation, mask)
+            chosen[state, action] = True
+            if chances is not None:
+                chances[state] = _probability(learner, observation, mask, action)
             values[state] = learner.value(observation, mask)
-        plots.grid_values(folder / "policy.png", grid, np.nan_to_num(values), chosen, acts, "values, policy")
+        arrows = "greedy policy" if chances is None else "most probable actions"
+        title = f"{whose}: values and {arrows}"
+        plots.grid_values(folder / "policy.png", grid, np.nan_to_num(values), chosen, acts, title, chances=chances)
+
+
+def _probability(learner: Any, observation: Any, mask: Any, action: Any) -> float:
+    """Of an action under the policy of a learner with an actor."""
+    import torch
+
+    obs = learner.envs.scale_obs(np.asarray(observation, dtype=learner.envs.dtype)[None])
+    masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
+    with torch.no_grad():
+        params = learner.network.actor(torch.as_tensor(obs))
+        return float(learner.policy.logprob(params, torch.tensor([int(action)]), masks).exp()[0])
 
 
 def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path | None) -> int:

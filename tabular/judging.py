@@ -191,9 +191,17 @@ def steps_to_threshold(history: History, threshold: Number, window: int = 100) -
     return float(history.ends[int(reached.argmax()) + window - 1]) if reached.any() else NEVER
 
 
-def learning_curve(history: History, steps: Float[np.ndarray, "N"], window: int = 100) -> Float[np.ndarray, "N"]:
-    """Mean return of the last `window` (or fewer) training episodes at each given step; nan before the first."""
-    totals = np.cumsum([0.0, *history.returns])
+def final_length(history: History, window: int = 100) -> float:
+    """Mean length of the last `window` training episodes; nan if none ended."""
+    return float(np.mean(history.lengths[-window:])) if history.lengths else math.nan
+
+
+def learning_curve(
+    history: History, steps: Float[np.ndarray, "N"], window: int = 100, figure: str = "returns"
+) -> Float[np.ndarray, "N"]:
+    """Mean return (or `figure`: "lengths") of the last `window` (or fewer) training episodes at each given step; nan
+    before the first."""
+    totals = np.cumsum([0.0, *getattr(history, figure)])
     done = np.searchsorted(history.ends, steps, side="right")
     first = np.maximum(done - window, 0)
     return np.where(done > 0, (totals[done] - totals[first]) / np.maximum(done - first, 1), np.nan)

@@ -3,6 +3,7 @@
 matplotlib comes with the `demo` extra; without it every function here raises ValueError and says so.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ from tabular.tables import time_limit
 POINTS = 100
 """Places along the x-axis of a curve."""
 
+TOO_LARGE = 1e100
+"""Numbers beyond it overflow while their axes are laid out."""
+
+WIDEST = 2400
+"""Pixels of a strip of pictures; a wider one is scaled down."""
+
+LONG = 50
+"""Times the shortest: longer episodes than that put all lengths on a logarithmic axis."""
+
 NO_FRAMES = "this environment draws no pictures (render_mode rgb_array)"
 
 
@@ -33,13 +43,17 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw(picture: Callable[[], None], quiet: bool = False) -> None:
-    """Draws, or says why not: a run without pictures is a run all the same."""
-    try:
-        picture()
-    except ValueError as error:
-        if not quiet:
-            print(f"no picture: {error}")
+def draw(*pictures: Callable[[], None], quiet: bool = False) -> None:
+    """Draws, or says why not, each reason once: a run without pictures is a run all the same."""
+    reasons: dict[str, None] = {}
+    for picture in pictures:
+        try:
+            picture()
+        except ValueError as error:
+            reasons.setdefault(str(error))
+    if not quiet:
+        for reason in reasons:
+            print(f"no picture: {reason}")
 
 
 def new_file(file: Path) -> Path:
@@ -51,6 +65,29 @@ def new_file(file: Path) -> Path:
     return file
 
 
+def _steps_axis(ax: Any) -> None:
+    """Few ticks along environment steps, as 100k or 1M."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: thousands(x)))
+
+
+def thousands(steps: float | int) -> str:
+    """500, 2.5k, 100k, 1.25M."""
+    size, unit = next(pair for pair in ((1e6, "M"), (1e3, "k"), (1, "")) if abs(steps) >= pair[0] or pair[0] == 1)
+    return f"{steps / size:g}{unit}"
+
+
+def _legend(figure: Any, ax: Any) -> None:
+    """Inside the panel for two curves, below all panels for more: there it can hide none of them."""
+    lines, names = ax.get_legend_handles_labels()
+    if len(lines) <= 2:
+        ax.legend(frameon=False)
+    else:
+        figure.legend(lines, names, frameon=False, ncols=min(3, len(lines)), loc="outside lower center", fontsize=9)
+
+
 def learning_curves(
     file: Path,
     groups: Mapping[str, Sequence[History]],
@@ -58,22 +95,33 @@ def learning_curves(
     threshold: float | int | None = None,
     window: int = 100,
 ) -> None:
-    """Mean over seeds of the training return, with its 95% bootstrap band; one curve a group (an algorithm).
+    """Mean over seeds of the training return and, below it, of the episodes' lengths, with 95% bootstrap bands; one
+    curve a group (an algorithm).
 
-    A point is the mean of a seed's last `window` episodes, or a twentieth of its episodes where these are fewer.
+    A point is the mean of a seed's last `window` episodes, or a twentieth of its episodes where these are fewer. The
+    lengths tell of learning where every episode pays the same in the end, as in a maze.
     """
-    figure, axes = _figure()
-    (ax,) = axes.ravel()
+    figure, axes = _figure(2, 1, (6.4, 5.6))
+    above, below = axes.ravel()
     places = np.linspace(0, steps, POINTS + 1)[1:]
     for name, histories in groups.items():
         width = max(1, min([window, *(len(history.returns) // 20 for history in histories)]))
-        curves = np.array([judging.learning_curve(history, places, width) for history in histories])
-        _band(ax, places, curves, f"{name} ({len(histories)} seeds)" if len(histories) > 1 else name)
+        label = f"{name} ({len(histories)} seeds)" if len(histories) > 1 else name
+        for ax, figure_of in ((above, "returns"), (below, "lengths")):
+            curves = [judging.learning_curve(history, places, width, figure_of) for history in histories]
+            _band(ax, places, np.clip(curves, -TOO_LARGE, TOO_LARGE), label)
     if threshold is not None:
-        ax.axhline(threshold, color="grey", linewidth=1, linestyle=":")
-    low, high = _sensible_range(ax)
-    ax.set(xlabel="environment steps", ylabel="return of training episodes", ylim=(low, high))
-    ax.legend(frameon=False)
+        above.axhline(threshold, color="grey", linewidth=1, linestyle=":")
+    above.set(ylabel="return", title="training episodes", ylim=_sensible_range(above))
+    below.set(ylabel="length in steps", xlabel="environment steps", ylim=_sensible_range(below))
+    lengths = [y for line in below.get_lines() for y in line.get_ydata()]
+    if lengths and below.get_ylim()[1] > LONG * min(lengths):
+        below.set_yscale("log")
+        below.set_ylim(min(lengths) / 1.2, max(lengths) * 1.2)
+    below.sharex(above)
+    above.tick_params(labelbottom=False)
+    _steps_axis(below)
+    _legend(figure, above)
     figure.savefig(file, dpi=120)
 
 
@@ -91,8 +139,7 @@ def _sensible_range(ax: Any) -> tuple[float, float]:
     curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()]
     late = [float(y) for curve in curves for y in curve[len(curve) // 10 :]]
     low, high = (min(late), max(late)) if late else (0.0, 1.0)
-    margin = 0.1 * (high - low) or 1.0
-    return low - margin, high + margin
+    return _with_margin(low, high)
 
 
 def metric_curves(file: Path, groups: Mapping[str, Sequence[History]]) -> None:
@@ -105,20 +152,39 @@ def metric_curves(file: Path, groups: Mapping[str, Sequence[History]]) -> None:
     rows = -(-len(names) // columns)
     figure, axes = _figure(rows, columns, (4.2 * columns, 2.8 * rows))
     for ax, name in zip(axes.ravel(), names, strict=False):
+        drawn = []
         for i, (group, histories) in enumerate(groups.items()):
-            series = [np.array(h.metrics[name]) for h in histories if name in h.metrics]
+            series = [np.array(h.metrics[name]).clip(-TOO_LARGE, TOO_LARGE) for h in histories if name in h.metrics]
+            drawn += series
             for points in series:
                 ax.plot(*points.T, color=f"C{i}", alpha=1.0 if len(series) == 1 else 0.25, linewidth=1)
             if len(series) > 1 and len({tuple(points[:, 0]) for points in series}) == 1:
                 ax.plot(series[0][:, 0], np.mean([points[:, 1] for points in series], axis=0), color=f"C{i}")
             ax.plot([], [], color=f"C{i}", label=group)
         ax.set_title(name, fontsize=10)
+        ax.set_ylim(_robust_range(drawn))
+        _steps_axis(ax)
     for ax in axes.ravel()[len(names) :]:
         ax.axis("off")
     if len(groups) > 1:
-        axes.ravel()[0].legend(frameon=False, fontsize=8)
+        lines, labels = axes.ravel()[0].get_legend_handles_labels()
+        figure.legend(lines, labels, frameon=False, ncols=min(6, len(groups)), loc="outside upper center")
     figure.supxlabel("environment steps", fontsize=10)
     figure.savefig(file, dpi=110)
+
+
+def _robust_range(series: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The 1st to the 99th percentile of points [N, 2] after the first tenth of each series: one outlier, or a
+    beginner's first figures, shall not flatten all the rest."""
+    late = np.concatenate([points[len(points) // 10 :, 1] for points in series])
+    late = late[np.isfinite(late)]
+    low, high = (float(end) for end in np.percentile(late, [1, 99])) if len(late) else (0.0, 1.0)
+    return _with_margin(low, high)
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    margin = 0.1 * (high - low) or max(1.0, 0.1 * abs(high))
+    return low - margin, high + margin
 
 
 def error_curves(file: Path, groups: Mapping[str, Float[np.ndarray, "N E"]]) -> None:
@@ -131,7 +197,7 @@ def error_curves(file: Path, groups: Mapping[str, Float[np.ndarray, "N E"]]) -> 
         _band(ax, places, errors[:, places], name)
     ax.set(xlabel="episodes", ylabel="RMS error of the values")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    _legend(figure, ax)
     figure.savefig(file, dpi=120)
 
 
@@ -174,8 +240,16 @@ def grid_values(
     actions: Bool[np.ndarray, "S A"] | None,
     known: Bool[np.ndarray, "S"],
     title: str,
+    label: str = "value",
+    chances: Float[np.ndarray, "S"] | None = None,
 ) -> None:
-    """A heat map of one number a state, with an arrow for each of the `actions`; states not `known` stay blank."""
+    """A heat map of one number a state, with an arrow for each of the `actions`; states not `known` stay blank.
+
+    `label` says what the number is; `chances` are the probabilities of the arrows where a policy is not certain, and
+    stand below them. Raises ValueError for numbers that are too large to draw.
+    """
+    if (np.abs(values[known]) > TOO_LARGE).any():
+        raise ValueError(f"{file.name}: the {label}s are too large to draw")
     rows, columns = grid.shape
     figure, axes = _figure(size=(1.2 + 0.45 * columns, 1.0 + 0.45 * rows))
     (ax,) = axes.ravel()
@@ -184,7 +258,7 @@ def grid_values(
     cells[tuple(places[known].T)] = values[known]
     picture = ax.imshow(np.ma.masked_invalid(cells), cmap="viridis")
     ax.set_facecolor("0.92")
-    figure.colorbar(picture, ax=ax, shrink=0.8)
+    figure.colorbar(picture, ax=ax, shrink=0.8, label=label)
     middle = np.nanmean([picture.norm.vmin, picture.norm.vmax])
     for row, line in enumerate(grid.cells):
         for column, cell in enumerate(line):
@@ -199,7 +273,11 @@ def grid_values(
             colour = "white" if cells[row, column] < middle else "black"
             size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
             ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-    ax.set(xticks=[], yticks=[], title=title)
+            if chances is not None:
+                chance = f"{chances[state]:.2f}".removeprefix("0")
+                ax.text(column, row + 0.36, chance, ha="center", va="center", color=colour, fontsize=6)
+    ax.set(xticks=[], yticks=[])
+    figure.suptitle("\n".join(textwrap.wrap(title, int(16 * figure.get_figwidth()))), fontsize=10)
     figure.savefig(file, dpi=110)
 
 
@@ -213,20 +291,31 @@ def episode_frames(learner: Any, make_env: Callable[..., gym.Env], seed: int, mo
     """The pictures [H, W, 3] of one episode of the greedy policy, `most` steps of it. Raises ValueError where the
     environment draws none. Grid worlds are drawn here: gymnasium's own need pygame.
     """
-    grid = grid_of(make_env())
+    return film_episode(learner, make_env, seed, most)[0]
+
+
+def film_episode(
+    learner: Any, make_env: Callable[..., gym.Env], seed: int, most: int = 200
+) -> tuple[list[np.ndarray], bool]:
+    """The same pictures, and whether the policy came to an end within them."""
+    env = make_env()
+    grid = grid_of(env)
+    if grid is None and "rgb_array" not in env.metadata.get("render_modes", []):
+        raise ValueError(NO_FRAMES)
     try:
-        env = make_env() if grid is not None else make_env(render_mode="rgb_array")
+        env = env if grid is not None else make_env(render_mode="rgb_array")
         observation, info = env.reset(seed=seed)
         frames = [_frame(env, grid)]
     except Exception as error:  # each environment has its own way of saying that it cannot
         raise ValueError(f"{NO_FRAMES}: {error}") from error
+    terminated = False
     for _ in range(min(most, time_limit(env) or most)):
         observation, _, terminated, truncated, info = env.step(learner.act(observation, info.get("action_mask")))
         frames.append(_frame(env, grid))
         if terminated or truncated:
             break
     env.close()
-    return frames
+    return frames, bool(terminated)
 
 
 def _frame(env: Any, grid: Grid | None) -> np.ndarray:
@@ -244,11 +333,13 @@ def save_gif(file: Path, frames: Sequence[np.ndarray], fps: int = 8) -> None:
 
 
 def save_strip(file: Path, frames: Sequence[np.ndarray], count: int = 8) -> None:
-    """At most `count` pictures [H, W, 3], evenly through the episode, side by side."""
+    """At most `count` pictures [H, W, 3], evenly through the episode, side by side in at most `WIDEST` pixels."""
     chosen = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).astype(int))]
     gap = np.full((len(chosen[0]), 4, 3), 255, dtype=np.uint8)
     parts = [part for frame in chosen for part in (frame, gap)][:-1]
-    _pillow().fromarray(np.concatenate(parts, axis=1)).save(file)
+    strip = _pillow().fromarray(np.concatenate(parts, axis=1))
+    strip.thumbnail((WIDEST, strip.height))
+    strip.save(file)
 
 
 def _pillow() -> Any:

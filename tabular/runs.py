@@ -272,6 +272,7 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, judging
         "greedy episode length": ([row["mean_length"] for row in final], "mean"),
         "success rate": ([row["success_rate"] for row in final], "mean"),
         "training return, last 100": ([judging.final_return(history) for history in histories], "mean"),
+        "training episode length, last 100": ([judging.final_length(history) for history in histories], "mean"),
         "training return, whole run": ([judging.area_under_curve(h, config.steps) for h in histories], "mean"),
     }
     goal = config.goal()

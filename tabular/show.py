@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from tabular import judging
 from tabular.envs.table import Grid, grid_of
@@ -64,13 +64,45 @@ def grid_text(grid: Grid, texts: Sequence[str | None]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text in row) for row in rows)
 
 
-def summary(title: str, columns: Mapping[str, Mapping[str, judging.Interval]]) -> None:
-    """A column for each algorithm, a row for each figure, with its interval over the seeds."""
-    table = Table("", *columns, title=title)
+def summary(
+    title: str, columns: Mapping[str, Mapping[str, judging.Interval]], seeds: int | None = None, note: str = ""
+) -> None:
+    """A column for each algorithm, a row for each figure, with its interval over the `seeds`; the `note` stands below.
+
+    Where the screen is narrow, intervals stand below their values, and columns that do not fit beside each other follow
+    in a table of their own.
+    """
+    out, rest = console(), list(columns)
+    caption = "one seed: no interval" if seeds == 1 else "95% bootstrap intervals over seeds"
+    narrow = not _fits(out, _figures(columns, rest))
+    while rest:
+        count = len(rest)
+        while count > 1 and not _fits(out, _figures(columns, rest[:count], narrow)):
+            count -= 1
+        table = _figures(columns, rest[:count], narrow)
+        rest = rest[count:]
+        table.title, table.min_width = title, min(out.width, len(title))
+        table.caption = None if rest else "\n".join(text for text in (caption, note) if text)
+        out.print(table)
+
+
+def _figures(
+    columns: Mapping[str, Mapping[str, judging.Interval]], chosen: Sequence[str], narrow: bool = False
+) -> Table:
+    table = Table(Column(max_width=22 if narrow else None), *chosen)
     for name in dict.fromkeys(name for figures in columns.values() for name in figures):
-        table.add_row(name, *(str(figures.get(name, "–")) for figures in columns.values()))
-    table.caption = "95% bootstrap intervals over seeds"
-    console().print(table)
+        cells = [str(columns[column].get(name, "–")) for column in chosen]
+        table.add_row(name, *(cell.replace(" [", "\n[") if narrow else cell for cell in cells))
+    return table
+
+
+def _fits(out: Console, table: Table) -> bool:
+    return out.measure(table, options=out.options.update(max_width=10_000)).maximum <= out.width
+
+
+def counted(n: int, noun: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def values(title: str, states: Int[np.ndarray, "S"], columns: Mapping[str, Float[np.ndarray, "S"]]) -> None:

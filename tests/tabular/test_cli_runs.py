@@ -35,7 +35,9 @@ def test_run(capsys, tmp_path):
     code, out, err = run(capsys, *argv)
     assert (code, err) == (0, "")
     assert "q_learning on CliffWalking-v1, 20000 steps, 3 seeds" in out
-    assert "│ greedy return              │ -13 " in out
+    assert "│ greedy return                     │ -13 " in out
+    assert "│ training episode length, last 100 │ " in out
+    assert "greedy: means of 1 episode a seed" in out
     folder = tmp_path / "runs" / "q_learning-CliffWalking-v1"
     assert f"written: {folder.relative_to(tmp_path)}" in out
     assert {file.name for file in folder.iterdir()} == {
@@ -150,15 +152,42 @@ def test_a_network_is_asked_in_each_state_of_a_grid(observation, tmp_path, monke
     options = {"layout": "#####\n#S..#\n#.#.#\n#..G#\n#####\n", "observation": observation}
     config = runs.RunConfig("dqn", "tabular/Maze-v0", options)
     env, drawn = config.make_env().unwrapped, []
-    monkeypatch.setattr(plots, "grid_values", lambda *args: drawn.append(args))
+    monkeypatch.setattr(plots, "grid_values", lambda *args, **rest: drawn.append(args))
     commands._draw_grid(tmp_path, config, Agent())
-    ((file, grid, values, actions, known, _),) = drawn
+    ((file, grid, values, actions, known, title),) = drawn
     assert file.name == "policy.png"
+    assert title == "dqn on tabular/Maze-v0, seed 0: values and greedy policy"
     places = [place for place, is_known in zip(grid.positions, known, strict=True) if is_known]
     assert places == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)]  # all but the goal
     np.testing.assert_array_equal(values[known], [column for _, column in places])
     np.testing.assert_array_equal(actions[known].argmax(axis=1), [1 if column < 3 else 2 for _, column in places])
     assert (actions[known].sum(axis=1) == 1).all()
+
+
+def test_the_chances_of_a_stochastic_policy_are_drawn(tmp_path, monkeypatch):
+    config, drawn = runs.RunConfig("ppo", "tabular/Maze-v0"), []
+    learner = config.make_learner(0)
+    monkeypatch.setattr(plots, "grid_values", lambda *args, **rest: drawn.append((*args, rest["chances"])))
+    commands._draw_grid(tmp_path, config, learner)
+    ((_, _, _, _, known, title, chances),) = drawn
+    assert title == "ppo on tabular/Maze-v0, seed 0: values and most probable actions"
+    assert (chances[known] >= 0.25).all()  # the largest of four
+    assert (chances[known] < 1).all()
+
+
+def test_one_seed_has_no_interval_and_narrow_screens_lose_no_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ("q_learning", "sarsa", "expected_sarsa", "double_q_learning", "monte_carlo", "n_step_sarsa")
+    argv = ("--env", "CliffWalking-v1", "--steps", "300", "--seeds", "1", "--eval-episodes", "1")
+    code, out, _ = run(capsys, "compare", *names, *argv)
+    assert code == 0
+    assert "1 seed" in out
+    assert "1 seeds" not in out
+    assert "one seed: no interval" in out
+    assert "bootstrap" not in out
+    assert all(f"┃ {name} " in out for name in names)
+    assert "episode.gif: cut after 200 steps, the greedy policy had not ended" in out
+    assert max(len(line) for line in out.splitlines() if "┃" in line) <= 80
 
 
 def test_watch(capsys, tmp_path):
@@ -210,7 +239,7 @@ def test_without_matplotlib_only_the_pictures_are_missing(capsys, tmp_path, monk
         capsys, "run", "q_learning", "--env", "maze", "--steps", "1000", "--evaluate-every", "1000", "--output", "run"
     )
     assert code == 0
-    assert "no picture: pictures need matplotlib: pip install 'tabular-rlhf[demo]'" in out
+    assert out.count("no picture: pictures need matplotlib: pip install 'tabular-rlhf[demo]'") == 1
     assert (tmp_path / "run" / "summary.json").is_file()
     assert not (tmp_path / "run" / "policy.png").exists()
 

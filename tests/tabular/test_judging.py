@@ -103,6 +103,10 @@ def test_learning_curves():
     made = history([1, 2, 6], [10, 10, 20])
     curve = learning_curve(made, np.array([5.0, 10, 20, 39, 40, 100]), window=2)
     assert curve == pytest.approx([math.nan, 1, 1.5, 1.5, 4, 4], nan_ok=True)
+    curve = learning_curve(made, np.array([5.0, 10, 40]), 2, "lengths")
+    assert curve == pytest.approx([math.nan, 10, 15], nan_ok=True)
+    assert judging.final_length(made, window=2) == 15
+    assert math.isnan(judging.final_length(History()))
 
 
 def test_the_area_is_over_steps_and_not_over_episodes():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tabular import algorithms, plots, runs, show
+from tabular import algorithms, frames, plots, runs, show
 from tabular.environments import SHORT_NAMES, find_env, make_env, options_of
 from tabular.envs.table import TableEnv, grid_of
 from tabular.judging import Interval
@@ -137,11 +137,11 @@ def _draw_run(folder: Path, config: RunConfig, results: list[SeedResult]) -> lis
     first, histories = results[0].learner, {config.algorithm: [result.learner.history for result in results]}
 
     def film() -> None:
-        frames, ended = plots.film_episode(first, config.make_env, config.seeds[0])
-        plots.save_gif(folder / "episode.gif", frames)
-        plots.save_strip(folder / "episode.png", frames)
+        episode, ended = frames.film_episode(first, config.make_env, config.seeds[0])
+        frames.save_gif(folder / "episode.gif", episode)
+        frames.save_strip(folder / "episode.png", episode)
         if not ended:
-            print(f"{folder / 'episode.gif'}: cut after {len(frames) - 1} steps, the greedy policy had not ended")
+            print(f"{folder / 'episode.gif'}: cut after {len(episode) - 1} steps, the greedy policy had not ended")
 
     return [
         lambda: plots.learning_curves(folder / "learning_curve.png", histories, config.steps, config.goal()),
@@ -206,7 +206,7 @@ def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path 
         raise ValueError(f"{folder} has no saved agent of seed {seed} yet")
     learner, _ = runs.resume(folder, config, seed)
     if gif is not None:
-        plots.save_gif(plots.new_file(gif), plots.episode_frames(learner, config.make_env, episode))
+        frames.save_gif(plots.new_file(gif), frames.episode_frames(learner, config.make_env, episode))
         print(f"written: {gif}")
     else:
         show.episode(learner, config.make_env, episode, delay)

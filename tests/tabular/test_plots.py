@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tabular.envs  # noqa: F401
-from tabular import plots
+from tabular import frames, plots
 from tabular.control import ControlConfig, QLearning
 from tabular.envs.maze import Maze
 from tabular.history import History
@@ -147,27 +147,27 @@ def test_grid_pictures(tmp_path, learner):
 
 
 def test_an_episode_in_motion(tmp_path, learner):
-    frames = plots.episode_frames(learner, cliff, seed=0)
-    assert len(frames) == 14  # 13 steps
-    plots.save_gif(tmp_path / "e.gif", frames)
-    plots.save_strip(tmp_path / "e.png", frames, count=4)
+    episode = frames.episode_frames(learner, cliff, seed=0)
+    assert len(episode) == 14  # 13 steps
+    frames.save_gif(tmp_path / "e.gif", episode)
+    frames.save_strip(tmp_path / "e.png", episode, count=4)
     with Image.open(tmp_path / "e.gif") as film:
         assert film.n_frames == 14
-    height, width, _ = frames[0].shape
+    height, width, _ = episode[0].shape
     with Image.open(tmp_path / "e.png") as strip:
         assert strip.size == (4 * width + 3 * 4, height)
 
 
 def test_it_says_whether_the_policy_came_to_an_end(tmp_path, learner):
-    assert plots.film_episode(learner, cliff, seed=0)[1]
-    frames, ended = plots.film_episode(learner, cliff, seed=0, most=5)
-    assert (len(frames), ended) == (6, False)
+    assert frames.film_episode(learner, cliff, seed=0)[1]
+    episode, ended = frames.film_episode(learner, cliff, seed=0, most=5)
+    assert (len(episode), ended) == (6, False)
 
 
 def test_a_strip_of_wide_pictures_is_scaled_down(tmp_path):
-    plots.save_strip(tmp_path / "e.png", [np.zeros((600, 980, 3), dtype=np.uint8)] * 8)
+    frames.save_strip(tmp_path / "e.png", [np.zeros((600, 980, 3), dtype=np.uint8)] * 8)
     with Image.open(tmp_path / "e.png") as strip:
-        assert strip.width == plots.WIDEST
+        assert strip.width == frames.WIDEST
 
 
 @pytest.mark.filterwarnings("error")
@@ -181,13 +181,13 @@ def test_no_warning_where_nothing_can_be_drawn(learner):
         return Silent()
 
     with pytest.raises(ValueError, match="draws no pictures"):
-        plots.episode_frames(learner, make, seed=0)
+        frames.episode_frames(learner, make, seed=0)
     assert Silent.asked == [{}]
 
 
 def test_environments_without_pictures(learner):
     with pytest.raises(ValueError, match="draws no pictures"):
-        plots.episode_frames(learner, lambda **options: gym.make("Blackjack-v1", **options), seed=0)
+        frames.episode_frames(learner, lambda **options: gym.make("Blackjack-v1", **options), seed=0)
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -201,7 +201,7 @@ def test_nothing_is_overwritten(tmp_path):
     ("module", "draw"),
     [
         ("matplotlib", lambda file: plots.learning_curves(file, {"x": [History()]}, 10)),
-        ("PIL", lambda file: plots.save_gif(file, [np.zeros((2, 2, 3), dtype=np.uint8)])),
+        ("PIL", lambda file: frames.save_gif(file, [np.zeros((2, 2, 3), dtype=np.uint8)])),
     ],
 )
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, module, draw):

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import gymnasium as gym
@@ -233,6 +234,41 @@ def test_a_tolerance_below_the_precision_of_floats_ends_and_says_so():
     assert solution.values == pytest.approx(policy_iteration(random_process(2, 0.999)).values, abs=1e-9)
 
 
+@pytest.mark.parametrize("order", ["synchronous", "in_place", "prioritised"])
+def test_where_floats_end_the_reason_names_a_tolerance_that_is_met(order):
+    """V = 1 / (1 - gamma) = 100 at the end of the line: its last bits alone, 1e-14, leave a bound of 1e-12."""
+    mdp = process(*([(s, -1), (s + 1, -1)] for s in range(5)), [(5, 1), (5, 1)], gamma=0.99)
+    solution = value_iteration(mdp, tol=1e-15, order=order)
+    assert not solution.converged
+    found = re.search(r"only the last bits of the values change, .* a larger tol, (1e-\d+), is met", solution.reason)
+    assert found is not None, solution.reason
+    assert solution.error_bound <= float(found[1]) < 10 * solution.error_bound
+    assert value_iteration(mdp, tol=float(found[1]), order=order).converged
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"tol": -1.0}, "tol must be positive and finite, got -1"),
+        ({"tol": float("nan")}, "tol must be positive and finite, got nan"),
+        ({"max_sweeps": 0}, "max_sweeps must be at least 1, got 0"),
+    ],
+)
+@pytest.mark.parametrize("gamma", [0.9, 1])
+def test_limits_out_of_range(limits, message, gamma):
+    mdp = process([0, 0], gamma=gamma)
+    with pytest.raises(ValueError, match=message):
+        value_iteration(mdp, **limits)
+    with pytest.raises(ValueError, match=message):
+        iterative_policy_evaluation(mdp, np.array([0]), **limits)
+    with pytest.raises(ValueError, match="max_iterations must be at least 1, got 0"):
+        policy_iteration(mdp, max_iterations=0)
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        finite_horizon_values(mdp, -1)
+    with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\], got 2"):
+        epsilon_greedy(mdp.rewards, 2)
+
+
 # Undiscounted
 
 
@@ -387,7 +423,7 @@ def test_in_place_sweeps_carry_news_further():
 
 def test_priorities_save_backups():
     """From the goal outwards, each state of the line needs one backup; in sweeps it would be 2000 of them."""
-    mdp = line_world(n_states=2000, gamma=0.999)
+    mdp = line_world(n_states=2000, gamma=0.99)
     solution = value_iteration(mdp, order="prioritised")
     assert solution.converged
     assert solution.iterations <= 3

@@ -1,8 +1,9 @@
 """Dynamic programming: values and optimal policies of a finite MDP whose table is known.
 
 Sutton & Barto (2018), chapter 4. With `gamma < 1` everything has an answer. With `gamma = 1` a value is the expected
-total reward, which exists only where an episode ends or comes to rest where nothing is paid. That is decided on the
-graph of the table beforehand, so that a process without an answer is a ValueError and not an endless loop.
+total reward, which exists only where an episode ends or comes to rest where nothing is paid. A search in the graph of
+the table decides before anything else whether some policy does so from every state, and while policies improve whether
+one is paid for ever: so that a process without an answer is a ValueError and not an endless loop.
 """
 
 import math
@@ -162,7 +163,8 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, ord
     With `gamma = 1` the last change bounds nothing, and from 0 the sweeps can stop at a solution of the equation that
     no policy earns. So they start from the value of a policy that ends and rise from there. When a change is at most
     `tol`, the policy found is evaluated exactly: if no action improves on it this is the solution, else they go on.
-    Raises ValueError if from some state no policy surely ends, and for limits out of range.
+    Raises ValueError if from some state no policy surely ends, if one can be paid for ever (which its graph is
+    searched for after 1, 2, 4, ... sweeps), and for limits out of range.
     """
     _check_limits(tol, max_sweeps)
     if mdp.gamma == 1:
@@ -179,13 +181,19 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, ord
 
 
 def _undiscounted_value_iteration(mdp: MDP, tol: float, max_sweeps: int, order: str) -> Solution:
-    policy = _ending_policy(mdp)
     sweeps = Sweeps(mdp, order, tol)
-    values, change, done = policy_evaluation(mdp, policy), np.inf, 0
+    policy = _ending_policy(mdp)
+    values, change, done, look = policy_evaluation(mdp, policy), np.inf, 0, 1
     while done < max_sweeps:
         # Greedy is not enough: an action that raised the value leads towards the end, one that ties may go in circles.
-        values, change, raised, n = sweeps.apply(values, policy, ROUNDING * _scale(values), max_sweeps - done)
+        most = min(look, max_sweeps) - done
+        values, change, raised, n = sweeps.apply(values, policy, ROUNDING * _scale(values), most)
         done += n
+        if n == most:
+            # Values only rise, so V <= r + P V under this policy: where it goes round for ever it gains by it. Values
+            # above those of every policy that ends come from one that does not, so growth without end is found.
+            _resting_states(*_under_policy(mdp, policy))
+            look = 2 * done
         if change <= tol or not raised:
             values = policy_evaluation(mdp, policy)
             change = _bellman_residual(mdp, values)
@@ -295,7 +303,8 @@ def _resting_states(transitions: csr_array, rewards: np.ndarray) -> Bool[np.ndar
     resting = ~is_left[classes]
     if (paid := resting & (rewards != 0)).any():
         raise ValueError(
-            f"with gamma 1 the policy has no value: from state {paid.argmax()} it never ends and is paid for ever"
+            f"with gamma 1 the policy has no value: from state {paid.argmax()} it never ends and is paid for ever; "
+            "take gamma < 1"
         )
     return resting
 

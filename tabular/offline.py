@@ -132,7 +132,7 @@ def _check_log(log: Transitions, n_states: int, n_actions: int, masks: Bool[np.n
             )
     if masks.shape != (n_states, n_actions):
         raise ValueError(f"masks must be [S, A] = [{n_states}, {n_actions}], got {list(masks.shape)}")
-    stuck = np.logical_not(log.terminated | masks.any(axis=1)[log.next_states])
+    stuck = ~log.terminated & (masks.sum(axis=1) == 0)[log.next_states]
     if stuck.any():
         raise ValueError(
             f"the masks allow no action in state {log.next_states[stuck.argmax()]}: one at least is needed"

@@ -5,6 +5,7 @@ environment that is nothing but a table the whole loop is compiled; on any other
 and calls the same `choose` and `update`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from tabular import kernels
 from tabular.core.schedules import SCHEDULES, make_schedule
 from tabular.history import History
 from tabular.tables import compile_table, discrete, time_limit
+from tabular.vector import not_finite
 
 Number = float | int
 
@@ -113,6 +115,8 @@ class Control:
         self.n_actions, _ = discrete(self.env.action_space, f"{name} fits {self.fits}", "actions")
         self.first_action = int(getattr(self.env.action_space, "start", 0))
         self.table = compile_table(self.env)
+        if self.table is not None and not (good := np.isfinite(self.table.reward)).all():
+            raise not_finite(self.env, self.table.reward[good.argmin()])
         self.limit = time_limit(self.env)
 
         behaviour, table, env, space = np.random.SeedSequence(seed).spawn(4)
@@ -162,7 +166,7 @@ class Control:
         return int(values.argmax()) + self.first_action
 
     def advance(self, steps: int) -> None:
-        """`steps` more environment steps. Raises ValueError where a mask allows no action."""
+        """`steps` more environment steps. Raises ValueError where a mask allows no action or a reward is not finite."""
         goal = self.steps + steps
         while self.steps < goal:
             chunk = min(goal - self.steps, CHUNK)
@@ -206,6 +210,8 @@ class Control:
             visits[state] += 1
             observation, reward, terminated, truncated, info = step_env(action + self.first_action)
             next_state, reward, terminated = index(observation), float(reward), bool(terminated)
+            if not math.isfinite(reward):
+                raise not_finite(self.env, reward)
             if "action_mask" in info:
                 masks[next_state] = info["action_mask"]
             next_action = -1

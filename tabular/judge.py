@@ -48,7 +48,9 @@ def judge(folder: Path, asked: Judgement) -> int:
         columns[name]["return lost"] = judging.interval(returns[trained] - returns[name])
     columns[trained] |= _learning(config, results, asked.threshold)
 
-    show.summary(f"{config.algorithm} on {config.env}, {len(results)} seeds, {asked.episodes} episodes each", columns)
+    seeds, episodes = len(results), show.counted(asked.episodes, "episode")
+    title = f"{config.algorithm} on {config.env}, {show.counted(seeds, 'seed')}, {episodes} each"
+    show.summary(title, columns, seeds)
     content = {
         "episodes": asked.episodes,
         "seed": asked.seed,

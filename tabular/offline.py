@@ -132,8 +132,8 @@ def _check_log(log: Transitions, n_states: int, n_actions: int, masks: Bool[np.n
             )
     if masks.shape != (n_states, n_actions):
         raise ValueError(f"masks must be [S, A] = [{n_states}, {n_actions}], got {list(masks.shape)}")
-    acts: Any = masks.any(axis=1)
-    if (stuck := ~log.terminated & ~acts[log.next_states]).any():
+    stuck = ~log.terminated & (masks.sum(axis=1) == 0)[log.next_states]
+    if stuck.any():
         raise ValueError(
             f"the masks allow no action in state {log.next_states[stuck.argmax()]}: one at least is needed"
         )

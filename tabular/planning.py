@@ -1,10 +1,12 @@
 """Dynamic programming: values and optimal policies of a finite MDP whose table is known.
 
 Sutton & Barto (2018), chapter 4. With `gamma < 1` everything has an answer. With `gamma = 1` a value is the expected
-total reward, which exists only where an episode ends or comes to rest where nothing is paid. That is decided on the
-graph of the table beforehand, so that a process without an answer is a ValueError and not an endless loop.
+total reward, which exists only where an episode ends or comes to rest where nothing is paid. A search in the graph of
+the table decides before anything else whether some policy does so from every state, and while policies improve whether
+one is paid for ever: so that a process without an answer is a ValueError and not an endless loop.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +98,9 @@ def iterative_policy_evaluation(mdp: MDP, policy: Policy, tol: float = 1e-10, ma
     """The values of a policy, by sweeps `V <- r_pi + gamma P_pi V` from 0. Sutton & Barto (2018), eq. 4.5.
 
     Stops as `value_iteration` does, but has only the last change to go by where `gamma = 1`. Raises ValueError as
-    `policy_evaluation` does.
+    `policy_evaluation` does, and for limits out of range.
     """
+    _check_limits(tol, max_sweeps)
     transitions, rewards = _under_policy(mdp, policy)
     if mdp.gamma == 1:
         _resting_states(transitions, rewards)
@@ -129,10 +132,15 @@ def policy_improvement(
 def policy_iteration(mdp: MDP, max_iterations: int = 1000) -> Solution:
     """Evaluates and improves a policy until it is its own improvement. Sutton & Barto (2018), section 4.3.
 
-    Raises ValueError with `gamma = 1` if from some state no policy surely ends, or if one is paid for ever.
+    Raises ValueError with `gamma = 1` if from some state no policy surely ends, or if one is paid for ever, and for
+    fewer than one iteration.
     """
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     policy = _ending_policy(mdp) if mdp.gamma == 1 else np.zeros(mdp.n_states, dtype=int)
-    for iteration in range(1, max_iterations + 1):
+    iteration = 0
+    while True:
+        iteration += 1
         values = policy_evaluation(mdp, policy)
         improved = policy_improvement(mdp, values, policy)
         converged = bool((improved == policy).all())
@@ -142,7 +150,6 @@ def policy_iteration(mdp: MDP, max_iterations: int = 1000) -> Solution:
             reason = "" if converged else f"the policy still changed after {iteration} iterations"
             return Solution(values, policy, iteration, bound, converged, reason)
         policy = improved
-    raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
 
 
 def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, order: str = "synchronous") -> Solution:
@@ -156,8 +163,10 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, ord
     With `gamma = 1` the last change bounds nothing, and from 0 the sweeps can stop at a solution of the equation that
     no policy earns. So they start from the value of a policy that ends and rise from there. When a change is at most
     `tol`, the policy found is evaluated exactly: if no action improves on it this is the solution, else they go on.
-    Raises ValueError if from some state no policy surely ends.
+    Raises ValueError if from some state no policy surely ends, if one can be paid for ever (which its graph is
+    searched for after 1, 2, 4, ... sweeps), and for limits out of range.
     """
+    _check_limits(tol, max_sweeps)
     if mdp.gamma == 1:
         return _undiscounted_value_iteration(mdp, tol, max_sweeps, order)
     threshold = max(tol * (1 - mdp.gamma), 4 * sys.float_info.epsilon * _scale(mdp.rewards) / (1 - mdp.gamma))
@@ -172,13 +181,19 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, ord
 
 
 def _undiscounted_value_iteration(mdp: MDP, tol: float, max_sweeps: int, order: str) -> Solution:
-    policy = _ending_policy(mdp)
     sweeps = Sweeps(mdp, order, tol)
-    values, change, done = policy_evaluation(mdp, policy), np.inf, 0
+    policy = _ending_policy(mdp)
+    values, change, done, look = policy_evaluation(mdp, policy), np.inf, 0, 1
     while done < max_sweeps:
         # Greedy is not enough: an action that raised the value leads towards the end, one that ties may go in circles.
-        values, change, raised, n = sweeps.apply(values, policy, ROUNDING * _scale(values), max_sweeps - done)
+        most = min(look, max_sweeps) - done
+        values, change, raised, n = sweeps.apply(values, policy, ROUNDING * _scale(values), most)
         done += n
+        if n == most:
+            # Values only rise, so V <= r + P V under this policy: where it goes round for ever it gains by it. Values
+            # above those of every policy that ends come from one that does not, so growth without end is found.
+            _resting_states(*_under_policy(mdp, policy))
+            look = 2 * done
         if change <= tol or not raised:
             values = policy_evaluation(mdp, policy)
             change = _bellman_residual(mdp, values)
@@ -189,8 +204,11 @@ def _undiscounted_value_iteration(mdp: MDP, tol: float, max_sweeps: int, order: 
 
 def finite_horizon_values(mdp: MDP, steps: int, policy: Policy | None = None) -> Float[np.ndarray, "S"]:
     """Expected return of the next `steps` steps alone: of a policy, or (None) of the best one that may look at the
-    clock. What a time limit really leaves. Backward induction; Puterman (1994), section 4.5.
+    clock. What a time limit really leaves. Backward induction; Puterman (1994), section 4.5. Raises ValueError for
+    fewer than 0 steps.
     """
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
     values = np.zeros(mdp.n_states)
     transitions, rewards = _under_policy(mdp, policy) if policy is not None else (mdp.transitions, mdp.rewards)
     for _ in range(steps):
@@ -202,7 +220,12 @@ def finite_horizon_values(mdp: MDP, steps: int, policy: Policy | None = None) ->
 
 
 def epsilon_greedy(q_values: Float[np.ndarray, "S A"], epsilon: float | int) -> Float[np.ndarray, "S A"]:
-    """The policy that is greedy, ties split, but takes any action (the greedy ones too) with probability epsilon."""
+    """The policy that is greedy, ties split, but takes any action (the greedy ones too) with probability epsilon.
+
+    Raises ValueError for an epsilon outside [0, 1].
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
     best = greedy_actions(q_values)
     return (1 - epsilon) * best / best.sum(axis=1, keepdims=True) + epsilon / q_values.shape[1]
 
@@ -225,13 +248,31 @@ def _error(mdp: MDP, change: float) -> float:
 
 def _at_rest(mdp: MDP, values: np.ndarray, change: float, tol: float) -> bool:
     """Whether sweeps reached the tolerance, or can change only the last bits any more."""
-    return _error(mdp, change) <= tol or change <= 4 * sys.float_info.epsilon * float(np.abs(values).max())
+    return _error(mdp, change) <= tol or _in_last_bits(values, change)
+
+
+def _in_last_bits(values: np.ndarray, change: float) -> bool:
+    return change <= 4 * sys.float_info.epsilon * float(np.abs(values).max())
 
 
 def _solution(mdp: MDP, values: np.ndarray, policy: np.ndarray, sweeps: int, change: float, tol: float) -> Solution:
-    converged = _error(mdp, change) <= tol
-    reason = "" if converged else f"after {sweeps} sweeps the values still changed by {change:.3g}"
-    return Solution(values, policy, sweeps, _error_bound(mdp.gamma, change), converged, reason)
+    error = _error(mdp, change)
+    reason = ""
+    if error > tol and _in_last_bits(values, change):
+        reason = (
+            f"after {sweeps} sweeps only the last bits of the values change, by {change:.3g}: floats allow no smaller "
+            f"error to be shown than {error:.2g}; a larger tol, 1e{math.ceil(math.log10(error))}, is met"
+        )
+    elif error > tol:
+        reason = f"after {sweeps} sweeps the values still changed by {change:.3g}"
+    return Solution(values, policy, sweeps, _error_bound(mdp.gamma, change), error <= tol, reason)
+
+
+def _check_limits(tol: float, max_sweeps: int) -> None:
+    if not 0 < tol < np.inf:
+        raise ValueError(f"tol must be positive and finite, got {tol}")
+    if max_sweeps < 1:
+        raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
 
 
 def _scale(values: np.ndarray) -> float:
@@ -262,7 +303,8 @@ def _resting_states(transitions: csr_array, rewards: np.ndarray) -> Bool[np.ndar
     resting = ~is_left[classes]
     if (paid := resting & (rewards != 0)).any():
         raise ValueError(
-            f"with gamma 1 the policy has no value: from state {paid.argmax()} it never ends and is paid for ever"
+            f"with gamma 1 the policy has no value: from state {paid.argmax()} it never ends and is paid for ever; "
+            "take gamma < 1"
         )
     return resting
 

@@ -69,11 +69,12 @@ def compare(args: argparse.Namespace) -> int:
 
     labels = {method: _label(config) for method, config in configs.items()}
     last = {labels[method]: one.values[-1] for method, one in learnt.items()}
-    title = f"{args.policy} policy on {env_id}, gamma {shared.gamma:g}, {args.episodes} episodes, {args.seeds} seeds"
+    title = f"{args.policy} policy on {env_id}, gamma {shared.gamma:g}, {show.counted(args.episodes, 'episode')}"
+    title += f", {show.counted(args.seeds, 'seed')}"
     show.console().print(title, style="bold", soft_wrap=True)
     if len(states) <= TABLE_STATES:
         show.values("values, mean of the seeds", states, {"exact": exact, **last})
-    show.summary("RMS error", {labels[method]: _figures(one.errors) for method, one in learnt.items()})
+    show.summary("RMS error", {labels[method]: _figures(one.errors) for method, one in learnt.items()}, args.seeds)
     if limit := time_limit(make()):
         print(f"exact: without the limit of {limit} steps; a cut episode goes on in the estimate of its last state")
 

@@ -5,6 +5,7 @@ by the same functions. All episodes of a run share one value table [S], so the o
 TD(lambda) learn within the episode, Monte Carlo and n-step as soon as their return is complete.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, no_type_check
@@ -17,6 +18,7 @@ from numba import njit
 from tabular.kernels import draw, make_rng
 from tabular.planning import Policy, checked_policy
 from tabular.tables import compile_table, discrete, time_limit
+from tabular.vector import not_finite
 
 Number = float | int
 
@@ -67,7 +69,8 @@ def predict(
 
     `policy` is an action per state [S] or the probability of each action [S, A]. A cut episode (truncation) goes on in
     the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for what is no
-    policy there, for fewer than one episode, and for an episode that does not end within a million steps.
+    policy there, for fewer than one episode, for rewards that are not finite, and for an
+    episode that does not end within a million steps.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
@@ -79,6 +82,8 @@ def predict(
 
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
     rng, table = make_rng(behaviour), compile_table(env)
+    if table is not None and not (good := np.isfinite(table.reward)).all():
+        raise not_finite(env, table.reward[good.argmin()])
     values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
     rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))
@@ -119,6 +124,8 @@ def _play(
         observation, reward, terminated, truncated, _ = env.step(action + first_action)
         states.append(index(observation))
         rewards.append(float(reward))
+        if not math.isfinite(rewards[-1]):
+            raise not_finite(env, reward)
     return np.array(states), np.array(rewards), bool(terminated)
 
 

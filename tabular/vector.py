@@ -22,6 +22,12 @@ from jaxtyping import Bool, Float, Shaped
 from tabular.cartpole import CartPoles, together
 
 
+def not_finite(env: gym.Env, reward: Any) -> ValueError:
+    """The error for a reward after which every value would be nan."""
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    return ValueError(f"{name} paid the reward {reward}: rewards must be finite numbers, look at its step()")
+
+
 class Step(NamedTuple):
     """What one action in each of N copies led to."""
 
@@ -72,7 +78,10 @@ class VectorEnv:
         return len(self.envs)
 
     def step(self, actions: np.ndarray) -> Step:
-        """Acts once in every copy; `actions` [N, ...] are the environment's own, one a row."""
+        """Acts once in every copy; `actions` [N, ...] are the environment's own, one a row.
+
+        Raises ValueError for a reward that is not finite.
+        """
         masks = None if self.masks is None else np.ones_like(self.masks)
         # A list of Python's integers is quicker for environments than numpy's; rows stay arrays.
         rows = actions.tolist() if actions.ndim == 1 else list(actions)
@@ -103,6 +112,9 @@ class VectorEnv:
             obs[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
             if masks is not None and not (terminated[i] or truncated[i]):
                 masks[i] = info["action_mask"]
+        if not np.isfinite(rewards).all():
+            i = int(np.isfinite(rewards).argmin())
+            raise not_finite(self.envs[i], rewards[i])
         return obs, rewards, terminated, truncated
 
     def scale_obs(self, obs: np.ndarray) -> np.ndarray:

@@ -281,6 +281,21 @@ def test_more_steps_than_there_is_memory_for(n):
         make(NStepSarsa, MAZE, n=n)
 
 
+@pytest.mark.parametrize("cls", ALGORITHMS)
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_rewards_that_are_none_are_refused(cls, reward):
+    def broken():
+        env = gym.make("FrozenLake-v1")
+        env.unwrapped.P[14][2][0] = (*env.unwrapped.P[14][2][0][:2], reward, True)  # pyright: ignore
+        return env
+
+    message = f"FrozenLake-v1 paid the reward {reward}: rewards must be finite"
+    with pytest.raises(ValueError, match=message):
+        make(cls, broken)
+    with pytest.raises(ValueError, match=message):
+        make(cls, lambda: gym.wrappers.TransformReward(LAKE(), lambda _: reward)).advance(10)
+
+
 # Saving
 
 

@@ -157,3 +157,11 @@ def test_a_policy_that_never_ends_is_noticed(monkeypatch):
     stuck = np.zeros(47, dtype=int)  # up, into the edge
     with pytest.raises(ValueError, match="did not end within 1000 steps"):
         predict(lambda: gym.make("tabular/Maze-v0"), stuck, PredictionConfig(), 1, 0)
+
+
+def test_rewards_that_are_none_are_refused():
+    def broken():
+        return gym.wrappers.TransformReward(walk(), lambda reward: float("nan"))
+
+    with pytest.raises(ValueError, match="RandomWalk-v0 paid the reward nan: rewards must be finite"):
+        predict(broken, RANDOM, PredictionConfig(), 1, 0)

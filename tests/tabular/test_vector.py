@@ -219,3 +219,9 @@ def test_masks_come_along():
 def test_at_least_one_copy():
     with pytest.raises(ValueError, match="n_envs must be at least 1, got 0"):
         VectorEnv(Diary, 0, seed=0)
+
+
+def test_rewards_that_are_none_are_refused():
+    envs = VectorEnv(lambda: gym.wrappers.TransformReward(cart_pole(), lambda reward: float("nan")), 2, seed=0)
+    with pytest.raises(ValueError, match="CartPole-v1 paid the reward nan: rewards must be finite"):
+        envs.step(np.array([0, 1]))

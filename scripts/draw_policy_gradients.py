@@ -25,7 +25,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 TARGET_KL = 0.01
-BATCH = {"n_envs": 8, "n_steps": 128}
+BATCH: dict[str, Any] = {"n_envs": 8, "n_steps": 128}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

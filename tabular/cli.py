@@ -96,7 +96,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
     solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
     solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
-    solve.add_argument("--seed", type=_whole, default=0, help="unused: planning draws nothing")
+    solve.add_argument("--seed", type=_seed, default=0, help="unused: planning draws nothing")
 
     predict = command("predict", "estimate the values of a policy from episodes, beside the exact ones")
     predict.add_argument("methods", metavar="METHOD", nargs="*", help="td, n_step, monte_carlo: one or more")
@@ -104,7 +104,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     predict.add_argument("--policy", choices=("random", "optimal"), default="random", help="whose values")
     predict.add_argument("--episodes", type=_count, default=100, help="episodes of each seed")
     predict.add_argument("--seeds", type=_count, default=20, help="how many")
-    predict.add_argument("--seed", type=_whole, default=0, help="the first of them")
+    predict.add_argument("--seed", type=_seed, default=0, help="the first of them")
     predict.add_argument("--output", type=Path, metavar="DIR", help="folder (default: a new one in runs/)")
     predict.usage = "%(prog)s METHOD [METHOD ...] --env ENV [OPTION ...] [--NAME VALUE ...]"
     predict.epilog = PREDICTION_SETTINGS
@@ -118,7 +118,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
         training.add_argument("--env", metavar="ENV", help="a gymnasium environment, or a maze's text file")
         training.add_argument("--steps", type=_count, default=100_000, help="environment steps of each seed")
         training.add_argument("--seeds", type=_count, default=5 if training is compare else 1, help="how many")
-        training.add_argument("--seed", type=_whole, default=0, help="the first of them")
+        training.add_argument("--seed", type=_seed, default=0, help="the first of them")
         training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
         training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
         training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
@@ -129,15 +129,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentP
     judge = command("judge", "judge a finished run's greedy policies, also in a changed world")
     judge.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     judge.add_argument("--episodes", type=_count, default=100, help="of each seed's agent in each world")
-    judge.add_argument("--seed", type=_whole, default=0, help="seed of the episodes")
+    judge.add_argument("--seed", type=_seed, default=0, help="seed of the episodes")
     judge.add_argument("--noise", type=_share, help="also with this share of the actions replaced by random ones")
     judge.add_argument("--threshold", type=_finite, help="return that counts as solved (default: the run's)")
     judge.epilog = "--env.NAME VALUE: also in a changed environment, for instance --env.slip 0.2"
 
     watch = command("watch", "show the greedy policy of a run step by step")
     watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    watch.add_argument("--seed", type=_whole, help="which seed's agent (default: the first)")
-    watch.add_argument("--episode", type=_whole, default=0, help="seed of the episode")
+    watch.add_argument("--seed", type=_seed, help="which seed's agent (default: the first)")
+    watch.add_argument("--episode", type=_seed, default=0, help="seed of the episode")
     watch.add_argument("--delay", type=_delay, default=0.2, help="seconds between steps")
     watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
 
@@ -182,6 +182,12 @@ def _whole(text: str, least: int = 0) -> int:
     if not digits.isdigit() or int(digits) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
     return int(digits)
+
+
+def _seed(text: str) -> int:
+    if (seed := _whole(text)) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be below 2^32, got {text}")
+    return seed
 
 
 def _count(text: str) -> int:
@@ -297,10 +303,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _judge(args: argparse.Namespace) -> int:
-    from tabular.algorithms import parse
+    from tabular.environments import read_options
     from tabular.judge import Judgement, judge
 
-    options = {name: parse(text) for name, text in args.env_options.items()} or None
+    options = read_options(args.env_options) or None
     return judge(args.run, Judgement(args.episodes, args.seed, args.noise, args.threshold, options))
 
 

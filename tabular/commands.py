@@ -205,6 +205,8 @@ def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path 
     if not (folder / f"seed_{seed}" / "checkpoint.pt").is_file():
         raise ValueError(f"{folder} has no saved agent of seed {seed} yet")
     learner, _ = runs.resume(folder, config, seed)
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise ValueError(f"--gif {gif}: give it a name that ends in .gif")
     if gif is not None:
         frames.save_gif(plots.new_file(gif), frames.episode_frames(learner, config.make_env, episode))
         print(f"written: {gif}")

@@ -26,12 +26,9 @@ REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def find_env(text: str, options: Mapping[str, str] | None = None) -> tuple[str, dict[str, Any]]:
     """The id, and the options as values; a maze's file becomes its text, because the file may change or move.
 
-    Raises ValueError, with the near names, for an unknown environment, for a file that is no maze, and for
-    `render_mode`, which is for those who look on.
+    Raises ValueError, with the near names, for an unknown environment, and for a file that is no maze.
     """
-    if options and "render_mode" in options:
-        raise ValueError("--env.render_mode: nothing is drawn here, leave it out; `tabular watch RUN` shows a policy")
-    values = {name: parse(value) for name, value in (options or {}).items()}
+    values = read_options(options or {})
     if text.endswith(".txt"):
         text, values = "maze", {"layout": text, **values}
     env_id = SHORT_NAMES.get(text.lower(), text)
@@ -41,6 +38,13 @@ def find_env(text: str, options: Mapping[str, str] | None = None) -> tuple[str, 
     if env_id in MAZES and "\n" not in layout and Path(layout).is_file():
         values["layout"] = "\n".join(read_layout(layout)) + "\n"
     return env_id, values
+
+
+def read_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """The options as values. Raises ValueError for `render_mode`, which is for those who look on."""
+    if "render_mode" in options:
+        raise ValueError("--env.render_mode: nothing is drawn here, leave it out; `tabular watch RUN` shows a policy")
+    return {name: parse(value) for name, value in options.items()}
 
 
 def make_env(env_id: str, options: Mapping[str, Any]) -> gym.Env:
@@ -102,10 +106,8 @@ def _check_names(env_id: str, options: Mapping[str, Any], known: Mapping[str, in
 
 def options_of(env_id: str) -> dict[str, str]:
     """The options that an environment can be made with, and their defaults."""
-    spec: Any = gym.spec(env_id)
-    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    parameters = inspect.signature(creator).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "render_mode"}
+    spec, parameters = gym.spec(env_id), _parameters(env_id).values()
+    defaults = {p.name: p.default for p in parameters if p.kind not in REST and p.name != "render_mode"}
     defaults |= {"max_episode_steps": spec.max_episode_steps} | spec.kwargs
     return {name: "" if default is inspect.Parameter.empty else str(default) for name, default in defaults.items()}
 

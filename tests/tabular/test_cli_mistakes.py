@@ -144,6 +144,10 @@ def test_options_may_stand_before_names_and_be_spelt_either_way(capsys, tmp_path
             "--resume takes everything from the run's folder: leave --alpha out",
         ),
         (["watch", "r", "--env.slip", "1"], "unknown option --env.slip"),
+        (
+            ["run", "ppo", "--env", "maze", "--seed", "99999999999"],
+            "argument --seed: must be below 2^32, got 99999999999",
+        ),
     ],
 )
 def test_a_mistake_in_the_call_is_one_line(capsys, argv, message):
@@ -181,3 +185,8 @@ def test_a_reader_who_leaves_early_costs_nothing(tmp_path):
         err = process.stderr.read()
     assert (process.returncode, err) == (0, b"")
     assert {"summary.json", "policy.png"} <= {file.name for file in (tmp_path / "early").iterdir()}
+
+
+def test_who_looks_on_is_no_option_and_an_animation_is_a_gif(capsys, folder):
+    assert "--env.render_mode: nothing is drawn here" in fails(capsys, "judge", "run", "--env.render_mode", "human")
+    assert "--gif film: give it a name that ends in .gif" in fails(capsys, "watch", "run", "--gif", "film")

@@ -168,6 +168,8 @@ def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
         plots.grid_values(folder / "visits.png", grid, counts, None, visits > 0, f"{whose}: visits", "visits")
         plots.grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, title)
     elif table is None:
+        from tabular.trajectories import action_probability
+
         acts = reachable(MDP.from_gym(env, 1.0))
         values, chosen = np.zeros(len(acts)), np.zeros((len(acts), env.action_space.n), dtype=bool)
         chances = np.ones(len(acts)) if hasattr(learner, "policy") else None
@@ -178,22 +180,13 @@ def _draw_grid(folder: Path, config: RunConfig, learner: Any) -> None:
             action = learner.act(observation, mask)
             chosen[state, action] = True
             if chances is not None:
-                chances[state] = _probability(learner, observation, mask, action)
+                chances[state] = action_probability(
+                    learner.envs, learner.network.actor, learner.policy, observation, int(action), mask
+                )
             values[state] = learner.value(observation, mask)
         arrows = "greedy policy" if chances is None else "most probable actions"
         title = f"{whose}: values and {arrows}"
         plots.grid_values(folder / "policy.png", grid, np.nan_to_num(values), chosen, acts, title, chances=chances)
-
-
-def _probability(learner: Any, observation: Any, mask: Any, action: Any) -> float:
-    """Of an action under the policy of a learner with an actor."""
-    import torch
-
-    obs = learner.envs.scale_obs(np.asarray(observation, dtype=learner.envs.dtype)[None])
-    masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
-    with torch.no_grad():
-        params = learner.network.actor(torch.as_tensor(obs))
-        return float(learner.policy.logprob(params, torch.tensor([int(action)]), masks).exp()[0])
 
 
 def watch(folder: Path, seed: int | None, episode: int, delay: float, gif: Path | None) -> int:

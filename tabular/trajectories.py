@@ -104,13 +104,28 @@ def bootstrap(
 @torch.no_grad()
 def greedy_action(envs: Envs, actor: nn.Module, policy: Any, observation: Any, mask: Any = None) -> Any:
     """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
-    obs = envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None])
-    masks = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]
-    return policy.to_env(policy.mode(actor(torch.as_tensor(obs)), masks))[0]
+    return policy.to_env(policy.mode(actor(_one(envs, observation)), _one_mask(mask)))[0]
+
+
+@torch.no_grad()
+def action_probability(
+    envs: Envs, actor: nn.Module, policy: Any, observation: Any, action: int, mask: Any = None
+) -> float:
+    """The probability of a discrete action, counted from 0, for one observation."""
+    params = actor(_one(envs, observation))
+    return float(policy.logprob(params, torch.tensor([action]), _one_mask(mask)).exp()[0])
 
 
 @torch.no_grad()
 def state_value(envs: Envs, critic: nn.Module, observation: Any) -> float:
     """The critic's value of one observation, on the scale of the rewards that it learns from."""
-    obs = envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None])
-    return float(critic(torch.as_tensor(obs))[0])
+    return float(critic(_one(envs, observation))[0])
+
+
+def _one(envs: Envs, observation: Any) -> Shaped[Tensor, "1 ..."]:
+    """An observation as networks see it."""
+    return torch.as_tensor(envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None]))
+
+
+def _one_mask(mask: Any) -> Bool[Tensor, "1 A"] | None:
+    return None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]

@@ -29,12 +29,9 @@ def run(capsys, *argv):
 
 
 def fails(capsys, *argv):
-    try:
-        code = main(argv)
-    except SystemExit as stop:  # argparse
-        code = stop.code
+    code, _, err = run(capsys, *argv)
     assert code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return err.strip().splitlines()[-1]
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import numpy as np
 from tabular import kernels
 from tabular.core.schedules import SCHEDULES, make_schedule
 from tabular.history import History
-from tabular.tables import compile_table, discrete, time_limit
-from tabular.vector import not_finite
+from tabular.tables import compile_table, discrete, not_finite, time_limit
 
 Number = float | int
 
@@ -115,8 +114,6 @@ class Control:
         self.n_actions, _ = discrete(self.env.action_space, f"{name} fits {self.fits}", "actions")
         self.first_action = int(getattr(self.env.action_space, "start", 0))
         self.table = compile_table(self.env)
-        if self.table is not None and not (good := np.isfinite(self.table.reward)).all():
-            raise not_finite(self.env, self.table.reward[good.argmin()])
         self.limit = time_limit(self.env)
 
         behaviour, table, env, space = np.random.SeedSequence(seed).spawn(4)

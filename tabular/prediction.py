@@ -17,8 +17,7 @@ from numba import njit
 
 from tabular.kernels import draw, make_rng
 from tabular.planning import Policy, checked_policy
-from tabular.tables import compile_table, discrete, time_limit
-from tabular.vector import not_finite
+from tabular.tables import compile_table, discrete, not_finite, time_limit
 
 Number = float | int
 
@@ -82,8 +81,6 @@ def predict(
 
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
     rng, table = make_rng(behaviour), compile_table(env)
-    if table is not None and not (good := np.isfinite(table.reward)).all():
-        raise not_finite(env, table.reward[good.argmin()])
     values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
     rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))

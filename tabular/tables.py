@@ -69,11 +69,19 @@ def time_limit(env: gym.Env) -> int:
     return 0
 
 
+def not_finite(env: gym.Env, reward: Any) -> ValueError:
+    """The error for a reward after which every value would be nan."""
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    return ValueError(f"{name} paid the reward {reward}: rewards must be finite numbers, look at its step()")
+
+
 def compile_table(env: gym.Env) -> Table | None:
     """The environment as flat arrays, if its table `P` is all there is to it; None otherwise.
 
     It is not if a wrapper changes it, if the agent does not see the state itself, or if the taxi's passenger is
     fickle, of which the table knows nothing. Action masks come from `action_mask(state)`, where there is one.
+
+    Raises ValueError for a mask that allows no action, and for a reward that is not finite.
     """
     inner = env
     while isinstance(inner, gym.Wrapper):
@@ -97,13 +105,16 @@ def compile_table(env: gym.Env) -> Table | None:
     masks = [mask_of(s) for s in range(n_states)] if masked and mask_of is not None else np.ones((n_states, n_actions))
     if not np.array(masks).any(axis=1).all():
         raise ValueError(f"the action mask of state {np.array(masks).any(axis=1).argmin()} allows no action")
+    reward = np.array([o[2] for o in flat], dtype=float)
+    if not (finite := np.isfinite(reward)).all():
+        raise not_finite(env, reward[finite.argmin()])
     return Table(
         start=np.cumsum(np.asarray(start, dtype=float)),
         first=first,
         count=count,
         chance=np.array(chance, dtype=float),
         next_state=np.array([o[1] for o in flat], dtype=np.int64),
-        reward=np.array([o[2] for o in flat], dtype=float),
+        reward=reward,
         terminated=np.array([o[3] for o in flat], dtype=bool),
         masks=np.array(masks, dtype=bool),
     )

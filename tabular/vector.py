@@ -20,12 +20,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
 from tabular.cartpole import CartPoles, together
-
-
-def not_finite(env: gym.Env, reward: Any) -> ValueError:
-    """The error for a reward after which every value would be nan."""
-    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-    return ValueError(f"{name} paid the reward {reward}: rewards must be finite numbers, look at its step()")
+from tabular.tables import not_finite
 
 
 class Step(NamedTuple):

@@ -20,25 +20,25 @@ import torch
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ppo": (
-        "tabular.ppo:PPO",
+        "tabular.deep.ppo:PPO",
         {"n_envs": 8, "n_steps": 32, "n_epochs": 20, "minibatch_size": 256, "gamma": 0.98, "lam": 0.8, "lr": 1e-3}
         | {"vf_coef": 1.0},
         {"n_steps": 32, "n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3},
     ),
     "a2c": (
-        "tabular.a2c:A2C",
+        "tabular.deep.a2c:A2C",
         {"n_envs": 8, "n_steps": 5, "gamma": 0.99, "lam": 1.0, "lr": 7e-4, "vf_coef": 1.0},
         {"n_steps": 5, "gamma": 0.99, "gae_lambda": 1.0, "learning_rate": 7e-4},
     ),
     "trpo": (
-        "tabular.trpo:TRPO",
+        "tabular.deep.trpo:TRPO",
         {"n_envs": 4, "n_steps": 512, "minibatch_size": 128, "n_value_epochs": 10, "cg_damping": 0.1, "lr": 1e-3}
         | {"gamma": 0.99, "lam": 0.95},
         {"n_steps": 512, "batch_size": 128, "n_critic_updates": 10, "cg_damping": 0.1, "learning_rate": 1e-3}
         | {"gamma": 0.99, "gae_lambda": 0.95},
     ),
     "dqn": (
-        "tabular.dqn:DQN",
+        "tabular.deep.dqn:DQN",
         {
             "n_envs": 1,
             "double": False,
@@ -54,7 +54,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"exploration_fraction": 0.16, "policy_kwargs": {"net_arch": [256, 256]}},
     ),
     "dqn, defaults": (
-        "tabular.dqn:DQN",
+        "tabular.deep.dqn:DQN",
         {"n_envs": 1, "double": False, "lr": 1e-4, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 100}
         | {"gamma": 0.99, "train_freq": 4, "gradient_steps": 1, "target_every": 10_000, "epsilon_end": 0.05}
         | {"hidden": (64, 64)},

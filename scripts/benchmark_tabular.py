@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gymnasium as gym
 import numpy as np
 
-from tabular.control import DoubleQLearning, ExpectedSarsa, QLearning, Sarsa
 from tabular.envs.maze import Maze
-from tabular.mdp import MDP
-from tabular.multistep import MonteCarlo, NStepSarsa
-from tabular.planning import value_iteration
+from tabular.planning.dynamic_programming import value_iteration
+from tabular.planning.mdp import MDP
+from tabular.td.control import DoubleQLearning, ExpectedSarsa, QLearning, Sarsa
+from tabular.td.multistep import MonteCarlo, NStepSarsa
 
 ENVS = ("CliffWalking-v1", "FrozenLake-v1")
 SETTINGS: dict[str, Any] = {"alpha": 0.1, "gamma": 0.99, "initial_q": 0.0, "epsilon": 0.1}

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from tabular.core.losses import clipped_surrogate_loss
-from tabular.ppo import PPO, PPOConfig
-from tabular.reinforce import REINFORCE, REINFORCEConfig
-from tabular.trpo import TRPO, NaturalGradient, NaturalGradientConfig, TRPOConfig
+from tabular.deep.ppo import PPO, PPOConfig
+from tabular.deep.reinforce import REINFORCE, REINFORCEConfig
+from tabular.deep.trpo import TRPO, NaturalGradient, NaturalGradientConfig, TRPOConfig
 
 mpl.use("Agg")
 

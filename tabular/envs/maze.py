@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from tabular.envs.table import MOVES, Grid, Number, TableEnv, check_option
-from tabular.mdp import Outcome
+from tabular.planning.mdp import Outcome
 
 LAYOUTS = Path(__file__).parent / "layouts"
 CELLS = "#SG. "

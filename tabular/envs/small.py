@@ -6,11 +6,11 @@ import gymnasium as gym
 import numpy as np
 
 from tabular.envs.table import MOVES, Grid, Number, Table, TableEnv, check_option
-from tabular.mdp import Outcome, line_table
+from tabular.planning.mdp import Outcome, line_table
 
 
 class LineWorld(TableEnv):
-    """`tabular.mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), the goal at the right end.
+    """The line of `planning.mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), goal at the right end.
 
     Any action in the goal pays `goal_value` and ends the episode. Raises ValueError for options outside their range.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from tabular.mdp import Outcome
+from tabular.planning.mdp import Outcome
 
 Number = float | int
 Table = Mapping[int, Mapping[int, Sequence[Outcome]]]

@@ -7,8 +7,8 @@ from gymnasium.utils.env_checker import check_env
 
 import tabular.envs
 from tabular.envs.maze import LAYOUTS, Maze, MazePool, generate, read_layout, shortest_path
-from tabular.mdp import MDP
-from tabular.planning import action_values, greedy_actions, value_iteration
+from tabular.planning.dynamic_programming import action_values, greedy_actions, value_iteration
+from tabular.planning.mdp import MDP
 
 TINY = "S.\n#G"
 

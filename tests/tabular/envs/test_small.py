@@ -4,8 +4,8 @@ import pytest
 
 from tabular.envs.small import LineWorld, RandomWalk, ShortCorridor, WindyGrid
 from tabular.envs.table import check_option, grid_of
-from tabular.mdp import MDP, line_world
-from tabular.planning import policy_evaluation, value_iteration
+from tabular.planning.dynamic_programming import policy_evaluation, value_iteration
+from tabular.planning.mdp import MDP, line_world
 
 
 def play(env, actions):

@@ -1,0 +1,204 @@
+"""Prediction: the values of a policy from sampled episodes, by TD(0), TD(lambda), n-step TD and Monte Carlo.
+
+On a table the whole loop is compiled; in any other environment an episode is played first and learnt from afterwards
+by the same functions. All episodes of a run share one value table [S], so the order of the updates matters: TD(0) and
+TD(lambda) learn within the episode, Monte Carlo and n-step as soon as their return is complete.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+import gymnasium as gym
+import numpy as np
+from jaxtyping import Float
+from numba import njit
+
+from tabular.envs.arrays import compile_table, discrete, not_finite, time_limit
+from tabular.planning.dynamic_programming import Policy, checked_policy
+from tabular.td.kernels import draw, make_rng
+
+Number = float | int
+
+METHODS = ("td", "n_step", "monte_carlo")
+TD, N_STEP, MONTE_CARLO = range(3)
+
+FOREVER = 1_000_000
+"""Steps after which an episode without a limit is cut, so that a policy that never ends is noticed."""
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """Settings of prediction."""
+
+    method: str = "td"
+    "td (TD(lambda); lam 0 is TD(0)), n_step or monte_carlo"
+    alpha: Number = 0.1
+    "step size, in [0, 1]; 0 takes the average of all returns so far (monte_carlo only)"
+    gamma: Number = 1.0
+    "discount, in [0, 1]"
+    lam: Number = 0.0
+    "trace decay of td, in [0, 1]"
+    n: int = 4
+    "steps that n_step looks ahead"
+    first_visit: bool = False
+    "monte_carlo learns from the first visit of an episode only"
+    initial_value: Number = 0.0
+    "all values at the beginning"
+
+    def __post_init__(self) -> None:
+        checks = {
+            "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
+            "alpha": (0 <= self.alpha <= 1 and (self.alpha > 0 or self.method == "monte_carlo"), "in (0, 1]"),
+            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
+            "lam": (0 <= self.lam <= 1, "in [0, 1]"),
+            "n": (self.n >= 1, "at least 1"),
+            "initial_value": (abs(self.initial_value) < float("inf"), "finite"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+
+def predict(
+    make_env: Callable[..., gym.Env], policy: Policy, config: PredictionConfig, episodes: int, seed: int
+) -> Float[np.ndarray, "E S"]:
+    """The estimated values after each of the `episodes` [E, S], following the policy.
+
+    `policy` is an action per state [S] or the probability of each action [S, A]. A cut episode (truncation) goes on in
+    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for what is no
+    policy there, for fewer than one episode, for rewards that are not finite, and for an
+    episode that does not end within a million steps.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    env = make_env()
+    n_states, index = discrete(env.observation_space, "prediction needs discrete observations", "observations")
+    n_actions, _ = discrete(env.action_space, "prediction needs discrete actions", "actions")
+    policy = checked_policy(policy, n_states, n_actions)
+    cumulative = (np.eye(n_actions)[policy] if policy.ndim == 1 else policy).cumsum(axis=1, dtype=float)
+
+    behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
+    rng, table = make_rng(behaviour), compile_table(env)
+    values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
+    rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
+    history = np.empty((episodes, n_states))
+    limit = time_limit(env) or FOREVER
+    n = min(config.n, limit)  # no episode is longer, and numba's integers end somewhere
+    first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
+    for episode in range(episodes):
+        if table is not None:
+            played = _sampled(table.start, *table[1:7], cumulative, limit, rng)
+        else:
+            played = _play(env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None)
+        if len(played[1]) == limit == FOREVER and not played[2]:
+            raise ValueError(f"an episode did not end within {FOREVER} steps: does this policy ever end?")
+        learn_values(values, counts, *played, *rule, n, config.first_visit)
+        history[episode] = values
+    return history
+
+
+def _sampled(*args: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """`sample`, with Ctrl-C as Python knows it: numba answers SystemError while it hands the arrays over."""
+    try:
+        return sample(*args)
+    except SystemError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        raise (cause or error) from None
+
+
+def _play(
+    env: gym.Env, index: Any, cumulative: np.ndarray, limit: int, rng: np.ndarray, first_action: int, seed: int | None
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """One episode in any environment: states [T + 1], rewards [T], and whether it terminated (or was cut)."""
+    observation, _ = env.reset(seed=seed)
+    states, rewards, terminated, truncated = [index(observation)], [], False, False
+    while not (terminated or truncated) and len(rewards) < limit:
+        action = draw(cumulative[states[-1]], 0, cumulative.shape[1], rng)
+        observation, reward, terminated, truncated, _ = env.step(action + first_action)
+        states.append(index(observation))
+        rewards.append(float(reward))
+        if not math.isfinite(rewards[-1]):
+            raise not_finite(env, reward)
+    return np.array(states), np.array(rewards), bool(terminated)
+
+
+@njit
+@no_type_check
+def sample(start, first, count, chance, next_state, reward, terminated, cumulative, limit, rng):
+    """One episode on a table, as `_play` returns it."""
+    states, rewards = [draw(start, 0, len(start), rng)], [0.0]
+    rewards.pop()
+    ended = False
+    while not ended and len(rewards) < limit:
+        s = states[-1]
+        a = draw(cumulative[s], 0, cumulative.shape[1], rng)
+        outcome = draw(chance, first[s, a], count[s, a], rng)
+        states.append(next_state[outcome])
+        rewards.append(reward[outcome])
+        ended = terminated[outcome]
+    return np.array(states), np.array(rewards), ended
+
+
+@njit
+@no_type_check
+def learn_values(values, counts, states, rewards, terminated, method, alpha, gamma, lam, n, first_visit):
+    """Updates `values` [S] from one episode: states [T + 1], rewards [T]."""
+    if method == TD:
+        td_lambda(values, states, rewards, terminated, alpha, gamma, lam)
+    elif method == N_STEP:
+        n_step_td(values, states, rewards, terminated, alpha, gamma, n)
+    else:
+        monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit)
+
+
+@njit
+@no_type_check
+def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
+    """Every step, each state moves by `alpha delta e(s)`, `delta = r + gamma V(s') - V(s)`; traces `e` accumulate.
+
+    Sutton (1988); Sutton & Barto (2018), section 12.2. With lam 0 only the present state moves: TD(0), eq. 6.2.
+    """
+    traces = np.zeros(len(values))
+    for t in range(len(rewards)):
+        s, last = states[t], t == len(rewards) - 1
+        follows = 0.0 if last and terminated else values[states[t + 1]]
+        delta = rewards[t] + gamma * follows - values[s]
+        if lam == 0:
+            values[s] += alpha * delta
+        else:
+            traces *= gamma * lam
+            traces[s] += 1
+            values += alpha * delta * traces
+
+
+@njit
+@no_type_check
+def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
+    """Each state moves towards the next n rewards and the value after them. Sutton & Barto (2018), section 7.1."""
+    length = len(rewards)
+    for t in range(length):
+        end = min(t + n, length)
+        target = 0.0 if end == length and terminated else values[states[end]]
+        for i in range(end - 1, t - 1, -1):
+            target = rewards[i] + gamma * target
+        values[states[t]] += alpha * (target - values[states[t]])
+
+
+@njit
+@no_type_check
+def monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit):
+    """Each state moves towards the return that followed it, the last one first. Sutton & Barto (2018), section 5.1."""
+    target = 0.0 if terminated else values[states[-1]]
+    first_seen = np.full(len(values), -1)
+    for t in range(len(rewards) - 1, -1, -1):
+        first_seen[states[t]] = t
+    for t in range(len(rewards) - 1, -1, -1):
+        s = states[t]
+        target = rewards[t] + gamma * target
+        if not first_visit or first_seen[s] == t:
+            counts[s] += 1
+            values[s] += (alpha if alpha > 0 else 1 / counts[s]) * (target - values[s])

@@ -1,0 +1,230 @@
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tabular.cli.main import main
+
+
+def run(capsys, *argv):
+    try:
+        code = main(argv)
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def grid(out, title):
+    """The rows of cells printed under a title."""
+    lines = out.split(f"\n{title}\n")[1].split("\n\n")[0].strip("\n").split("\n")
+    return [line.split() for line in lines]
+
+
+def field(out, name):
+    (line,) = [line for line in out.split("\n") if name in line]
+    return line.split("│")[2].strip()
+
+
+@pytest.mark.parametrize(
+    ("method", "unit", "least", "most"),
+    [
+        ("value_iteration", "sweeps", 500, 1000),
+        ("in_place", "sweeps", 300, 600),
+        ("prioritised", "sweeps", 50, 600),
+        ("policy_iteration", "policies evaluated", 2, 20),
+    ],
+)
+def test_frozen_lake(capsys, method, unit, least, most):
+    code, out, err = run(capsys, "solve", "FrozenLake-v1", "--method", method)
+    assert code == 0
+    assert err == ""
+    assert float(field(out, "value at the start")) == pytest.approx(0.542025932000, abs=1e-10)
+    assert float(field(out, "error bound")) <= 1e-10
+    assert least <= int(field(out, unit)) <= most
+    policy = grid(out, "policy")
+    assert policy[0] == ["←", "↑", "↑", "↑"]
+    assert policy[1][0] + policy[1][1] + policy[1][3] == "←HH"
+    assert policy[1][2] in "←→"  # two optimal actions
+    assert policy[2:] == [["↑", "↓", "←", "H"], ["H", "→", "↓", "G"]]
+    assert grid(out, "values")[3] == ["H", "0.7417", "0.8628", "G"]
+
+
+def test_cliff_walking_undiscounted(capsys):
+    code, out, _ = run(capsys, "solve", "CliffWalking-v1", "--gamma", "1")
+    assert code == 0
+    assert float(field(out, "value at the start")) == -13
+    assert grid(out, "policy")[2:] == [["→"] * 11 + ["↓"], ["↑"] + ["C"] * 10 + ["G"]]
+    assert grid(out, "values")[2:] == [[str(v) for v in range(-12, 0)], ["-13"] + ["C"] * 10 + ["G"]]
+
+
+def test_an_environment_without_a_grid(capsys):
+    code, out, _ = run(capsys, "solve", "Taxi-v4", "--gamma", "0.9")
+    assert code == 0
+    assert field(out, "states x actions") == "500 x 6"
+    assert "policy" not in out
+
+
+def test_tolerance_is_used(capsys):
+    bounds = [
+        float(field(run(capsys, "solve", "FrozenLake-v1", "--tol", tol)[1], "error bound")) for tol in ("0.1", "1e-6")
+    ]
+    assert 1e-6 < bounds[0] <= 0.1
+    assert bounds[1] <= 1e-6
+
+
+def test_list(capsys):
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    for env_id, size in [("FrozenLake-v1", "16"), ("CliffWalking-v1", "48"), ("Taxi-v4", "500")]:
+        assert field(out, env_id) == size
+    assert field(out, "tabular/Maze-v0") == "47"
+    assert "Blackjack" not in out
+    assert "double_q_learning" in out
+    assert "Watkins" in out
+
+
+def test_list_of_settings(capsys):
+    code, out, _ = run(capsys, "list", "sarsa")
+    assert code == 0
+    assert "--epsilon" in out
+    assert "0.1" in out
+    _, _, err = run(capsys, "list", "sarsaa")
+    assert err == "tabular: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
+
+
+def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):
+    code, out, _ = run(capsys, "solve", "maze", "--gamma", "0.95", "--plot", str(tmp_path / "maze.png"))
+    assert code == 0
+    assert float(field(out, "value at the start")) == pytest.approx(0.95**13)
+    assert grid(out, "policy")[0][6:] == ["↓", "#", "G"]
+    assert (tmp_path / "maze.png").stat().st_size > 5000
+    code, _, err = run(capsys, "solve", "maze", "--plot", str(tmp_path / "maze.png"))
+    assert (code, err) == (2, f"tabular: {tmp_path / 'maze.png'} exists already: give another name\n")
+
+    (tmp_path / "mine.txt").write_text("S.\n#G\n")
+    code, out, _ = run(capsys, "solve", str(tmp_path / "mine.txt"))
+    assert grid(out, "policy") == [["→", "↓"], ["#", "G"]]
+    code, out, _ = run(capsys, "solve", "maze", "--env.size", "9", "--env.step_reward=-1", "--gamma", "1")
+    assert code == 0
+    assert len(grid(out, "values")) == 9
+
+
+def test_a_layout_that_is_no_maze(capsys, tmp_path):
+    (tmp_path / "bad.txt").write_text("S#G\n")
+    code, _, err = run(capsys, "solve", str(tmp_path / "bad.txt"))
+    assert code == 2
+    assert "there is no way from S to G" in err
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("frozenlake-v1", "unknown environment 'frozenlake-v1': did you mean FrozenLake-v1"),
+        ("FrozenLak", "did you mean FrozenLake-v1"),
+        ("TAXI", "did you mean Taxi-v4?"),
+        ("Taxi-v3", "did you mean Taxi-v4?"),
+        ("CliffWalking-v0", "did you mean CliffWalking-v1"),
+        ("xyzzy", "unknown environment 'xyzzy': see `tabular list`"),
+        ("CartPole-v1", "CartPole-v1 has no transition table `P`"),
+        ("no_such_module:Env-v0", "no_such_module"),
+    ],
+)
+def test_environments_that_cannot_be_solved(capsys, env_id, message):
+    code, out, err = run(capsys, "solve", env_id)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--gamma", "1.5"], "argument --gamma: must be in [0, 1], got 1.5"),
+        (["--gamma", "nan"], "argument --gamma: must be in [0, 1], got nan"),
+        (["--gamma", "high"], "argument --gamma: must be a number, got 'high'"),
+        (["--tol", "0"], "argument --tol: must be positive and finite, got 0"),
+        (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["--speed", "9"], "unknown option --speed"),
+        (["--gama", "9"], "unknown option --gama: did you mean --gamma?"),
+        (["--gama"], "option --gama is unknown, or misses its value"),
+        (["now"], "unrecognized arguments: now"),
+        (["--env.is_slipery", "0"], "FrozenLake-v1 has no option --env.is_slipery: did you mean is_slippery?"),
+    ],
+)
+def test_bad_options(capsys, argv, message):
+    code, out, err = run(capsys, "solve", "FrozenLake-v1", *argv)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+def test_no_command_shows_the_help(capsys):
+    code, out, _ = run(capsys)
+    assert code == 2
+    assert "solve" in out
+    assert "list" in out
+
+
+class Loop(gym.Env):
+    """One state, two actions; `P` is set by each test."""
+
+    observation_space, action_space = gym.spaces.Discrete(1), gym.spaces.Discrete(2)
+    initial_state_distrib = np.ones(1)
+
+    def __init__(self, outcome):
+        self.P = {0: {0: [outcome], 1: [outcome]}}
+
+
+@pytest.fixture
+def register_loop():
+    def register(outcome):
+        gym.register("Loop-v0", entry_point=lambda: Loop(outcome), disable_env_checker=True)
+
+    yield register
+    gym.registry.pop("Loop-v0")
+
+
+def test_a_process_without_a_solution_exits_with_1(capsys, register_loop):
+    register_loop((1.0, 0, -1.0, False))
+    code, out, err = run(capsys, "solve", "Loop-v0", "--gamma", "1")
+    assert code == 1
+    assert "Loop-v0: with gamma 1 there is no solution" in err
+    assert out == ""
+
+
+def test_a_tolerance_out_of_reach_exits_with_1_and_still_reports(capsys):
+    code, out, err = run(capsys, "solve", "FrozenLake-v1", "--tol", "1e-17")
+    assert code == 1
+    assert "FrozenLake-v1: not solved to 1e-17: after" in err
+    assert 1e-17 < float(field(out, "error bound")) < 1e-12
+
+
+def loaded_by(code):
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_help_loads_nothing_heavy():
+    loaded = loaded_by("from tabular.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n")
+    assert "tabular.cli.main" in loaded
+    assert not loaded & {"numpy", "scipy", "torch", "gymnasium", "rich"}
+
+
+def test_solving_needs_no_torch():
+    assert "torch" not in loaded_by("import tabular.planning.dynamic_programming")
+
+
+def test_core_needs_torch_only():
+    modules = ["masked", "returns", "losses", "kl", "distributions", "schedules"]
+    loaded = loaded_by("; ".join(f"import tabular.core.{name}" for name in modules))
+    assert "torch" in loaded
+    assert not loaded & {"scipy", "gymnasium", "numba", "transformers", "accelerate", "peft", "datasets", "rlhf"}
+    assert not {name for name in loaded if name.startswith("tabular.")} - {
+        "tabular.core",
+        *(f"tabular.core.{name}" for name in modules),
+    }

@@ -1,0 +1,136 @@
+"""Options of an environment that it cannot take end in one line that names them, before a folder is made."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+from tabular.cli.main import main
+from tabular.envs.registry import find_env, make_env
+
+
+class Picky(gym.Env):
+    """Its constructor fails in whatever way is asked for; options may also pass through to something else."""
+
+    observation_space = action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, fails=None, gentle=True, **others):
+        if others:
+            raise TypeError(f"something got an unexpected keyword argument {next(iter(others))!r}")
+        if fails:
+            raise {"assertion": AssertionError(), "key": KeyError("x"), "os": OSError(2, "no such file")}[fails]
+
+
+@pytest.fixture(autouse=True)
+def _picky(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gym.register("Picky-v0", Picky)
+    yield
+    del gym.registry["Picky-v0"]
+
+
+def refused(capsys, tmp_path, *argv):
+    assert main(argv) == 2
+    assert list(tmp_path.iterdir()) == []
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    return error[0].removeprefix("tabular: ")
+
+
+def test_an_unknown_map(capsys, tmp_path):
+    expected = "FrozenLake-v1 cannot be made with --env.map_name 9x9: KeyError: '9x9'"
+    assert refused(capsys, tmp_path, "solve", "FrozenLake-v1", "--env.map_name", "9x9") == expected
+
+
+@pytest.mark.parametrize("env", ["maze", "CliffWalking-v1"])
+@pytest.mark.parametrize("command", [("solve",), ("run", "q_learning", "--env"), ("predict", "td", "--env")])
+def test_nothing_is_rendered(capsys, tmp_path, command, env):
+    message = refused(capsys, tmp_path, *command, env, "--env.render_mode", "human")
+    assert message == "--env.render_mode: nothing is drawn here, leave it out; `tabular watch RUN` shows a policy"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "option", "message"),
+    [
+        ("dqn", "buffer_size", r"buffer_size 1000000000000 would take"),
+        ("n_step_sarsa", "n", "n 1000000000000 would take"),
+    ],
+)
+def test_more_memory_than_there_is(capsys, tmp_path, algorithm, option, message):
+    call = "run", algorithm, "--env", "CliffWalking-v1", f"--{option}", "1000000000000"
+    assert message in refused(capsys, tmp_path, *call)
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("assertion", "Picky-v0 cannot be made with --env.fails assertion: AssertionError"),
+        ("key", "Picky-v0 cannot be made with --env.fails key: KeyError: 'x'"),
+        ("os", "Picky-v0 cannot be made with --env.fails os: FileNotFoundError: [Errno 2] no such file"),
+    ],
+)
+def test_constructors_that_fail(fails, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011  (the whole message is looked at)
+        make_env("Picky-v0", {"fails": fails})
+    assert str(error.value) == message
+
+
+def test_options_that_are_passed_on():
+    """Only the error tells which one nobody wanted."""
+    with pytest.raises(ValueError, match=r"has no option --env.gentel: did you mean gentle\?"):
+        make_env("Picky-v0", {"gentle": False, "gentel": 1})
+    with pytest.raises(ValueError, match=r"MazePool-v0 has no option --env.sise: did you mean size"):
+        make_env("tabular/MazePool-v0", {"slip": 0.1, "sise": 5})
+
+
+@pytest.mark.parametrize(
+    ("env", "option", "value", "message"),
+    [
+        ("maze", "step_reward", "nan", "--env.step_reward of tabular/Maze-v0 must be a finite number, got 'nan'"),
+        ("maze", "step_reward", "1e999", "must be a finite number, got inf"),
+        ("maze", "slip", "nan", "--env.slip of tabular/Maze-v0 must be a finite number, got 'nan'"),
+        ("maze", "masked", "1", "--env.masked of tabular/Maze-v0 must be true or false, got 1"),
+        ("maze", "max_episode_steps", "0", "--env.max_episode_steps of tabular/Maze-v0 must be a whole number from 1"),
+        ("maze", "max_episode_steps", "x", "--env.max_episode_steps of tabular/Maze-v0 must be a whole number from 1"),
+        (
+            "FrozenLake-v1",
+            "is_slippery",
+            "maybe",
+            "is_slippery of FrozenLake-v1 must be true or false, got 'maybe'",
+        ),
+        ("RandomWalk", "n_states", "true", "--env.n_states of tabular/RandomWalk-v0 must be a finite number, got True"),
+    ],
+)
+def test_options_of_the_wrong_kind(capsys, tmp_path, env, option, value, message):
+    assert message in refused(capsys, tmp_path, "solve", env, f"--env.{option}", value)
+
+
+def test_kinds_that_only_the_constructor_knows():
+    """In a process of its own, without the tests' type checker."""
+    calls = [
+        ("maze", {"size": "abc"}, "size must be a whole number from 5, got 'abc'"),
+        ("maze", {"layout": "5"}, "layout must be a name, a file or the rows of a maze, got 5"),
+        ("maze", {"size": "9", "maze_seed": "-1"}, "maze_seed must be a whole number from 0, got -1"),
+        ("mazepool", {"slip": "nan"}, "slip must be a finite number in [0, 1], got 'nan'"),
+        ("lineworld", {"n_states": "2.5"}, "n_states must be a whole number from 2, got 2.5"),
+    ]
+    program = (
+        "import sys\nfrom tabular.envs.registry import find_env, make_env\n"
+        "for env, options, _ in eval(sys.argv[1]):\n"
+        "    try:\n        make_env(*find_env(env, options))\n"
+        "    except ValueError as error:\n        print(error)\n"
+    )
+    command = [sys.executable, "-c", program, repr(calls)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.splitlines() == [message for *_, message in calls]
+
+
+def test_options_of_the_right_kind():
+    lake = make_env(*find_env("FrozenLake-v1", {"is_slippery": "False", "success_rate": "1", "max_episode_steps": "7"}))
+    assert lake.unwrapped.P[0][1] == [(1.0, 4, 0, False)]  # pyright: ignore
+    assert lake.spec is not None
+    assert lake.spec.max_episode_steps == 7

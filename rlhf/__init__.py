@@ -9,21 +9,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "PPOJob": "config",
-    "SFTJob": "config",
-    "RewardJob": "config",
-    "EvaluateJob": "config",
-    "parse": "parsing",
+    "PPOJob": "config.jobs",
+    "SFTJob": "config.jobs",
+    "RewardJob": "config.jobs",
+    "EvaluateJob": "config.jobs",
+    "parse": "config.parsing",
     "UserError": "errors",
-    "Prompts": "types",
-    "Rollout": "types",
-    "PPOBatch": "types",
-    "PPOTrainer": "ppo",
-    "make_rollout": "own",
-    "train_sft": "sft",
-    "train_reward_model": "reward_modeling",
-    "evaluate_policy": "evaluation",
-    "write_report": "report",
+    "Prompts": "records",
+    "Rollout": "records",
+    "PPOBatch": "records",
+    "PPOTrainer": "trainers.ppo",
+    "make_rollout": "rollouts.external",
+    "train_sft": "trainers.sft",
+    "train_reward_model": "trainers.reward_model",
+    "evaluate_policy": "evaluation.held_out",
+    "write_report": "report.report",
 }
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

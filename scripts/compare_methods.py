@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config import LoraConfig, PPOJob
-from rlhf.demo import jobs
-from rlhf.ppo import PPOTrainer
-from rlhf.progress import quiet
-from rlhf.reward_modeling import train_reward_model
-from rlhf.sft import train_sft
+from rlhf.config.jobs import LoraConfig, PPOJob
+from rlhf.demo.demo import jobs
+from rlhf.run.progress import quiet
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.reward_model import train_reward_model
+from rlhf.trainers.sft import train_sft
 
 GROUP: dict[str, Any] = {"samples_per_prompt": 4}
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from rlhf.demo import goals
+from rlhf.demo.demo import goals
 
 
 def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
@@ -16,7 +16,7 @@ def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
     if done.exists():
         return json.loads(done.read_text())
     start = time.perf_counter()
-    command = [sys.executable, "-m", "rlhf.cli", "demo", "--output", str(folder), "--seed", str(seed), *extra]
+    command = [sys.executable, "-m", "rlhf.cli.main", "demo", "--output", str(folder), "--seed", str(seed), *extra]
     if subprocess.run(command).returncode not in (0, 1):  # 1: a goal was missed, which the table will show
         raise SystemExit(f"the demo with seed {seed} failed")
     rows = [json.loads(line) for line in (folder / "ppo" / "eval.jsonl").read_text().splitlines()]

@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 
-from rlhf import PPOJob, PPOTrainer, generation, rewards, rollout
-from rlhf.config import CheckpointConfig
+from rlhf import PPOJob, PPOTrainer
+from rlhf.config.jobs import CheckpointConfig
+from rlhf.config.parsing import from_dict, read_yaml
 from rlhf.errors import reported
-from rlhf.models import ActorCritic, Reference
-from rlhf.parsing import from_dict, read_yaml
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.rewards import sources as rewards
+from rlhf.rollouts import rollout
+from rlhf.rollouts import sampling as generation
 
 
 class Spent:

@@ -2,7 +2,7 @@
 
 from rlhf import PPOJob, PPOTrainer, parse
 from rlhf.errors import end_at_once, reported
-from rlhf.progress import quiet
+from rlhf.run.progress import quiet
 
 if __name__ == "__main__":
     with reported():

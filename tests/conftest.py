@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.config import (
+from rlhf.config.jobs import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,

@@ -10,7 +10,7 @@ from tabular.planning.mdp import Outcome, line_table
 
 
 class LineWorld(TableEnv):
-    """The line of `planning.mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), goal at the right end.
+    """The line of `mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), goal at the right end.
 
     Any action in the goal pays `goal_value` and ends the episode. Raises ValueError for options outside their range.
     """

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.cli import main
-from rlhf.parsing import to_yaml
+from rlhf.cli.main import main
+from rlhf.config.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.ppo import PPOTrainer
+from rlhf.trainers.ppo import PPOTrainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

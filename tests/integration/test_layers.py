@@ -39,7 +39,9 @@ def test_layers(layer):
     assert not any(name.startswith("scripts") for name in found)
 
 
-@pytest.mark.parametrize("statement", ["import rlhf", "import rlhf.cli", "import rlhf.config", "import tabular"])
+@pytest.mark.parametrize(
+    "statement", ["import rlhf", "import rlhf.cli.main", "import rlhf.config.jobs", "import tabular"]
+)
 def test_light_imports_load_nothing_heavy(statement):
     assert not loaded_by(statement) & {"torch", "numpy", "pandas", "matplotlib", *HEAVY}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config import LoraConfig
-from rlhf.parsing import to_yaml
+from rlhf.config.jobs import LoraConfig
+from rlhf.config.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.types import Prompts, Rollout
+from rlhf.records import Prompts, Rollout
 
 ROWS, WIDTH, GROUP = 8, 9, 4
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.advantages import estimate, loss_weights, rloo
-from rlhf.advantages import grpo as group_norm
-from rlhf.config import PPOConfig
+from rlhf.config.jobs import PPOConfig
+from rlhf.trainers.advantages import estimate, loss_weights, rloo
+from rlhf.trainers.advantages import grpo as group_norm
 from tabular.core.kl import kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten

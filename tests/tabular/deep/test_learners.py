@@ -176,8 +176,8 @@ def test_settings_out_of_range_are_named(name, field, value):
 
 def test_formulas_are_the_shared_ones():
     """Identity, not equality: what trains CartPole is the very function that trains a language model."""
-    import rlhf.advantages
-    import rlhf.update
+    import rlhf.trainers.advantages
+    import rlhf.trainers.update
 
     modules = {
         name: importlib.import_module(f"tabular.{name}") for name in ("a2c", "actor_critic", "ppo", "reinforce", "trpo")
@@ -194,7 +194,7 @@ def test_formulas_are_the_shared_ones():
     assert modules["ppo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["trpo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["ppo"].PenaltyBeta is PenaltyBeta
-    language = {**vars(rlhf.advantages), **vars(rlhf.update)}
+    language = {**vars(rlhf.trainers.advantages), **vars(rlhf.trainers.update)}
     shared = (
         "gae",
         "masked_whiten",

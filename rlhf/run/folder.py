@@ -1,0 +1,196 @@
+"""The folder of one run: what it was asked, what it measured, what it said. Only the main process writes."""
+
+import difflib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf.config.parsing import flat, read_yaml, to_yaml
+from rlhf.errors import UserError
+
+
+class RunFolder:
+    """`config.yaml`, `environment.json`, and files of one JSON object a line, flushed as they are written."""
+
+    def __init__(self, path: str, resume: str | None):
+        """Claims a folder.
+
+        Raises:
+            UserError: it exists and `resume` is not set, or cannot be made.
+        """
+        self.path = Path(path).expanduser()
+        self._unwritten: dict[str, list[str]] = {}
+        if resume is None and self.path.exists() and (not self.path.is_dir() or self._holds_something()):
+            raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
+        if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
+            raise UserError(f"{path} exists but is no run folder (it has no config.yaml); name another with --output")
+        parent = next(p for p in (self.path, *self.path.parents) if p.exists())
+        if not parent.is_dir():
+            raise UserError(f"run folder {path} cannot be made: {parent} is a file")
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"run folder {path} cannot be written: no permission in {parent}")
+
+    def _holds_something(self) -> bool:
+        """Anything but what a run leaves that failed before its first measurement: that one may be started again."""
+        names, first = {item.name for item in self.path.iterdir()}, {"config.yaml", "environment.json"}
+        return bool(names) and not first <= names <= first | {"rlhf"}
+
+    def start(self, job: Any, resumed_step: int | None, accelerator: Any, model: Any) -> None:
+        """Make the folder, write what is known before the first step, open the trackers. Called on every rank.
+
+        Args:
+            resumed_step: the step that a checkpoint had reached; what the folder says of later ones is dropped, for
+                it will be written again.
+        """
+        config = to_yaml(job)
+        if accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._tell_changes(config)
+            self._drop_after(-1 if resumed_step is None else resumed_step)
+            write_text(self.path / "config.yaml", config)
+            facts = {
+                "command": " ".join(map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "platform": platform.platform(),
+                "device": str(accelerator.device),
+                "processes": accelerator.num_processes,
+                "mixed_precision": accelerator.mixed_precision,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "versions": versions(),
+            }
+            write_text(self.path / "environment.json", json.dumps(facts, indent=2) + "\n")
+        accelerator.wait_for_everyone()
+        accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat(job).items()})
+
+    def log(self, accelerator: Any, step: int, values: dict[str, float], name: str = "metrics") -> None:
+        """Add a step's numbers to `name`.jsonl and to the trackers."""
+        if accelerator.is_main_process:
+            self.append(name, [{"step": step, **values}])
+        prefix = "" if name == "metrics" else f"{name}/"
+        accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Add rows to `name`.jsonl. What a full disk refuses is kept in memory, and written with a later row."""
+        waiting = self._unwritten.setdefault(name, [])
+        waiting += [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+        path = self.path / f"{name}.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(waiting)
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)  # no half of a row stays behind
+            print(f"warning: {path} cannot be written: {error}; its rows wait in memory", file=sys.stderr)
+        else:
+            waiting.clear()
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The complete rows of `name`.jsonl; a line that a kill cut short is left out."""
+        path = self.path / f"{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def _drop_after(self, step: int) -> None:
+        # What a critic learnt before the first step was learnt before any checkpoint.
+        for name in ("metrics", "eval", "samples", "start", *(["pretraining"] if step < 0 else [])):
+            rows = self.read(name)
+            if rows:
+                kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
+                write_text(self.path / f"{name}.jsonl", "".join(kept))
+
+    def changed(self, job: Any, *sections: str) -> bool:
+        """Whether any of these sections of the job differs from the one that the folder's run began with."""
+        path = self.path / "config.yaml"
+        before, now = (read_yaml(path) if path.exists() else {}), yaml.safe_load(to_yaml(job))
+        return any(before.get(section) != now[section] for section in sections)
+
+    def _tell_changes(self, config: str) -> None:
+        """Say which settings differ from those that the folder's run began with."""
+        path = self.path / "config.yaml"
+        if path.exists():
+            lines = difflib.unified_diff(
+                path.read_text(encoding="utf-8").split("\n"), config.split("\n"), n=0, lineterm=""
+            )
+            changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+            if changed:
+                print("settings that changed since this run began:", *changed, sep="\n  ")
+
+
+def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
+    """The accelerator of a run: devices and processes as launched, trackers that write to the run folder."""
+    import importlib.util
+
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    for tracker in trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
+    # Said outright: without a GPU and without this word, every launched process would believe that it is alone.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {launched} processes, but they found {accelerator.num_processes} of them"
+        )
+    set_seed(seed)
+    accelerator.wait_for_everyone()  # every process has looked at the run folder before one of them makes it
+    return accelerator
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one move: a reader sees the old text or the new, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def require_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{place} has {free / 2**20:,.0f} MB free, but {what} takes about {needed / 2**20:,.0f} MB; "
+            "free some space or name another --output"
+        )
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "tabular-rlhf"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """JSON has no nan and no infinity: they become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,108 @@
+"""What a step reports: statistics of the rollout, and the losses' own metrics reduced over microbatches and ranks.
+
+The README's table says for each name what it is and which values are healthy.
+"""
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf.records import PPOBatch
+from tabular.core.kl import kl_estimate
+from tabular.core.masked import explained_variance, masked_mean, masked_sum
+
+Metrics = dict[str, Tensor]
+
+
+class Clock:
+    """Seconds spent in named parts of a step; waits for the device, so that the right part pays."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) -> dict[str, float]:
+    """Statistics of a whole rollout batch; per-response ones are sums over a response's tokens, then means."""
+    rollout, mask = batch.rollout, batch.rollout.response_mask
+    responses = len(rollout)
+    k1, k3 = (kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, kind) for kind in ("k1", "k3"))
+    values = {
+        "objective/score": rollout.scores.mean(),
+        "objective/kl": masked_sum(k1, mask) / responses,
+        "objective/kl_k3": masked_sum(k3, mask) / responses,
+        "objective/reward": masked_sum(batch.rewards, mask) / responses,
+        "objective/entropy": -masked_sum(rollout.old_logprobs, mask) / responses,
+        "response/length": mask.sum() / responses,
+        "response/eos_fraction": 1 - rollout.truncated.float().mean(),
+        "response/truncated_fraction": rollout.truncated.float().mean(),
+        "response/repetition": repetition(rollout.response_ids, mask).mean(),
+    }
+    if has_critic:
+        values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, mask)
+        values["value/mean"] = masked_mean(rollout.old_values, mask)
+    if rollout.sampler_logprobs is not None:
+        apart = (rollout.sampler_logprobs - rollout.old_logprobs).abs()
+        values["policy/sampler_mismatch"] = masked_mean(apart, mask)
+    return {name: float(value) for name, value in values.items()} | {"objective/kl_coef": float(kl_coef)}
+
+
+def repetition(ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:
+    """The share of a response's token pairs that stood in it before; 0 where it has fewer than two tokens."""
+    if ids.shape[1] < 2:
+        return torch.zeros(len(ids), device=ids.device)
+    real = mask[:, 1:]
+    # Places without a pair get numbers of their own below 0, so that they repeat nothing.
+    alone = -1 - torch.arange(real.shape[1], device=ids.device).expand_as(real)
+    pairs = torch.where(real, ids[:, :-1] * (int(ids.max()) + 1) + ids[:, 1:], alone).sort(dim=-1).values
+    repeated = (pairs[:, 1:] == pairs[:, :-1]).sum(-1)
+    return repeated / real.sum(-1).clamp(min=1)
+
+
+def distinct_n(responses: Sequence[Sequence[Any]], n: int) -> float:
+    """Different n-grams over all n-grams of a set of responses (Li et al., 2016); nan where there is none."""
+    grams = [tuple(tokens[i : i + n]) for tokens in responses for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")
+
+
+def add_up(parts: Sequence[Metrics]) -> Metrics:
+    """The metrics of a minibatch from those of its microbatches: sums, and maxima where the name ends in `_max`."""
+    return {
+        name: torch.stack([p[name] for p in parts]).amax()
+        if name.endswith("_max")
+        else torch.stack([p[name] for p in parts]).sum()
+        for name in parts[0]
+    }
+
+
+def over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:
+    """The same over all ranks: they sum, maxima aside."""
+    if accelerator.num_processes == 1:
+        return metrics
+    names = sorted(metrics)
+    gathered = accelerator.gather(torch.stack([metrics[name].float() for name in names]).unsqueeze(0))
+    return {
+        name: gathered[:, i].amax() if name.endswith("_max") else gathered[:, i].sum() for i, name in enumerate(names)
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory used so far: of the GPU by tensors, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,277 @@
+"""Every setting of a PPO job changes something that a user can see, or is refused: none is read and forgotten."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from rlhf.config.jobs import PPOJob
+from rlhf.config.parsing import flat, from_dict, keys_of
+from rlhf.errors import UserError
+from rlhf.models import actor_critic as models
+from rlhf.trainers.ppo import PPOTrainer
+
+UNSEEN = ("output",)
+"""Where it lies, not what it says: the run folder's name."""
+
+# Setting -> (settings without which it has no meaning, its other value). A value in braces is filled in by the test.
+CASES = {
+    "seed": ({}, 7),
+    "resume": ({}, "{nowhere}"),
+    "trackers": ({}, ["tensorboard"]),
+    "model.path": ({}, "{gpt2}"),
+    "model.dtype": ({}, "bfloat16"),
+    "model.mixed_precision": ({}, "bf16"),
+    "model.attn_implementation": ({}, "no_such_kernel"),
+    "model.load_in_4bit": ({"model.lora.rank": 2}, True),
+    "model.gradient_checkpointing": ({}, True),
+    "model.trust_remote_code": ({"model.path": "{remote}"}, True),
+    "model.chat_template": ({"data.path": "{chats}"}, "{template}"),
+    "model.lora.rank": ({"model.lora.rank": 2}, 4),
+    "model.lora.alpha": ({"model.lora.rank": 2}, 64.0),
+    "model.lora.targets": ({"model.lora.rank": 2}, ["q_proj"]),
+    "data.path": ({}, "{other prompts}"),
+    "data.split": ({}, "test"),
+    "data.eval_path": ({}, "{other prompts}"),
+    "data.eval_split": ({"data.path": "{folder}"}, "test"),
+    "data.eval_fraction": ({}, 0.5),
+    "data.max_prompt_length": ({"data.too_long": "truncate"}, 2),
+    "data.too_long": ({"data.max_prompt_length": 3, "data.too_long": "truncate"}, "drop"),
+    "generation.max_new_tokens": ({}, 5),
+    "generation.temperature": ({}, 0.5),
+    "generation.min_new_tokens": ({}, 6),
+    "generation.suppress_ids": ({}, [8, 9, 10, 11, 12, 13]),
+    "generation.stop_ids": ({}, [10, 11, 12]),
+    "generation.stop_strings": ({}, ["film", "good", "dull", "no"]),
+    "generation.max_rows": ({}, 2),
+    "reward.model": ({"reward.function": None, "reward.model": "{reward}"}, "{other reward}"),
+    "reward.function": ({}, "{other function}"),
+    "reward.batch_size": ({"reward.function": None, "reward.model": "{reward}"}, 1),
+    "reward.normalize": ({"reward.function": None, "reward.model": "{reward}"}, False),
+    "reward.truncated": ({}, "mask"),
+    "reward.missing_eos_penalty": ({}, 3.0),
+    "reward.overlong_penalty": ({"reward.truncated": "overlong", "reward.overlong_buffer": 4}, 5.0),
+    "reward.overlong_buffer": ({"reward.truncated": "overlong", "reward.overlong_buffer": 4}, 2),
+    "reward.running_scale": ({}, True),
+    "reward.clip": ({}, 0.05),
+    "reward.min_length": ({}, 4),
+    "reward.short_penalty": ({"reward.min_length": 4}, 5.0),
+    "ppo.total_episodes": ({}, 24),
+    "ppo.rollout_batch_size": ({}, 4),
+    "ppo.minibatch_size": ({}, 8),
+    "ppo.microbatch_size": ({}, 1),
+    "ppo.ppo_epochs": ({}, 1),
+    "ppo.samples_per_prompt": ({}, 2),
+    "ppo.lr": ({}, 5e-3),
+    "ppo.lr_schedule": ({}, "constant"),
+    "ppo.warmup_steps": ({}, 1),
+    "ppo.adam_betas": ({}, (0.5, 0.5)),
+    "ppo.adam_eps": ({}, 1.0),
+    "ppo.weight_decay": ({}, 1.0),
+    "ppo.max_grad_norm": ({"ppo.adam_eps": 1.0}, 1e-3),
+    "ppo.estimator": ({"ppo.samples_per_prompt": 2}, "rloo"),
+    "ppo.gamma": ({}, 0.5),
+    "ppo.lam": ({}, 0.1),
+    "ppo.lam_critic": ({}, 0.1),
+    "ppo.lam_length_alpha": ({}, 0.3),
+    "ppo.grpo_divide_by_std": ({"ppo.estimator": "grpo", "ppo.samples_per_prompt": 4}, False),
+    "ppo.whiten_advantages": ({}, False),
+    "ppo.whiten_rewards": ({"ppo.whiten_advantages": False}, True),
+    "ppo.policy_loss": ({}, "kl_penalty"),
+    "ppo.clip_range": ({}, 1e-4),
+    "ppo.clip_range_high": ({}, 1e-4),
+    "ppo.dual_clip": ({}, 1.001),
+    "ppo.log_ratio_clamp": ({}, 1e-4),
+    "ppo.kl_penalty_beta": ({"ppo.policy_loss": "kl_penalty"}, 50.0),
+    "ppo.kl_penalty_target": ({"ppo.policy_loss": "kl_penalty"}, 10.0),
+    "ppo.clip_range_value": ({}, 1e-4),
+    "ppo.vf_coef": ({}, 5.0),
+    "ppo.ent_coef": ({}, 0.5),
+    "ppo.loss_aggregation": ({}, "sequence"),
+    "ppo.target_kl": ({}, 1e-9),
+    "ppo.kl_coef": ({}, 3.0),
+    "ppo.kl_target": ({}, 0.01),
+    "ppo.kl_horizon": ({"ppo.kl_target": 0.01}, 50),
+    "ppo.kl_estimator": ({"ppo.kl_coef": 3.0}, "full"),
+    "ppo.kl_placement": ({"ppo.kl_coef": 3.0, "ppo.kl_estimator": "k2"}, "loss"),
+    "critic.kind": ({}, "separate"),
+    "critic.init": ({"critic.kind": "separate"}, "{gpt2}"),
+    "critic.head_init": ({}, "normal"),
+    "critic.lr": ({}, 0.1),
+    "critic.warmup_steps": ({}, 1),
+    "critic.pretraining_steps": ({}, 2),
+    "critic.pretraining_patience": ({"critic.pretraining_steps": 4}, 1),
+    "ptx.path": ({}, "{texts}"),
+    "ptx.split": ({"ptx.path": "{texts}"}, "test"),
+    "ptx.coef": ({"ptx.path": "{texts}"}, 9.0),
+    "ptx.batch_size": ({"ptx.path": "{texts}"}, 2),
+    "ptx.max_length": ({"ptx.path": "{texts}"}, 3),
+    "eval.every": ({}, 1),
+    "eval.prompts": ({}, 2),
+    "eval.samples": ({}, 1),
+    "eval.batch_size": ({}, 1),
+    "eval.judge.model": ({}, "{reward}"),
+    "eval.judge.function": ({}, "{other function}"),
+    "eval.judge.batch_size": ({"eval.judge.model": "{reward}"}, 1),
+    "eval.judge.normalize": ({"eval.judge.model": "{reward}"}, False),
+    "checkpoint.every": ({}, 1),
+    "checkpoint.keep": ({"checkpoint.every": 1}, 1),
+}
+
+
+BASE = {
+    "output": "runs/none",
+    "data.path": "{prompts}",
+    "reward.function": "{good}",
+    "ppo.total_episodes": 16,
+    "ppo.lr": 2e-2,
+}
+"""A run of two steps whose weights move far enough to show."""
+
+
+def test_every_setting_has_a_case():
+    assert set(keys_of(PPOJob)) == set(CASES) | set(UNSEEN)
+
+
+@pytest.fixture(scope="module")
+def places(models, reward_folder, build, tmp_path_factory):
+    """What the words in braces stand for."""
+    import datasets
+    from transformers import AutoModelForSequenceClassification
+
+    root = tmp_path_factory.mktemp("places")
+    words = ("good", "bad", "dull", "fine", "warm", "cold")
+    prompts = [{"prompt": f"a {w} {v}", "wanted": w} for w in words for v in words]
+    chats = [{"prompt": [{"role": "user", "content": f"{w} {v}"}]} for w in words for v in words]
+    texts = [{"text": f"the film is {w} and {v}"} for w in words for v in words]
+    for name, rows in (("other", prompts), ("chats", chats), ("texts", texts)):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = {"train": datasets.Dataset.from_list(prompts), "test": datasets.Dataset.from_list(prompts[:6])}
+    datasets.DatasetDict(parts).save_to_disk(str(root / "folder"))
+    own = [{"prompt": " ".join(words[(i + j) % 6] for j in range(1 + i % 4)), "wanted": "a"} for i in range(40)]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    (root / "reward.py").write_text(
+        "def f(prompts, completions, **columns):\n    return [len(c) for c in completions]\n\n\n"
+        "def g(prompts, completions, **columns):\n"
+        "    return [c.count('good') + c.count('e') / 9 for c in completions]\n"
+    )
+    (root / "template").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    for name, seed in (("reward", 1), ("other_reward", 2)):
+        torch.manual_seed(seed)
+        config = build.config("llama", num_labels=1)
+        config.score_mean, config.score_std = 0.3, 2.0
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(root / name)
+        build.tokenizer().save_pretrained(root / name)
+    remote = root / "remote"  # a model whose code lies beside it
+    shutil.copytree(models("llama"), remote)
+    settings = json.loads((remote / "config.json").read_text())
+    settings |= {"auto_map": {"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.OwnConfig"}, "model_type": "own"}
+    (remote / "config.json").write_text(json.dumps(settings))
+    (remote / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    return {
+        "{nowhere}": str(root / "nowhere"),
+        "{gpt2}": str(models("gpt2")),
+        "{remote}": str(remote),
+        "{chats}": str(root / "chats.jsonl"),
+        "{template}": str(root / "template"),
+        "{prompts}": str(root / "prompts.jsonl"),
+        "{good}": f"{root / 'reward.py'}:g",
+        "{other prompts}": str(root / "other.jsonl"),
+        "{folder}": str(root / "folder"),
+        "{texts}": str(root / "texts.jsonl"),
+        "{reward}": str(root / "reward"),
+        "{other reward}": str(root / "other_reward"),
+        "{other function}": f"{root / 'reward.py'}:f",
+    }
+
+
+def with_settings(job, settings):
+    """The job with settings by their full names; whatever cannot be is refused here."""
+    values = flat(job) | settings
+    tree: dict = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return from_dict(PPOJob, tree)
+
+
+@pytest.fixture(autouse=True)
+def as_launched():
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def seen(job, output, capsys, monkeypatch):
+    """All that a run shows: numbers, texts, files, terminal, and in what portions its models were asked."""
+    portions = []
+
+    def counted(honest):
+        def call(*args, **kwargs):
+            portions.append(tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)))
+            return honest(*args, **kwargs)
+
+        return call
+
+    from rlhf.rewards import sources as rewards
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "trunk_states", counted(models.trunk_states))
+        patch.setattr(models, "logits_of", counted(models.logits_of))
+        patch.setattr(rewards, "sequence_scores", counted(rewards.sequence_scores))
+        patch.setattr("rlhf.rollouts.sampling.logits_of", counted(models.logits_of))
+        AcceleratorState._reset_state(True)  # each run here stands for a process of its own
+        try:
+            trainer = PPOTrainer(replace(job, output=str(output)))
+            trainer.train()
+        except UserError as error:
+            return f"refused: {error}"
+    layers = [m for m in trainer.policy.modules() if getattr(m, "gradient_checkpointing", False)]
+    found = {"portions": portions, "recomputed layers": len(layers), "printed": capsys.readouterr().out}
+    found["printed"] = found["printed"].replace(str(output), "")
+    for name in ("metrics", "eval", "samples", "pretraining"):
+        rows = (
+            [json.loads(x) for x in (output / f"{name}.jsonl").read_text().splitlines()]
+            if (output / f"{name}.jsonl").exists()
+            else []
+        )
+        found[name] = [{k: v for k, v in r.items() if not k.startswith(("time", "through", "memory"))} for r in rows]
+    found["files"] = sorted(str(p.relative_to(output)) for p in output.rglob("*") if "tfevents" not in p.name)
+    weights = [p for p in (output / "model").iterdir() if p.suffix == ".safetensors"]
+    found["weights"] = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(weights)]
+    return json.dumps(found, sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def baselines():
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CASES)
+def test_setting_changes_something_or_is_refused(job, places, baselines, key, tmp_path, capsys, monkeypatch):
+    def filled(value):
+        return places.get(value, value) if isinstance(value, str) else value
+
+    context, value = CASES[key]
+    before = with_settings(job, {name: filled(v) for name, v in (BASE | context).items()})
+    known = json.dumps(flat(before), default=str, sort_keys=True)
+    if known not in baselines:
+        baselines[known] = seen(before, tmp_path / "before", capsys, monkeypatch)
+    changed = with_settings(before, {key: filled(value)})
+    assert flat(changed)[key] != flat(before)[key]
+    after = seen(changed, tmp_path / "after", capsys, monkeypatch)
+    assert after != baselines[known]
+    if after.startswith("refused"):
+        assert not Path(tmp_path / "after").exists()

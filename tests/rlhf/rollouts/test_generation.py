@@ -1,0 +1,473 @@
+"""Sampling against a loop that has neither cache nor padding nor batch, and against transformers' own greedy search."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlhf.config.jobs import GenerationConfig, ModelConfig
+from rlhf.data.datasets import pad
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import ActorCritic, Decoding, Reference
+from rlhf.models.loading import load_causal_lm, load_tokenizer
+from rlhf.records import Tokens
+from rlhf.rollouts.sampling import StopStrings, decoding_of, sample, stop_ids, uniforms
+
+FAMILIES = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "gpt_neox",
+    "opt",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "phi3",
+    "falcon",
+    "bloom",
+    "mamba",
+]
+PROMPTS = [[7, 8, 9, 10], [11], [12, 13], [14, 15, 16], [17], [18, 19]]
+STOPS = [1, 9, 21, 25]
+LENGTH = 10
+
+
+@pytest.fixture
+def load(models):
+    def loaded(family="llama"):
+        return load_causal_lm(ModelConfig(path=str(models(family)))).eval()
+
+    return loaded
+
+
+def together(lm, prompts=PROMPTS, seed=0, stops=STOPS, temperature=1.0, max_rows=None, filler=2, left=0):
+    noise = uniforms([seed], range(len(prompts)), len(prompts), LENGTH)
+    ids, mask = pad(prompts, filler, "left")
+    ids = torch.nn.functional.pad(ids, (left, 0), value=filler)
+    decoding = Decoding(temperature, stops=tuple(stops))
+    return sample(lm, ids, torch.nn.functional.pad(mask, (left, 0)), noise, decoding, LENGTH, None, max_rows)
+
+
+def listed(said):
+    return [row[keep].tolist() for row, keep in zip(said.ids, said.mask, strict=True)]
+
+
+@torch.no_grad()
+def plain(lm, prompt, noise, stops, temperature):
+    """One response by the definition: the first token at which the cumulative distribution passes the number."""
+    response = []
+    for u in noise.tolist():
+        logits = lm(torch.tensor([prompt + response])).logits[0, -1]
+        passed = (logits / temperature).softmax(-1).double().cumsum(-1) > u
+        response.append(int(passed.int().argmax()))
+        if response[-1] in stops:
+            break
+    return response
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_responses_are_those_of_a_plain_loop_for_each_prompt_alone(load, family, temperature):
+    """Padding, the cache, and rows that leave it as they end show in no token."""
+    lm = load(family)
+    prompts = PROMPTS * 2
+    noise = uniforms([0], range(12), 12, LENGTH)
+    expected = [plain(lm, p, u, STOPS, temperature) for p, u in zip(prompts, noise, strict=True)]
+    assert len({len(response) for response in expected}) > 2  # they end at different times, or the test shows little
+    assert listed(together(lm, prompts, temperature=temperature)) == expected
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_sliding_window_shorter_than_the_text_is_respected(load, family):
+    lm = load(family)
+    wide = listed(together(lm))
+    lm.config.sliding_window = 3
+    for module in lm.modules():
+        if getattr(module, "sliding_window", None) is not None:
+            module.sliding_window = 3
+    noise = uniforms([0], range(len(PROMPTS)), len(PROMPTS), LENGTH)
+    expected = [plain(lm, p, u, STOPS, 1.0) for p, u in zip(PROMPTS, noise, strict=True)]
+    assert listed(together(lm, left=2)) == expected
+    assert expected != wide
+
+
+@pytest.mark.parametrize("how", [{"max_rows": 1}, {"max_rows": 4}, {"max_rows": 99}, {"left": 5}, {"filler": 1}])
+def test_responses_do_not_depend_on_how_they_are_batched_and_padded(load, how):
+    """Also where padding and end are one token."""
+    one, other = together(load()), together(load(), **how)
+    for name in ("ids", "mask", "truncated"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    torch.testing.assert_close(one.logprobs, other.logprobs)
+
+
+def test_row_s_response_is_its_own_whatever_stands_beside_it(load):
+    lm = load()
+    whole = listed(together(lm))
+    order = [4, 0, 5, 2]
+    ids, mask = pad([PROMPTS[i] for i in order], 2, "left")
+    noise = uniforms([0], order, len(PROMPTS), LENGTH)
+    assert listed(sample(lm, ids, mask, noise, Decoding(stops=tuple(STOPS)), LENGTH)) == [whole[i] for i in order]
+
+
+def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
+    said = together(load(), PROMPTS * 8, seed=1)
+    ended_by = set()
+    for row, keep, cut in zip(said.ids, said.mask, said.truncated, strict=True):
+        response = row[keep].tolist()
+        assert keep.tolist() == [t < len(response) for t in range(len(keep))]
+        assert not any(token in STOPS for token in response[:-1])
+        assert bool(cut) == (response[-1] not in STOPS)
+        assert not cut or len(response) == LENGTH
+        assert not row[~keep].any()
+        ended_by.add(response[-1] if not cut else None)
+    assert ended_by == {*STOPS, None}  # every stop and the limit were met
+
+
+def test_no_column_is_padding_in_every_row(load):
+    said = together(load(), stops=range(27))
+    assert said.ids.shape == said.mask.shape == said.logprobs.shape == (6, 1)
+    assert not said.truncated.any()
+
+
+def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):
+    ids, mask = pad(PROMPTS, 2, "left")
+    said = sample(load(), ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=tuple(range(1, 14))), 1)
+    assert said.truncated.tolist() == [token not in range(1, 14) for token in said.ids[:, 0].tolist()]
+    assert said.truncated.unique().numel() == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_frequencies_are_those_that_are_scored(load, family):
+    """20,000 draws of one token at temperature 0.7: every token within four standard errors of its probability."""
+    lm, draws = load(family), 20_000
+    noise = uniforms([3], range(draws), draws, 1)
+    decoding = Decoding(0.7, stops=(1,))
+    said = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, decoding, 1)
+    with torch.no_grad():
+        p = (lm(torch.tensor([[7]])).logits[0, -1] / 0.7).softmax(-1)
+        real = torch.ones(27, 1, dtype=torch.bool)
+        out = ActorCritic(lm)(Tokens(torch.full((27, 1), 7), real, torch.arange(27)[:, None], real), decoding)
+    torch.testing.assert_close(out.logprobs[:, 0].exp(), p)
+    share = torch.bincount(said.ids[said.mask], minlength=27) / draws
+    assert ((share - p).abs() <= 4 * (p * (1 - p) / draws).sqrt()).all()
+    assert p.max() / p.min() > 3  # the tokens differ, or the test shows little
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_cold_limit_is_transformers_greedy_search(load, family):
+    lm = load(family)
+    ids, mask = pad(PROMPTS, 2, "left")
+    ours = together(lm, temperature=1e-4).ids
+    theirs = lm.generate(
+        ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=LENGTH, eos_token_id=STOPS, pad_token_id=0
+    )
+    assert torch.equal(ours, theirs[:, ids.shape[1] :])
+    greedy = sample(lm, ids, mask, None, Decoding(stops=tuple(STOPS)), LENGTH)
+    assert torch.equal(greedy.ids, ours)
+
+
+# ------------------------------------------------------------------------------------------------------- random numbers
+
+
+@pytest.mark.parametrize("rows", [[3], [5, 0, 2], list(range(8)), torch.tensor([7, 7])])
+def test_a_row_s_numbers_do_not_depend_on_which_rows_are_asked_for(rows):
+    whole = uniforms([4, 2], range(8), 8, 5)
+    assert torch.equal(uniforms([4, 2], rows, 8, 5), whole[torch.as_tensor(rows)])
+
+
+def test_numbers_are_uniform_and_differ_with_every_part_of_the_key():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    whole = uniforms([0, 1], range(1000), 1000, 10)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's generator is touched
+    assert whole.dtype == torch.float64
+    assert 0 <= whole.min() < 0.001
+    assert 0.999 < whole.max() < 1
+    assert abs(float(whole.mean()) - 0.5) < 4 * (1 / 12 / 10_000) ** 0.5
+    others = [uniforms(key, range(1000), 1000, 10) for key in ([1, 0], [0, 2], [1, 1], [0], [0, 1, 0], [1])]
+    assert len({float(numbers[0, 0]) for numbers in (whole, *others)}) == 7
+
+
+# ---------------------------------------------------------------------------------------------------------------- stops
+
+
+def named(tokenizer=None, model=None, generation=None, **config):
+    text = SimpleNamespace(vocab_size=27)
+    lm_config = SimpleNamespace(eos_token_id=model, get_text_config=lambda: text)
+    found = SimpleNamespace(eos_token_id=generation)
+    return stop_ids(SimpleNamespace(eos_token_id=tokenizer), lm_config, GenerationConfig(**config), found)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"tokenizer": 1}, [1]),
+        ({"tokenizer": 1, "model": 2}, [1, 2]),
+        ({"tokenizer": 1, "model": [5, 1], "generation": [7]}, [1, 5, 7]),
+        ({"tokenizer": None, "generation": 0}, [0]),
+        ({"tokenizer": 1, "model": 2, "stop_ids": [26, 0]}, [26, 0]),
+    ],
+)
+def test_stops_are_the_configured_ones_or_all_that_anyone_names(given, expected):
+    assert named(**given) == expected
+
+
+def test_no_stop_and_stops_outside_the_vocabulary_are_refused():
+    with pytest.raises(UserError, match="names an end token"):
+        named()
+    with pytest.raises(UserError, match="names 27, but the model's tokens are 0 to 26"):
+        named(stop_ids=[1, 27])
+
+
+def test_stops_of_a_real_model(load, models):
+    lm = load()
+    tokenizer = load_tokenizer(str(models("llama")))
+    assert stop_ids(tokenizer, lm.config, GenerationConfig(), lm.generation_config) == [1]
+
+
+# ----------------------------------------------------------------------------------------------- what is never possible
+
+BENT = {
+    "plain": Decoding(0.8, stops=tuple(STOPS)),
+    "suppressed": Decoding(0.8, suppress_ids=(0, 8, 20, 25), stops=tuple(STOPS)),
+    "shortest": Decoding(0.8, min_new_tokens=4, stops=tuple(STOPS)),
+    "both": Decoding(0.8, suppress_ids=(8, 25), min_new_tokens=3, stops=tuple(STOPS)),
+}
+
+
+def possible(decoding, place):
+    """The tokens that may come at a place of a response, by the definition."""
+    banned = set(decoding.suppress_ids) | (set(decoding.stops) if place < decoding.min_new_tokens else set())
+    return [i for i in range(27) if i not in banned]
+
+
+@torch.no_grad()
+def distribution(lm, text, decoding, place):
+    """Of the next token: a softmax over the possible tokens alone."""
+    logits = lm(torch.tensor([text])).logits[0, -1] / decoding.temperature
+    kept, p = possible(decoding, place), torch.zeros(27)
+    p[kept] = logits[kept].softmax(-1)
+    return p
+
+
+def bent(lm, decoding, prompts=PROMPTS * 2, **how):
+    noise = uniforms([0], range(len(prompts)), len(prompts), LENGTH)
+    ids, mask = pad(prompts, 2, "left")
+    return sample(lm, ids, mask, noise, decoding, LENGTH, **how), noise, (ids, mask)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", BENT)
+def test_bent_responses_are_those_of_a_plain_loop_over_the_possible_tokens(load, family, name):
+    lm, decoding = load(family), BENT[name]
+    said, noise, _ = bent(lm, decoding)
+    expected = []
+    for prompt, numbers in zip(PROMPTS * 2, noise.tolist(), strict=True):
+        response = []
+        for u in numbers:
+            p = distribution(lm, prompt + response, decoding, len(response))
+            response.append(int((p.double().cumsum(-1) > u * float(p.double().sum())).int().argmax()))
+            if response[-1] in STOPS:
+                break
+        expected.append(response)
+    assert listed(said) == expected
+    assert len({len(response) for response in expected}) > 2
+    assert not {token for response in expected for token in response} & set(decoding.suppress_ids)
+    assert min(map(len, expected)) > decoding.min_new_tokens or decoding.min_new_tokens == 0
+    assert name == "plain" or expected != listed(bent(lm, BENT["plain"])[0])
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_sampler_policy_and_reference_give_every_token_the_same_probability(load, name):
+    """Every token of the vocabulary at every place: the impossible ones none at all, the rest add up to one."""
+    lm, decoding = load(), BENT[name]
+    said, _, (prompt_ids, prompt_mask) = bent(lm, decoding)
+    row = max(range(12), key=lambda i: int(said.mask[i].sum()))
+    width = int(said.mask[row].sum())
+    prompt, response = (PROMPTS * 2)[row], said.ids[row, :width].tolist()
+    for place in range(width):
+        p = distribution(lm, prompt + response[:place], decoding, place)
+        # The response as it was, but for its last token, which is each of the 27 in turn.
+        ids = torch.tensor([response[: place + 1]] * 27)
+        ids[:, place] = torch.arange(27)
+        tokens = Tokens(
+            prompt_ids[row].expand(27, -1), prompt_mask[row].expand(27, -1), ids, torch.ones_like(ids).bool()
+        )
+        with torch.no_grad():
+            out = ActorCritic(lm)(tokens, decoding)
+        of_policy, of_reference = out.logprobs[:, place], Reference(lm).logprobs(tokens, decoding)[:, place]
+        torch.testing.assert_close(of_policy.exp(), p, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(of_reference.exp(), p, rtol=1e-4, atol=1e-6)
+        impossible = [i for i in range(27) if i not in possible(decoding, place)]
+        assert (
+            of_policy[impossible].exp().tolist() == of_reference[impossible].exp().tolist() == [0.0] * len(impossible)
+        )
+        torch.testing.assert_close(of_policy.exp().sum(), torch.tensor(1.0))
+        real = p[p > 0]
+        torch.testing.assert_close(out.entropy[0, place], -(real * real.log()).sum(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(said.logprobs[row, place].exp(), p[response[place]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("name", BENT)
+def test_sampler_s_logprobs_are_the_policy_s_also_after_rows_left_the_cache(load, family, name):
+    lm, decoding = load(family), replace(BENT[name], stops=(*STOPS, 5, 13, 14))
+    said, _, prompts = bent(lm, decoding, PROMPTS * 4)
+    lengths = said.mask.sum(-1)
+    alive = [int((lengths > t).sum()) for t in range(1, LENGTH)]
+    assert any(0 < rows <= 12 for rows in alive)  # half of 24 rows left, and some went on
+    with torch.no_grad():
+        out = ActorCritic(lm)(Tokens(*prompts, said.ids, said.mask), decoding)
+    torch.testing.assert_close(said.logprobs, out.logprobs, rtol=0, atol=1e-5)
+    assert (said.logprobs[said.mask] < 0).all()
+    assert not said.logprobs[~said.mask].any()
+
+
+def test_gradient_is_finite_where_tokens_are_impossible(load):
+    """And none of it reaches what was impossible: the logits of suppressed tokens stand nowhere."""
+    lm, decoding = load(), BENT["both"]
+    said, _, prompts = bent(lm, decoding)
+    out = ActorCritic(lm)(Tokens(*prompts, said.ids, said.mask), decoding)
+    (out.logprobs.sum() + out.entropy.sum()).backward()
+    grad = lm.get_output_embeddings().weight.grad
+    assert grad.isfinite().all()
+    assert not grad[list(decoding.suppress_ids)].any()
+    assert grad[[9, 21]].any()
+
+
+def test_places_count_the_tokens_of_a_response_not_of_the_prompt(load):
+    """At place 2 of min_new_tokens 3 no end, at place 3 any; whatever stands left of it."""
+    logits = torch.zeros(4, 5)
+    found = Decoding(2.0, suppress_ids=(4,), min_new_tokens=3, stops=(0, 1))(logits, torch.tensor([0, 2, 3, 9]))
+    ninf = -torch.inf
+    assert found.tolist() == [[ninf, ninf, 0, 0, ninf]] * 2 + [[0, 0, 0, 0, ninf]] * 2
+    assert Decoding(0.5)(torch.tensor([[1.0, -2.0]]), torch.tensor([0])).tolist() == [[2.0, -4.0]]
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_greedy_takes_the_most_probable_possible_token(load, name):
+    lm, decoding = load(), BENT[name]
+    ids, mask = pad(PROMPTS, 2, "left")
+    said = sample(lm, ids, mask, None, decoding, LENGTH)
+    for prompt, response, logprobs in zip(PROMPTS, listed(said), said.logprobs.tolist(), strict=True):
+        text = list(prompt)
+        for place, token in enumerate(response):
+            p = distribution(lm, text, decoding, place)
+            assert token == int(p.argmax())
+            assert logprobs[place] == pytest.approx(float(p.max().log()), abs=1e-5)
+            assert token not in STOPS or place == len(response) - 1
+            text.append(token)
+    one_by_one = sample(lm, ids, mask, None, decoding, LENGTH, max_rows=1)
+    assert torch.equal(one_by_one.ids, said.ids)
+
+
+def test_suppressed_ids_outside_the_vocabulary_or_without_an_end_are_refused():
+    def made(stops=(1, 5), **settings):
+        return decoding_of(GenerationConfig(**settings), stops, 27)
+
+    for bad in (27, -1):
+        with pytest.raises(UserError) as error:
+            made(suppress_ids=[3, bad])
+        assert str(error.value) == f"generation.suppress_ids names {bad}, but the model's tokens are 0 to 26"
+    with pytest.raises(UserError) as error:
+        made(suppress_ids=[5, 3, 1])
+    assert str(error.value) == "generation.suppress_ids holds every end token (1, 5), so no response could end"
+    assert made(suppress_ids=[5]) == Decoding(1.0, (5,), 0, (1, 5))
+    assert made(suppress_ids=[1, 5], stop_strings=["end"]).suppress_ids == (1, 5)  # a text can end it
+    assert made(temperature=0.5, min_new_tokens=2) == Decoding(0.5, (), 2, (1, 5))
+
+
+def test_without_an_end_token_a_stop_string_will_do():
+    assert named(stop_strings=["end"]) == []
+
+
+# ------------------------------------------------------------------------------------------------------- stop strings
+
+
+@pytest.fixture
+def strings(models):
+    tokenizer = load_tokenizer(str(models("llama")))
+
+    def made(*texts):
+        return StopStrings(tokenizer, texts)
+
+    return made
+
+
+def words(*texts):
+    """Ids of rows of words as the tiny tokenizer has them."""
+    known = {"the": 7, "film": 8, "is": 9, "a": 10, "good": 11, "bad": 12}
+    return torch.tensor([[known[word] for word in text.split()] for text in texts])
+
+
+def test_a_stop_string_is_complete_with_the_token_that_completes_it(strings):
+    stop = strings("film is", "oo")
+    ids = words("the film is a", "film the is a", "a good film the", "the film film is", "is film good bad")
+    seen = [stop.completed(ids[:, : t + 1]).tolist() for t in range(4)]
+    assert list(map(list, zip(*seen, strict=True))) == [
+        [False, False, True, False],
+        [False, False, False, False],
+        [False, True, False, False],
+        [False, False, False, True],
+        [False, False, True, False],
+    ]
+
+
+def test_a_long_stop_string_is_found_however_long_the_response_is(strings):
+    stop = strings("is a good film the bad")
+    ids = words("a " * 40 + "is a good film the bad")
+    assert stop.completed(ids).tolist() == [True]
+    assert stop.completed(ids[:, :-1]).tolist() == [False]
+
+
+def test_text_is_cut_before_the_first_stop_string(strings):
+    """Which is sought with the special tokens in their places; 1 ends the text, 7 to 10 are `the film is a`."""
+    stop = strings("good", "film is")
+    assert stop.cut([7, 8, 9, 10, 11], "the film is a good") == "the "
+    assert stop.cut([10, 11, 8, 9], "a good film is") == "a "
+    assert stop.cut([4, 7, 11, 1], "the good") == " the "
+    assert stop.cut([7, 8, 1], "the film") == "the film"
+    assert stop.cut([8, 9], "film is") == ""
+
+
+@pytest.mark.parametrize("text", ["good", "film", "st", None])
+@pytest.mark.parametrize("max_rows", [None, 3])
+def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strings, text, max_rows):
+    """It is the unstopped response, cut; the prompt's own words complete nothing. None: two words of one response."""
+    lm, prompts = load(), PROMPTS * 6
+    decoding = Decoding(1.0, stops=(1,))
+    free, _, _ = bent(lm, decoding, prompts)
+    text = text or strings().tokenizer.decode(max(listed(free), key=len)[3:5])
+    stop = strings(text)
+    said, _, _ = bent(lm, decoding, prompts, strings=stop, max_rows=max_rows)
+    stopped = 0
+    for whole, response, cut in zip(listed(free), listed(said), said.truncated.tolist(), strict=True):
+        texts = [stop.tokenizer.decode(whole[: t + 1]) for t in range(len(whole))]
+        ends = [t for t, so_far in enumerate(texts) if text in so_far]
+        assert response == (whole[: ends[0] + 1] if ends else whole)
+        assert cut == (not ends and whole[-1] != 1)
+        stopped += bool(ends) and len(response) < len(whole)
+    assert stopped >= (1 if " " in text else 3)
+
+
+def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
+    lm = load()
+    ids, mask = pad(PROMPTS, 2, "left")
+    free = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1)
+    text = strings().tokenizer.decode(free.ids[0])
+    said = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1, strings(text))
+    assert torch.equal(said.ids, free.ids)
+    expected = [token not in (1, int(free.ids[0, 0])) for token in free.ids[:, 0].tolist()]
+    assert said.truncated.tolist() == expected
+    assert not said.truncated[0]
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt(load, strings):
+    lm, decoding = load(), Decoding(1.0, stops=(1,))
+    free = listed(bent(lm, decoding, PROMPTS)[0])
+    decode = strings().tokenizer.decode
+    text = decode([PROMPTS[0][-1], free[0][0]])
+    assert text not in decode(free[0])
+    assert len(free[0]) > 1
+    assert listed(bent(lm, decoding, PROMPTS, strings=strings(text))[0])[0] == free[0]

@@ -1,0 +1,397 @@
+"""Token rewards, advantages, and the groups in which responses are read."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
+from rlhf.models.actor_critic import ActorCritic, Decoding, Reference, exact_kl, frozen_head, places_of
+from rlhf.models.adapters import CRITIC
+from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer
+from rlhf.records import Prompts, Rollout, reach
+from rlhf.rollouts.rollout import Extras, Sampler, cut_values, decode, forward_groups, read, respond, score, unread
+from rlhf.rollouts.sampling import uniforms
+from rlhf.run.metrics import Clock
+from rlhf.trainers.advantages import make_batch, token_rewards
+
+LENGTHS = [5, 1, 3, 2]
+
+
+def random_rollout(seed=0):
+    """Ragged rows; log-probabilities and values under padding are loud, so that reading them would show."""
+    random = torch.Generator().manual_seed(seed)
+    rows, width = len(LENGTHS), max(LENGTHS)
+    mask = torch.arange(width) < torch.tensor(LENGTHS)[:, None]
+
+    def numbers():
+        return torch.where(mask, torch.randn(rows, width, generator=random), 1e6)
+
+    prompts = Prompts(
+        torch.full((rows, 1), 7), torch.ones(rows, 1, dtype=torch.bool), ["the"] * rows, {"wanted": list("abcd")}
+    )
+    return Rollout(
+        prompts=prompts,
+        response_ids=torch.where(mask, 8, 0),
+        response_mask=mask,
+        truncated=torch.tensor([True, False, False, False]),
+        completions=["film"] * rows,
+        old_logprobs=numbers(),
+        ref_logprobs=numbers() + 1,
+        old_values=numbers(),
+        scores=torch.randn(rows, generator=random),
+    )
+
+
+def test_score_lands_on_the_last_token_and_every_token_pays_its_kl():
+    """Three tokens and one, by hand; the price is 0.5 a nat."""
+    prompts = Prompts(torch.tensor([[7], [7]]), torch.ones(2, 1, dtype=torch.bool), ["the", "the"], {})
+    rollout = Rollout(
+        prompts=prompts,
+        response_ids=torch.tensor([[8, 9, 1], [1, 0, 0]]),
+        response_mask=torch.tensor([[True, True, True], [True, False, False]]),
+        truncated=torch.tensor([False, False]),
+        completions=["film is", ""],
+        old_logprobs=torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 99.0, 99.0]]),
+        ref_logprobs=torch.tensor([[-3.0, -2.0, -1.0], [-1.5, -99.0, -99.0]]),
+        old_values=torch.zeros(2, 3),
+        scores=torch.tensor([10.0, -4.0]),
+    )
+    assert token_rewards(rollout, rollout.scores, 0.5, "k1").tolist() == [[-1.0, 0.0, 11.0], [-4.25, 0.0, 0.0]]
+    assert token_rewards(rollout, rollout.scores, 0.0, "k1").tolist() == [[0.0, 0.0, 10.0], [-4.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_advantages_and_returns_are_those_of_a_plain_loop_over_each_response(gamma, lam):
+    rollout = random_rollout()
+    batch = make_batch(rollout, PPOConfig(gamma=gamma, lam=lam, whiten_advantages=False), 0.1, RewardConfig())
+    for i, length in enumerate(LENGTHS):
+        logprobs, ref, values = (
+            t[i, :length].tolist() for t in (rollout.old_logprobs, rollout.ref_logprobs, rollout.old_values)
+        )
+        rewards = [-0.1 * (p - q) for p, q in zip(logprobs, ref, strict=True)]
+        rewards[-1] += float(rollout.scores[i])
+        advantages, after = [0.0] * length, 0.0
+        for t in reversed(range(length)):
+            following = values[t + 1] if t + 1 < length else 0.0  # nothing is worth anything after the last token
+            after = rewards[t] + gamma * following - values[t] + gamma * lam * after
+            advantages[t] = after
+        returns = [a + v for a, v in zip(advantages, values, strict=True)]
+        torch.testing.assert_close(batch.rewards[i, :length], torch.tensor(rewards))
+        torch.testing.assert_close(batch.advantages[i, :length], torch.tensor(advantages), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(batch.returns[i, :length], torch.tensor(returns), rtol=1e-5, atol=1e-5)
+
+
+def test_return_at_lambda_one_is_the_discounted_sum_of_what_is_still_paid():
+    rollout = random_rollout()
+    batch = make_batch(rollout, PPOConfig(gamma=0.5, lam=1.0), 0.1, RewardConfig())
+    rewards = batch.rewards[0].tolist()
+    expected = [sum(0.5**k * r for k, r in enumerate(rewards[t:])) for t in range(5)]
+    torch.testing.assert_close(batch.returns[0], torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    """Two more columns of padding, loud again, leave every real number as it was."""
+    rollout, config = random_rollout(), PPOConfig(gamma=0.9, lam=0.7)
+    wide = {name: torch.nn.functional.pad(getattr(rollout, name), (0, 2), value=-1e6) for name in ("old_logprobs",)}
+    wide |= {name: torch.nn.functional.pad(getattr(rollout, name), (0, 2), value=1e6) for name in ("ref_logprobs",)}
+    wide |= {
+        name: torch.nn.functional.pad(getattr(rollout, name), (0, 2)) for name in ("response_ids", "response_mask")
+    }
+    wide |= {"old_values": torch.nn.functional.pad(rollout.old_values, (0, 2), value=1e6)}
+    narrow, widened = (make_batch(r, config, 0.1, RewardConfig()) for r in (rollout, replace(rollout, **wide)))
+    real = rollout.response_mask
+    for name in ("rewards", "advantages", "returns"):
+        torch.testing.assert_close(getattr(widened, name)[:, :5][real], getattr(narrow, name)[real])
+
+
+def test_whitening_is_over_real_tokens_and_leaves_the_returns_alone():
+    rollout = random_rollout()
+    mask = rollout.response_mask
+    plain, white = (make_batch(rollout, PPOConfig(whiten_advantages=on), 0.1, RewardConfig()) for on in (False, True))
+    real = plain.advantages[mask]
+    expected = (real - real.mean()) / real.std(correction=0)
+    torch.testing.assert_close(white.advantages[mask], expected)
+    assert not white.advantages[~mask].any()
+    assert torch.equal(plain.returns, white.returns)
+
+
+@pytest.mark.parametrize(("count", "minibatch", "microbatch"), [(8, 4, 2), (8, 8, 3), (12, 4, 3), (5, 2, 4), (6, 3, 1)])
+def test_forward_groups_cover_all_rows_once_and_never_cross_a_minibatch(count, minibatch, microbatch):
+    groups = forward_groups(count, minibatch, microbatch)
+    assert torch.cat(groups).tolist() == list(range(count))
+    for group in groups:
+        assert len(group) <= microbatch
+        assert int(group[0]) // minibatch == int(group[-1]) // minibatch
+
+
+def test_forward_groups_are_the_microbatches_of_the_first_epoch():
+    assert [g.tolist() for g in forward_groups(7, 5, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+def test_score_passes_texts_and_columns_and_applies_the_rules():
+    rollout = replace(random_rollout(), completions=["a", "b", "c", "d"])
+    asked = []
+
+    def source(prompts, completions, columns):
+        asked.append((prompts, completions, columns))
+        return [1.0, 2.0, 3.0, 4.0]
+
+    scored = score(rollout, source, RewardConfig(missing_eos_penalty=9.0, min_length=2, short_penalty=7.0), 5)
+    assert asked == [(["the"] * 4, ["a", "b", "c", "d"], {"wanted": list("abcd")})]
+    assert scored.scores.tolist() == [-9.0, -7.0, 3.0, 4.0]
+
+
+def test_decoded_responses_have_neither_padding_nor_special_tokens(models):
+    tokenizer = load_tokenizer(str(models("llama")))
+    ids = torch.tensor([[7, 8, 1, 11], [7, 2, 8, 26]])
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert decode(Sampler(tokenizer, Decoding(), GenerationConfig()), ids, mask) == ["the film", "the film it"]
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(models, group_size):
+    """In whatever groups: each row gets what one forward over it gives, at the temperature of the sampling."""
+    folder = models("llama")
+    tokenizer, lm = load_tokenizer(str(folder)), load_causal_lm(ModelConfig(path=str(folder)))
+    reference = Reference.of(lm)
+    policy = ActorCritic(lm)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(policy.value_head.weight)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight.mul_(1.1)  # the policy has moved on from its reference
+    ids, mask = torch.tensor([[2, 7], [8, 9], [2, 10], [11, 12]]), torch.tensor([[False, True], [True, True]] * 2)
+    prompts = Prompts(ids, mask, ["the"] * 4, {})
+    sampler = Sampler(tokenizer, Decoding(0.8, stops=(1,)), GenerationConfig(max_new_tokens=6, temperature=0.8))
+    groups = torch.arange(4).split(group_size)
+    rollout = respond(policy, sampler, prompts, uniforms([3], range(4), 4, 6), Clock())
+    rollout = read(policy, reference, rollout, groups, sampler.decoding)
+    assert rollout.response_mask.sum(-1).unique().numel() > 1
+    assert rollout.scores.isnan().all()
+    with torch.no_grad():
+        out = policy(rollout.tokens, Decoding(0.8))
+    for name, expected in [
+        ("old_logprobs", out.logprobs),
+        ("old_values", out.values),
+        ("ref_logprobs", reference.logprobs(rollout.tokens, Decoding(0.8))),
+    ]:
+        torch.testing.assert_close(getattr(rollout, name), expected, rtol=1e-4, atol=1e-5)
+    assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01
+
+
+# ------------------------------------------------------------------------------------------------ what else is read
+
+T, F = True, False
+HOLES = torch.tensor([[T, F, T, T, F, F], [T, T, T, T, T, T], [F, T, F, F, F, F], [T, F, F, T, T, F]])
+"""Four responses with the words of an environment between their tokens."""
+BENT = Decoding(0.8, suppress_ids=(5, 20), min_new_tokens=2, stops=(1,))
+
+
+def moved_policy(models, kind="shared", family="llama"):
+    """A policy that has moved on from its reference, with a critic that says something, and that reference."""
+    lm = load_causal_lm(ModelConfig(path=str(models(family)))).eval()
+    torch.manual_seed(0)
+    trunk = None
+    if kind == "separate":
+        trunk = load_causal_lm(ModelConfig(path=str(models(family)))).eval().base_model
+        with torch.no_grad():
+            trunk.get_input_embeddings().weight.mul_(0.7)
+    if kind == "adapter":
+        lm = add_lora(lm, LoraConfig(rank=2), "CAUSAL_LM")
+        lm.add_adapter(CRITIC, lm.peft_config["default"])
+    reference = Reference.of(lm)
+    policy = ActorCritic(lm, kind, trunk)
+    torch.nn.init.normal_(policy.value_head.weight)
+    with torch.no_grad():
+        if kind == "adapter":
+            for name, p in lm.named_parameters():
+                if "lora_B" in name:
+                    torch.nn.init.normal_(p, std=0.3)
+        else:
+            torch.nn.init.normal_(lm.get_input_embeddings().weight, std=0.1)
+    return policy, reference
+
+
+def given_rollout(mask=HOLES, truncated=(T, F, T, T)):
+    """Random text under the holes and the tokens alike, the prompts of unequal length."""
+    random = torch.Generator().manual_seed(0)
+    pick = torch.randint(6, 27, mask.shape, generator=random)
+    pick[pick == 20] = 21  # the suppressed one
+    ids = torch.where(reach(mask), pick, 0)
+    prompts = Prompts(
+        torch.tensor([[2, 7], [8, 9], [2, 10], [11, 12]]), torch.tensor([[F, T], [T, T]] * 2), ["the"] * 4, {}
+    )
+    return unread(prompts, ids, mask, torch.tensor(truncated), [""] * 4)
+
+
+@torch.no_grad()
+def states_alone(trunk, rollout, row):
+    """The trunk's states of one row without padding, at its prompt's last token and after."""
+    prompt = rollout.prompts.prompt_ids[row][rollout.prompts.prompt_mask[row]]
+    text = torch.cat([prompt, rollout.response_ids[row][reach(rollout.response_mask)[row]]])
+    return trunk(input_ids=text[None]).last_hidden_state[0, len(prompt) - 1 :]
+
+
+def logits_alone(lm, rollout, row):
+    """What the model says of the tokens that may come at each of a row's own tokens, and of the others -inf."""
+    logits = lm.get_output_embeddings()(states_alone(lm.base_model, rollout, row)[:-1]).detach() / 0.8
+    logits[:, [5, 20]] = -torch.inf
+    logits[:2, 1] = -torch.inf
+    return logits[rollout.response_mask[row][: len(logits)]]
+
+
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
+    """Log-probabilities, states and the exact KL of rows with holes, at the distribution that was sampled from."""
+    policy, reference = moved_policy(models)
+    rollout, extras = given_rollout(), Extras(exact_kl=True, old_states=True, ref_states=True)
+    found = read(policy, reference, rollout, torch.arange(4).split(group_size), BENT, extras)
+    for row, mask in enumerate(HOLES):
+        ours, theirs = (logits_alone(lm, rollout, row) for lm in (policy.lm, reference.lm))
+        ids = rollout.response_ids[row][mask]
+        p, q = ours.softmax(-1), theirs.softmax(-1)
+        possible = p > 0
+        kl = torch.where(possible, p * (p.log() - q.log()), 0).sum(-1)
+        picked = torch.arange(len(ids)), ids
+        for name, expected in [
+            ("exact_kl", kl),
+            ("old_logprobs", ours.log_softmax(-1)[picked]),
+            ("ref_logprobs", theirs.log_softmax(-1)[picked]),
+            ("old_states", states_alone(policy.lm.base_model, rollout, row)[:-1][mask[reach(HOLES)[row]]]),
+            ("ref_states", states_alone(reference.lm.base_model, rollout, row)[:-1][mask[reach(HOLES)[row]]]),
+        ]:
+            value = getattr(found, name)[row]
+            torch.testing.assert_close(value[mask], expected, rtol=1e-4, atol=1e-5)
+            assert not value[~mask].any(), name
+    assert found.exact_kl[HOLES].min() > 1e-4
+
+
+def test_only_what_is_asked_for_is_kept(models):
+    policy, reference = moved_policy(models)
+    names = ("exact_kl", "old_states", "ref_states", "cut_values")
+    for asked in (None, *names):
+        extras = None if asked is None else Extras(**{asked: True})
+        found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, extras)
+        assert [name for name in names if getattr(found, name) is not None] == ([] if asked is None else [asked])
+
+
+def test_no_divergence_from_oneself(models):
+    policy, reference = moved_policy(models)
+    with torch.no_grad():
+        reference.lm.load_state_dict(policy.lm.state_dict())
+    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, Extras(exact_kl=True))
+    assert torch.equal(found.old_logprobs, found.ref_logprobs)
+    assert not found.exact_kl.any()
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+def test_value_of_a_cut_is_that_of_the_state_before_one_token_more(models, kind, group_size):
+    policy, reference = moved_policy(models, kind)
+    rollout = given_rollout()
+    found = read(policy, reference, rollout, torch.arange(4).split(group_size), BENT, Extras(cut_values=True))
+    # One token more after each row's last, whichever it be: the value at it is of the state that the cut left.
+    ends = reach(HOLES).sum(-1, keepdim=True)
+    wide_mask = torch.nn.functional.pad(HOLES, (0, 1)).scatter(1, ends, True)
+    wide_ids = torch.nn.functional.pad(rollout.response_ids, (0, 1)).scatter(1, ends, 26)
+    longer = replace(given_rollout(wide_mask), response_ids=wide_ids)
+    after = read(policy, reference, longer, [torch.arange(4)], BENT).old_values.gather(1, ends)[:, 0]
+    expected = torch.where(rollout.truncated, after, 0)
+    torch.testing.assert_close(found.cut_values, expected, rtol=1e-4, atol=1e-5)
+    assert found.cut_values[rollout.truncated].unique().numel() == 3
+    assert (found.cut_values - found.old_values.gather(1, ends - 1)[:, 0])[rollout.truncated].abs().min() > 1e-3
+    none = read(policy, reference, given_rollout(truncated=(F,) * 4), [torch.arange(4)], BENT, Extras(cut_values=True))
+    assert none.cut_values.tolist() == [0.0] * 4
+
+
+def test_groups_need_not_be_of_one_size(models):
+    """The last microbatch may be smaller. The run-time check of shapes looks at one group, picked at random."""
+    policy, _ = moved_policy(models)
+    uncut = given_rollout(truncated=(F,) * 4)
+    for _ in range(40):
+        assert cut_values(policy, uncut, torch.arange(4).split(3)).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(("family", "kind"), [("llama", "shared"), ("gpt2", "shared"), ("llama", "adapter")])
+def test_old_states_and_the_frozen_head_tell_the_old_distribution_after_the_weights_moved(models, family, kind):
+    """Also where the head is tied to the embedding (gpt2), and where adapters leave it alone."""
+    policy, reference = moved_policy(models, kind, family)
+    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, Extras(old_states=True))
+    places, ids = places_of(HOLES), found.response_ids[HOLES]
+    head = frozen_head(policy.lm)
+    old = BENT(head(found.old_states[HOLES]), places).detach()
+    with torch.no_grad():
+        for p in policy.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    again = BENT(head(found.old_states[HOLES]), places)
+    assert torch.equal(again, old)
+    told = again.log_softmax(-1)[torch.arange(len(ids)), ids]
+    torch.testing.assert_close(told, found.old_logprobs[HOLES], rtol=1e-5, atol=1e-5)
+    moved = read(policy, reference, given_rollout(), [torch.arange(4)], BENT)
+    assert (moved.old_logprobs - found.old_logprobs).abs().max() > 0.1
+    assert not again.requires_grad
+
+
+def test_exact_kl_of_logits_by_hand_and_with_impossible_tokens():
+    """(1/2, 1/2) against (1/4, 3/4): ln 2 / 2 - ln(3/2) / 2 = ln(4/3) / 2; an impossible third token adds nothing."""
+    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    expected = torch.tensor([4 / 3]).log() / 2
+    torch.testing.assert_close(exact_kl(p, q), expected)
+    impossible = torch.full((1, 1), -torch.inf)
+    torch.testing.assert_close(exact_kl(torch.cat([p, impossible], 1), torch.cat([q, impossible], 1)), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_new_tokens": 3}, {"suppress_ids": [8, 25]}, {"stop_strings": ["good"]}])
+def test_what_the_sampler_saw_is_what_is_read(models, settings):
+    """The mismatch of sampler and policy is rounding alone."""
+    folder = models("llama")
+    policy, reference = moved_policy(models)
+    config = GenerationConfig(
+        max_new_tokens=8, temperature=0.8, stop_ids=[1, 9, 13, 14, 21, 22, 23], max_rows=3, **settings
+    )
+    sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, config)
+    prompts = given_rollout().prompts
+    rollout = respond(policy, sampler, prompts, uniforms([1], range(4), 4, 8), Clock())
+    assert rollout.response_mask.sum(-1).unique().numel() > 1
+    found = read(policy, reference, rollout, [torch.tensor([0, 2]), torch.tensor([1, 3])], sampler.decoding)
+    torch.testing.assert_close(found.sampler_logprobs, found.old_logprobs, rtol=0, atol=1e-5)
+    assert found.sampler_logprobs.abs().sum() > 1
+
+
+def test_greedy_responses_need_no_numbers_and_draw_none(models):
+    folder = models("llama")
+    policy, _ = moved_policy(models)
+    sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, GenerationConfig(max_new_tokens=4))
+    prompts = given_rollout().prompts
+    state = torch.get_rng_state()
+    one, other = (respond(policy, sampler, prompts, None, Clock()) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.response_ids, other.response_ids)
+    noisy = respond(policy, sampler, prompts, uniforms([1], range(4), 4, 4), Clock())
+    assert noisy.response_ids.tolist() != one.response_ids.tolist()
+
+
+def test_stop_strings_are_not_in_what_is_scored(models):
+    tokenizer = load_tokenizer(str(models("llama")))
+    sampler = Sampler(tokenizer, Decoding(), GenerationConfig(stop_strings=["film is", "good"]))
+    ids = torch.tensor([[7, 8, 9, 0], [7, 11, 0, 0], [7, 8, 8, 1]])
+    mask = torch.tensor([[T, T, T, F], [T, T, F, F], [T, T, T, T]])
+    assert decode(sampler, ids, mask) == ["the ", "the ", "the film film"]
+
+
+def test_text_is_cut_only_where_the_response_ended(models):
+    """`film <|user|> is` does not hold the stop string, so the response goes on; nor may its text be cut there."""
+    tokenizer = load_tokenizer(str(models("llama")))
+    sampler = Sampler(tokenizer, Decoding(), GenerationConfig(stop_strings=["film is"]))
+    ids = torch.tensor([[7, 8, 4, 9, 10, 1]])
+    assert not any(bool(sampler.strings.completed(ids[:, :t])) for t in range(1, 7))
+    assert decode(sampler, ids, torch.ones_like(ids).bool()) == ["the film is a"]
+
+
+def test_score_counts_the_policy_s_own_tokens_and_prices_the_last_before_the_limit():
+    """Own tokens 3, 6, 1 and 3 of at most 6, a buffer of 4: 1 / 4, 4 / 4 and nothing of the penalty."""
+    config = RewardConfig(truncated="overlong", overlong_penalty=2.0, overlong_buffer=4)
+    scored = score(given_rollout(), lambda *_: [1.0] * 4, config, 6)
+    assert scored.scores.tolist() == [0.5, -1.0, 1.0, 0.5]

@@ -1,0 +1,415 @@
+"""What must hold before the first update, and what each critic, estimator and objective may and may not move."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.config.jobs import LoraConfig
+from rlhf.records import microbatches, select
+from rlhf.run.metrics import add_up
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.update import Count, Turn
+from tabular.core.masked import masked_mean, masked_var
+
+FAMILIES = [
+    "llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom", "mamba",
+]  # fmt: skip
+LORA = {"lora": LoraConfig(rank=4)}
+CRITICS = {
+    "shared": {},
+    "shared, adapted policy": {"model": LORA},
+    "separate": {"critic": {"kind": "separate"}},
+    "separate, adapted policy": {"critic": {"kind": "separate"}, "model": LORA},
+    "adapter": {"critic": {"kind": "adapter"}, "model": LORA},
+}
+ESTIMATORS = {
+    "gae": {},
+    "rloo": {"estimator": "rloo", "samples_per_prompt": 4},
+    "grpo": {"estimator": "grpo", "samples_per_prompt": 2},
+    "reinforce_pp": {"estimator": "reinforce_pp"},
+    "remax": {"estimator": "remax"},
+}
+
+
+def collected(trainer):
+    return trainer.make_batch(trainer.collect(trainer._next_prompts()))
+
+
+def first_minibatch(trainer):
+    """The metrics of the first minibatch, in the microbatches of an update, before anything has moved."""
+    batch = collected(trainer)
+    trainer.policy.train()
+    part = select(batch, next(trainer.learner.minibatches(len(batch), 0)))
+    turn, count = Turn(0, trainer.kl_coef.coef), Count.of(part)
+    groups = microbatches(torch.arange(len(part)), trainer.job.ppo.microbatch_size)
+    return batch, add_up([trainer.learner.loss(select(part, rows), count, turn)[1] for rows in groups])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_kl_is_zero_and_first_ratio_one_for_every_family(job, change, models, family):
+    batch, metrics = first_minibatch(PPOTrainer(change(job, model={"path": str(models(family))})))
+    rollout = batch.rollout
+    assert not rollout.prompts.prompt_mask.all()  # some prompts are padded on the left
+    apart = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
+    assert apart == 0.0 if family != "mamba" else apart < 1e-5  # whose scan rounds by where its weights lie in memory
+    assert float(metrics["policy/ratio_max"]) == 1.0
+    assert float(metrics["policy/approx_kl"]) == 0.0
+    assert float(((rollout.sampler_logprobs - rollout.old_logprobs).abs() * rollout.response_mask).max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_first_kl_is_zero_and_first_ratio_one_for_every_critic(job, change, kind, checkpointing):
+    settings = {"critic": {}, "model": {}} | CRITICS[kind]
+    settings["model"] = settings["model"] | {"gradient_checkpointing": checkpointing}
+    batch, metrics = first_minibatch(PPOTrainer(change(job, **settings)))
+    assert torch.equal(batch.rollout.old_logprobs, batch.rollout.ref_logprobs)
+    assert float(metrics["policy/ratio_max"]) == 1.0
+    assert float(metrics["value/loss"]) > 0
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_critic_learns_and_a_later_step_has_a_kl(job, change, kind):
+    trainer = PPOTrainer(change(job, **CRITICS[kind], ppo={"lr": 3e-3}))
+    before = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
+    first, second = trainer.step(), trainer.step()
+    assert first["objective/kl"] == 0.0
+    assert second["objective/kl"] != 0.0
+    moved = {n for n, p in trainer.policy.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == set(trainer.weights)  # all that is trained moves, and nothing else
+    critics = {n for n in moved if n in trainer.learner.critic_weights}
+    assert any(n.startswith("value_head") for n in critics)
+    if kind.startswith("separate"):
+        assert any(n.startswith("critic_lm") for n in critics)
+    if kind == "adapter":
+        assert any(".critic." in n for n in critics)
+        assert not any(n.startswith("critic_lm") for n in moved)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["adapter", "separate"])
+def test_gradients_stay_on_their_side(job, change, kind, checkpointing):
+    """The value loss reaches the critic alone, and the policy loss the policy alone; recomputed layers too."""
+    settings = {"critic": {}, "model": {}} | CRITICS[kind]
+    settings["model"] = settings["model"] | {"gradient_checkpointing": checkpointing}
+    trainer = PPOTrainer(change(job, **settings, ppo={"minibatch_size": 8, "microbatch_size": 8}))
+    trainer.step()  # adapters start at zero, and the value head too: a first step gives each something to say
+    batch = collected(trainer)
+    trainer.policy.train()
+    learner, count, turn = trainer.learner, Count.of(batch), Turn(1, 0.0)
+
+    def gradients(pick):
+        trainer.policy.zero_grad()
+        loss, _, of_critic = learner.loss(batch, count, turn)
+        pick(loss, of_critic).backward()
+        return {n for n, p in trainer.weights.items() if p.grad is not None and bool(p.grad.any())}
+
+    assert gradients(lambda loss, of_critic: of_critic) == set(learner.critic_weights)
+    assert gradients(lambda loss, of_critic: loss - of_critic) == set(learner.policy_weights)
+
+
+def test_recomputed_layers_give_the_gradients_of_kept_ones(job, change):
+    """With two adapters over one base: a layer must be recomputed through the adapter that it first ran through."""
+    found = []
+    for checkpointing in (False, True):
+        settings = {"critic": {"kind": "adapter"}, "model": LORA | {"gradient_checkpointing": checkpointing}}
+        trainer = PPOTrainer(change(job, **settings, ppo={"minibatch_size": 8, "microbatch_size": 4}))
+        trainer.step()
+        batch = collected(trainer)
+        trainer.policy.train()
+        trainer.policy.zero_grad()
+        for rows in torch.arange(8).split(4):
+            trainer.learner.loss(select(batch, rows), Count.of(batch), Turn(1, 0.0))[0].backward()
+        found.append({n: p.grad.clone() for n, p in trainer.weights.items()})
+        trainer.accelerator.free_memory()
+        job = replace(job, output=job.output + "-2")
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CRITICS)
+def test_warm_up_moves_the_critic_alone(job, change, kind):
+    """Bit for bit: with weight decay on, and a trunk that is shared."""
+    settings = {"critic": {}} | CRITICS[kind]
+    settings["critic"] = settings["critic"] | {"warmup_steps": 2}
+    trainer = PPOTrainer(change(job, **settings, ppo={"lr": 1e-2, "weight_decay": 0.1}))
+    start = {n: p.detach().clone() for n, p in trainer.weights.items()}
+    for _ in range(2):
+        assert trainer.step()["objective/kl"] == 0.0
+    assert all(torch.equal(p, start[n]) for n, p in trainer.learner.policy_weights.items())
+    assert not all(torch.equal(p, start[n]) for n, p in trainer.learner.critic_weights.items())
+    assert trainer.learner.optimizer.state_dict()["state"].keys() <= set(range(len(start)))
+    trainer.step()
+    assert not all(torch.equal(p, start[n]) for n, p in trainer.learner.policy_weights.items())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_without_a_critic_have_none(job, change, name, tmp_path):
+    trainer = PPOTrainer(change(job, ppo=ESTIMATORS[name]))
+    metrics = trainer.train()
+    has = name == "gae"
+    assert (trainer.policy.critic is not None) == has == bool(trainer.learner.critic_weights)
+    assert any(key.startswith("value/") for key in metrics) == has
+    assert (Path(job.output) / "model" / "value_head.safetensors").exists() == has
+    assert metrics["policy/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_whitened_advantages_have_mean_zero_and_deviation_one_over_real_tokens(job, change, name):
+    batch = collected(PPOTrainer(change(job, ppo={**ESTIMATORS[name], "whiten_advantages": True})))
+    mask = batch.rollout.response_mask
+    assert not mask.all()
+    assert abs(float(masked_mean(batch.advantages, mask))) < 1e-5
+    assert abs(float(masked_var(batch.advantages, mask)) - 1) < 1e-4
+
+
+OBJECTIVES = {
+    "clip": {},
+    "clip higher, dual": {"clip_range": 0.1, "clip_range_high": 0.3, "dual_clip": 3.0},
+    "kl_penalty": {"policy_loss": "kl_penalty", "kl_penalty_target": 1e-4},
+    "kl in the loss, k2": {"kl_placement": "loss", "kl_estimator": "k2"},
+    "kl in the loss, k3": {"kl_placement": "loss", "kl_estimator": "k3"},
+    "kl in the loss, full": {"kl_placement": "loss", "kl_estimator": "full"},
+    "kl in the reward, full": {"kl_estimator": "full"},
+    "kl in the reward, k3": {"kl_estimator": "k3"},
+    "by sequence": {"loss_aggregation": "sequence"},
+    "by a fixed number": {"loss_aggregation": "fixed"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("size", [1, 3])
+def test_microbatches_add_up_to_the_whole_for_every_objective(job, change, name, size):
+    """Gradients to 1e-6, on responses of unequal lengths, with every term of the loss alive."""
+    settings = {"minibatch_size": 8, "microbatch_size": 8, "ent_coef": 0.01, "kl_coef": 0.3, **OBJECTIVES[name]}
+    trainer = PPOTrainer(change(job, ppo=settings))
+    trainer.step()
+    batch = collected(trainer)
+    with torch.no_grad():  # the policy has moved on from the one that sampled, and from its reference
+        for p in trainer.learner.policy_weights.values():
+            p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    head = trainer.reference.head if trainer.learner.extras.old_states else None
+    turn, count = Turn(1, 0.3, old_head=head), Count.of(batch)
+    trainer.policy.train()
+
+    def gradients(rows_at_once):
+        trainer.policy.zero_grad()
+        parts = []
+        for rows in microbatches(torch.arange(8), rows_at_once):
+            loss, metrics, _ = trainer.learner.loss(select(batch, rows), count, turn)
+            loss.backward()
+            parts.append(metrics)
+        return add_up(parts), {n: p.grad.clone() for n, p in trainer.weights.items()}
+
+    whole, grads = gradients(8)
+    cut, cut_grads = gradients(size)
+    assert float(whole["policy/approx_kl"]) > 0
+    for key in whole:  # rounding may put one token in 50 on the other side of a clip's boundary
+        slack = 0.021 if key.endswith("clip_fraction") else 1e-6
+        torch.testing.assert_close(cut[key], whole[key], rtol=1e-5, atol=slack)
+    for key in grads:
+        torch.testing.assert_close(cut_grads[key], grads[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains(job, change, name):
+    trainer = PPOTrainer(change(job, ppo={"lr": 1e-2, **OBJECTIVES[name]}))
+    metrics = [trainer.step() for _ in range(3)]
+    assert metrics[0]["objective/kl"] == 0.0
+    assert metrics[2]["objective/kl"] != 0.0
+    if name == "kl_penalty":
+        assert metrics[0]["policy/kl_old_new"] > 1.5e-4  # far more than was asked for
+        assert [m["policy/kl_penalty_beta"] for m in metrics[:2]] == [1.0, 2.0]
+    if "kl_placement" in OBJECTIVES[name]:
+        assert metrics[0]["policy/kl_loss"] >= 0.0
+        assert metrics[2]["policy/kl_loss"] > 0.0
+
+
+def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
+    """The old distribution is told again from stored states and a copy of the head, and must be the very same."""
+    trainer = PPOTrainer(change(job, ppo={"policy_loss": "kl_penalty", "minibatch_size": 4, "microbatch_size": 2}))
+    from rlhf.models.actor_critic import frozen_head
+
+    batch = collected(trainer)
+    part = select(batch, torch.arange(4))
+    turn = Turn(0, 0.0, old_head=frozen_head(trainer.policy.lm))
+    assert trainer.learner._kl_old_new(part, turn) == 0.0
+    with torch.no_grad():
+        trainer.policy.lm.get_output_embeddings().weight.mul_(1.1)
+    assert trainer.learner._kl_old_new(part, turn) > 0.0  # the copy did not move with the head
+
+
+@pytest.mark.parametrize("rule", ["replace", "overlong", "bootstrap", "mask"])
+def test_what_becomes_of_truncated_responses(job, change, rule):
+    settings = {"truncated": rule} | ({"overlong_buffer": 2} if rule == "overlong" else {})
+    trainer = PPOTrainer(change(job, reward=settings, generation={"max_new_tokens": 4}))
+    torch.nn.init.constant_(trainer.policy.value_head.bias, 2.5)
+    batch = collected(trainer)
+    rollout, cut = batch.rollout, batch.rollout.truncated
+    assert cut.any()
+    assert not cut.all()
+    last = rollout.response_mask.sum(-1) - 1
+    paid = batch.rewards[torch.arange(8), last]  # the KL is 0, so this is the score alone
+    whole = ~cut
+    if rule == "replace":
+        assert (paid[cut] == -1.0).all()
+    if rule == "overlong":
+        assert (rollout.scores[cut] <= 1.0 - 1.0).all()
+    if rule == "bootstrap":
+        torch.testing.assert_close(paid[cut], torch.full_like(paid[cut], 2.5))
+        assert torch.equal(paid[whole], rollout.scores[whole])
+    assert torch.equal(batch.loss_mask.any(-1), whole if rule == "mask" else torch.ones_like(cut))
+    assert trainer.learner.update(batch, 0, 0.0)["policy/grad_norm"] > 0
+
+
+# ------------------------------------------------------------------------------------------------ batches and steps
+
+
+@pytest.mark.parametrize(
+    ("total", "rollout", "minibatch", "microbatch", "epochs", "samples"),
+    [
+        (8, 8, 8, 8, 1, 1),
+        (8, 8, 4, 2, 3, 1),
+        (16, 8, 2, 1, 2, 2),
+        (24, 12, 4, 3, 1, 3),
+        (20, 8, 8, 3, 2, 4),
+        (9, 4, 1, 16, 2, 1),
+        (12, 12, 6, 4, 2, 6),
+    ],
+)
+def test_batch_sizes_mean_what_they_say(job, change, total, rollout, minibatch, microbatch, epochs, samples):
+    """Steps, optimizer steps, forwards, responses and prompts of a whole run."""
+    sizes = {"total_episodes": total, "rollout_batch_size": rollout, "minibatch_size": minibatch}
+    more = {"microbatch_size": microbatch, "ppo_epochs": epochs, "samples_per_prompt": samples}
+    trainer = PPOTrainer(change(job, ppo=sizes | more, data={"eval_fraction": 0.0}))
+    read, asked = [], []
+    honest, honest_source = trainer.learner.loss, trainer.collector.source
+    trainer.learner.loss = lambda batch, *rest: (read.append(len(batch)), honest(batch, *rest))[1]
+    trainer.collector.source = lambda prompts, texts, columns: (
+        asked.append(prompts),
+        honest_source(prompts, texts, columns),
+    )[1]
+    metrics = trainer.train()
+    steps = -(-total // rollout)
+    per_epoch = rollout // minibatch
+    assert trainer.state.step == steps == len(asked)
+    assert trainer.state.episodes == steps * rollout == sum(map(len, asked))
+    assert metrics["policy/optimizer_steps"] == epochs * per_epoch
+    taken = {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
+    assert taken == {steps * epochs * per_epoch}
+    assert len(read) == steps * epochs * per_epoch * -(-minibatch // microbatch)
+    assert max(read) == min(minibatch, microbatch)
+    for prompts in asked:  # each prompt as often as asked, side by side
+        assert all(prompts[i] == prompts[i - i % samples] for i in range(rollout))
+    started = trainer.prompts.stream(0, steps * rollout // samples, job.seed)
+    assert [p for batch in asked for p in batch[::samples]] == [trainer.prompts.prompts[i] for i in started]
+
+
+# --------------------------------------------------------------------------------------- the sampler is the policy
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"repetition_penalty": 2.0}, {"suppress_tokens": [8, 9]}, {"no_repeat_ngram_size": 1}, {"top_k": 2, "top_p": 0.5}],
+)
+def test_a_model_s_own_generation_config_bends_nothing(job, change, models, tmp_path, asked, capsys):
+    """It is named before the start and set aside: the responses are those of a model without it."""
+    import shutil
+
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "bent"
+    shutil.copytree(models("llama"), folder)
+    GenerationConfig(eos_token_id=1, do_sample=True, **asked).save_pretrained(folder)
+    plain = collected(PPOTrainer(job)).rollout
+    trainer = PPOTrainer(change(job, model={"path": str(folder)}, output=str(tmp_path / "other")))
+    bent, metrics = first_minibatch(trainer)
+    assert bent.rollout.completions == plain.completions
+    assert float(metrics["policy/ratio_max"]) == 1.0
+    trainer._start()
+    said = capsys.readouterr().out
+    assert "the model's generation_config asks for" in said
+    assert all(name in said for name in asked)
+
+
+# -------------------------------------------------------------------------------------------------- where critics start
+
+
+def test_a_critic_comes_back_from_where_it_was_saved(job, change, tmp_path):
+    """Trunk and head of a separate critic, and the head of a shared one with its trunk."""
+    for kind in ("separate", "shared"):
+        first = PPOTrainer(change(job, critic={"kind": kind}, output=str(tmp_path / kind), data={"eval_fraction": 0.0}))
+        first.train()
+        again = PPOTrainer(
+            change(
+                job,
+                critic={"kind": "separate", "init": str(tmp_path / kind)},
+                model={"path": str(tmp_path / kind)},
+                output=str(tmp_path / f"{kind}-again"),
+            )
+        )
+        rollout = first.generate(["the film is", "a good"] * 4)
+        assert rollout.old_values.abs().max() > 0
+        torch.testing.assert_close(again.read(rollout).old_values, rollout.old_values)
+
+
+def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_path):
+    """After the last token, shifted and scaled as PPO sees them."""
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.rewards.sources import ModelReward
+
+    config = build.config("llama", num_labels=1)
+    config.score_mean, config.score_std = 0.3, 2.0
+    torch.manual_seed(3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    build.tokenizer().save_pretrained(tmp_path / "reward")
+    trainer = PPOTrainer(
+        change(
+            job,
+            critic={"kind": "separate", "init": "reward"},
+            reward={"function": None, "model": str(tmp_path / "reward")},
+        )
+    )
+    rollout = trainer.generate(["the film is", "a good", "it", "no end in"] * 2)
+    rows = torch.arange(8)
+    values = trainer.policy.values_after(rollout.tokens)
+    scorer = ModelReward(str(tmp_path / "reward"), "cpu")
+    from rlhf.data.datasets import pad
+    from rlhf.models.actor_critic import sequence_scores
+
+    ids = [
+        rollout.prompts.prompt_ids[i][rollout.prompts.prompt_mask[i]].tolist() + rollout.token_ids()[i] for i in rows
+    ]
+    expected = (sequence_scores(scorer.model, *pad(ids, 2, "right")) - 0.3) / 2.0
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_critics_that_cannot_be(job, change, models, build, tmp_path, reward_folder):
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.errors import UserError
+
+    build.tokenizer(bos="<|start|>").save_pretrained(tmp_path / "other")
+    AutoModelForSequenceClassification.from_config(build.config("llama", num_labels=1)).save_pretrained(
+        tmp_path / "other"
+    )
+    vocabulary = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    separate = {"kind": "separate"}
+    with pytest.raises(
+        UserError, match=r"has another tokenizer than .* \(token '(good|bad)' has id 1[12] there and 1[12] h"
+    ):
+        PPOTrainer(change(job, critic=separate | {"init": str(tmp_path / "other")}))
+    with pytest.raises(UserError, match="does not exist"):
+        PPOTrainer(change(job, critic=separate | {"init": str(tmp_path / "nowhere")}))
+    bert = tmp_path / "bert"
+    AutoModelForSequenceClassification.from_config(build.config("bert", num_labels=1)).save_pretrained(bert)
+    build.tokenizer().save_pretrained(bert)
+    with pytest.raises(UserError, match="BertForSequenceClassification, which cannot value the middle of a text"):
+        PPOTrainer(change(job, critic=separate | {"init": str(bert)}))

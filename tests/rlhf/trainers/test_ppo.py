@@ -1,0 +1,276 @@
+"""The invariants of the trainer on tiny real models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.models.actor_critic import Decoding
+from rlhf.records import microbatches, select
+from rlhf.run import checkpoint
+from rlhf.run import folder as run_folder
+from rlhf.run.metrics import add_up
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.update import Count, Turn
+
+FAMILIES = ["llama", "gpt2", "qwen2"]
+
+
+def collected(trainer):
+    return trainer.make_batch(trainer.collect(trainer._next_prompts()))
+
+
+TURN = Turn(step=0, kl_coef=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_ratio_is_exactly_one_and_first_kl_exactly_zero(job, change, models, family):
+    trainer = PPOTrainer(change(job, model={"path": str(models(family))}))
+    batch = collected(trainer)
+    rollout = batch.rollout
+    assert rollout.response_mask.sum(-1).unique().numel() > 1  # ragged, or the test shows little
+    assert torch.equal(rollout.old_logprobs, rollout.ref_logprobs)
+    trainer.policy.train()
+    minibatch = select(batch, next(trainer.learner.minibatches(8, 0)))
+    count = Count.of(minibatch)
+    parts = [trainer.learner.loss(select(minibatch, rows), count, TURN)[1] for rows in microbatches(torch.arange(4), 2)]
+    metrics = add_up(parts)
+    assert float(metrics["policy/approx_kl"]) == 0.0
+    assert float(metrics["policy/ratio_max"]) == 1.0
+
+
+def test_first_epoch_gradient_is_the_policy_gradient(job, change):
+    """At ratio 1 the clipped surrogate's gradient is the mean of advantage times the score function."""
+    trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "vf_coef": 0.0}))
+    batch = collected(trainer)
+    mask = batch.rollout.response_mask
+    trainer.learner.loss(batch, Count.of(batch), TURN)[0].backward()
+    surrogate = {name: p.grad.clone() for name, p in trainer.weights.items() if not name.startswith("value_head")}
+    trainer.policy.zero_grad()
+    out = trainer.policy(batch.rollout.tokens, Decoding())
+    (-(out.logprobs * batch.advantages)[mask].mean()).backward()
+    for name, grad in surrogate.items():
+        torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)
+
+
+def test_number_of_optimizer_steps(job):
+    trainer = PPOTrainer(job)
+    metrics = trainer.step()
+    assert metrics["policy/optimizer_steps"] == 2 * (8 // 4)  # epochs x minibatches
+    assert {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()} == {4}
+
+
+def test_target_kl_stops_the_epochs_before_the_step_that_went_too_far(job, change):
+    trainer = PPOTrainer(change(job, ppo={"target_kl": 1e-9, "ppo_epochs": 4}))
+    assert trainer.step()["policy/optimizer_steps"] == 1  # the first is at ratio 1, the second is not
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
+    trainer = PPOTrainer(job)
+    before = {name: p.detach().clone() for name, p in trainer.weights.items()}
+    honest = trainer.learner.loss
+
+    def broken(*args):
+        loss, metrics, of_critic = honest(*args)
+        return loss * torch.nan, metrics, of_critic
+
+    monkeypatch.setattr(trainer.learner, "loss", broken)
+    assert trainer.step()["policy/optimizer_steps"] == 0
+    assert all(torch.equal(before[name], p) for name, p in trainer.weights.items())
+    trainer.step()
+    with pytest.raises(ValueError, match="10 optimizer steps in a row"):
+        trainer.step()
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
+    whole = change(
+        job, output=str(tmp_path / "whole"), checkpoint={"every": 2}, ppo={"kl_target": 1.0}, eval={"every": 1}
+    )
+    PPOTrainer(whole).train()
+
+    part = change(whole, output=str(tmp_path / "part"))
+    trainer = PPOTrainer(part)
+    trainer._start()
+    for _ in range(2):
+        trainer.run.log(trainer.accelerator, trainer.state.step + 1, trainer.step())
+        trainer.evaluate()
+    trainer.save()
+    trainer.run.log(
+        trainer.accelerator, 3, trainer.step()
+    )  # a step that the checkpoint knows nothing of, then the kill
+    with open(tmp_path / "part" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "objec')
+
+    resumed = PPOTrainer(change(part, resume="auto"))
+    resumed.train()
+    a, b = (
+        torch.load(tmp_path / which / "checkpoints" / "step_000002" / "optimizer.pt") for which in ("whole", "part")
+    )
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+
+    from transformers import AutoModelForCausalLM
+
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / which / "model") for which in ("whole", "part"))
+    for (name, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    for file in ("metrics", "eval", "samples"):
+        rows = [
+            [
+                {k: v for k, v in json.loads(line).items() if k.split("/")[0] not in ("time", "throughput", "memory")}
+                for line in (tmp_path / which / f"{file}.jsonl").read_text().splitlines()
+            ]
+            for which in ("whole", "part")
+        ]
+        assert rows[0] == rows[1], file
+
+
+def test_a_run_may_go_on_from_a_checkpoint_of_another(job, change, tmp_path):
+    PPOTrainer(change(job, checkpoint={"every": 2}, eval={"every": 1})).train()
+    start = Path(job.output) / "checkpoints" / "step_000002"
+    other = change(job, output=str(tmp_path / "other"), resume=str(start), eval={"every": 1})
+    trainer = PPOTrainer(other)
+    trainer.train()
+    assert trainer.state.step == trainer.state.best_step == 3  # the best of its own evaluations
+    assert [row["step"] for row in trainer.run.read("metrics")] == [3]
+    assert "win_rate" not in trainer.run.read("eval")[0]  # its start was not seen here
+
+
+def test_final_model_loads_with_plain_transformers_and_says_the_same(job):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trainer = PPOTrainer(job)
+    trainer.train()
+    folder = Path(job.output) / "model"
+    lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("the film is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(lm(ids).logits, trainer.policy.lm(ids).logits)
+    assert (Path(job.output) / "report.html").exists()
+
+
+def test_best_weights_are_exported_not_the_last(job, change, monkeypatch):
+    """Held-out scores 1, 3, 2, 0: the weights of step 1 are the ones that are exported."""
+    from rlhf.evaluation import held_out as evaluation
+
+    told = iter([1.0, 3.0, 2.0, 0.0])
+    honest = evaluation.summarise
+    monkeypatch.setattr(evaluation, "summarise", lambda *a: {**honest(*a), "score": next(told)})
+    trainer = PPOTrainer(change(job, eval={"every": 1}))
+    snapshots = []
+    step = trainer.step
+    monkeypatch.setattr(
+        trainer, "step", lambda: (step(), snapshots.append(trainer.policy.value_head.weight.detach().clone()))[0]
+    )
+    trainer.train()
+    from safetensors.torch import load_file
+
+    exported = load_file(Path(job.output) / "model" / "value_head.safetensors")["weight"]
+    assert trainer.state.best_step == 1
+    assert torch.equal(exported, snapshots[0])
+    assert not torch.equal(exported, snapshots[2])
+
+
+def test_only_adapters_and_value_head_are_trained_under_lora(job, change):
+    trainer = PPOTrainer(change(job, model={"lora": change(job.model, lora={"rank": 2}).lora}))
+    assert trainer.weights
+    assert all("lora_" in name or name.startswith("value_head") for name in trainer.weights)
+    base = {n: p.detach().clone() for n, p in trainer.policy.named_parameters() if not p.requires_grad}
+    first = trainer.step()
+    assert first["objective/kl"] == 0.0
+    second = trainer.step()
+    assert second["objective/kl"] != 0.0
+    assert all(torch.equal(p, base[n]) for n, p in trainer.policy.named_parameters() if n in base)
+
+
+def test_toy_reward_is_learned(job, change):
+    """The share of one word rises from chance to most of the text."""
+    toy = change(
+        job,
+        ppo={
+            "total_episodes": 60 * 32,
+            "rollout_batch_size": 32,
+            "minibatch_size": 32,
+            "microbatch_size": 32,
+            "ppo_epochs": 4,
+            "lr": 3e-3,
+            "kl_coef": 0.0,
+        },
+        data={"eval_fraction": 0.0},
+    )
+    trainer = PPOTrainer(toy)
+    scores = [trainer.step()["objective/score"] for _ in range(60)]
+    assert sum(scores[:3]) / 3 < 0.2
+    assert sum(scores[-5:]) / 5 > 0.8
+
+
+def test_checkpoint_survives_a_full_disk(job, monkeypatch, capsys):
+    trainer = PPOTrainer(job)
+    trainer._start()
+    trainer.step()
+    trainer.save()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_weights", full)
+    trainer.step()
+    trainer.save()
+    folder = Path(job.output) / "checkpoints"
+    assert [p.name for p in checkpoint.list_checkpoints(Path(job.output))] == ["step_000001"]
+    assert (folder / "latest").resolve().name == "step_000001"
+    assert not list(folder.glob(".*partial"))
+    assert "No space left" in capsys.readouterr().out
+
+
+def test_a_reward_that_fails_in_the_middle_loses_no_finished_step(job, change):
+    calls = []
+
+    def moody(prompts, completions, **columns):
+        calls.append(1)
+        if len(calls) > 3:  # the evaluation at the start, then two steps
+            raise ConnectionError("the server went away")
+        return [float(len(c)) for c in completions]
+
+    with pytest.raises(ValueError, match="reward function moody raised ConnectionError: the server went away"):
+        PPOTrainer(job, reward=moody).train()
+    state = checkpoint.read_state(Path(job.output) / "checkpoints" / "latest")
+    assert (state.step, state.episodes) == (2, 16)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_no_row(job, monkeypatch):
+    trainer = PPOTrainer(job)
+    trainer._start()
+    told = []
+
+    def log_next():
+        values = trainer.step()
+        told.append(values["objective/score"])
+        trainer.run.log(trainer.accelerator, trainer.state.step, values)
+
+    class Full:
+        """A file that takes half of what it is given."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def writelines(self, lines):
+            text = "".join(lines)
+            self.file.write(text[: len(text) // 2])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    log_next()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "open", lambda *a, **k: Full(open(*a, **k)), raising=False)  # noqa: SIM115
+        log_next()
+    log_next()
+    rows = trainer.run.read("metrics")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["objective/score"] for row in rows] == told

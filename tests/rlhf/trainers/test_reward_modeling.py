@@ -1,0 +1,188 @@
+"""Reward modelling: a preference that words decide is learnt, and what is saved scores as it was trained."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf.config.jobs import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, RewardJob, TrainingConfig
+from rlhf.data.datasets import split_rows
+from rlhf.errors import UserError
+from rlhf.models.loading import load_causal_lm, load_tokenizer
+from rlhf.rewards.sources import ModelReward
+from rlhf.trainers.reward_model import Scorer, encode_pairs, new_reward_model, pairwise_loss, train_reward_model
+
+FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]
+WORDS = ["the", "film", "is", "a", "fine", "dull", "warm", "cold", "story", "with"]
+
+
+def read(run, name="metrics"):
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def reward_job(models, tmp_path):
+    """80 pairs of answers of two to five words; the chosen one says `good`, the other `bad`."""
+    rows = []
+    for i in range(80):
+        given, said = WORDS[i % 10], [WORDS[(i * 7 + j) % 10] for j in range(1 + i % 4)]
+        answers = {"chosen": "good", "rejected": "bad"}
+        rows.append({"prompt": f"{given} "} | {name: " ".join([*said, word]) for name, word in answers.items()})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RewardJob(
+        output=str(tmp_path / "run"),
+        trackers=[],
+        model=ModelConfig(path=str(models("llama"))),
+        data=DataConfig(path=str(tmp_path / "pairs.jsonl"), eval_fraction=0.2),
+        training=TrainingConfig(epochs=2.0, batch_size=16, microbatch_size=16, lr=5e-3),
+        checkpoint=CheckpointConfig(every=0),
+    )
+
+
+def held_out(job):
+    """Prompts and answers of the held-out pairs, the chosen ones first."""
+    rows = split_rows(job.data, job.seed)[1]
+    return list(rows["prompt"]) * 2, [*rows["chosen"], *rows["rejected"]]
+
+
+def plain_scores(folder, texts):
+    """Transformers' own scores of texts, one by one."""
+    from transformers import AutoModelForSequenceClassification
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), load_tokenizer(str(folder))
+    with torch.no_grad():
+        return torch.stack([model(torch.tensor([tokenizer(text).input_ids])).logits[0, 0] for text in texts])
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_preference_is_learnt_and_the_saved_model_scores_as_it_was_trained(reward_job, tmp_path, rank):
+    """All weights and adapters alike: whole weights are saved, normalised to mean 0 and deviation 1."""
+    model = replace(reward_job.model, lora=LoraConfig(rank=rank))
+    train_reward_model(replace(reward_job, model=model))
+    rows, last = read(tmp_path / "run"), read(tmp_path / "run", "eval")[-1]
+    assert rows[0]["loss"] > 0.3
+    assert last["accuracy"] == 1.0
+    assert last["loss"] < 0.05
+    assert rows[-1]["accuracy"] == 1.0
+    folder = tmp_path / "run" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["append_eos"] is True
+    assert {name: config[f"pairwise_{name}"] for name in ("accuracy", "loss", "margin")} == pytest.approx(
+        {name: last[name] for name in ("accuracy", "loss", "margin")}
+    )
+
+    prompts, answers = held_out(reward_job)
+    assert len(answers) == 32
+    normal = torch.tensor(ModelReward(str(folder), "cpu")(prompts, answers, {}))
+    assert abs(float(normal.mean())) < 1e-4
+    assert float(normal.std()) == pytest.approx(1.0, abs=1e-4)
+    raw = torch.tensor(ModelReward(str(folder), "cpu", normalize=False)(prompts, answers, {}))
+    texts = [prompt + answer + "<|end|>" for prompt, answer in zip(prompts, answers, strict=True)]
+    torch.testing.assert_close(plain_scores(folder, texts), raw, rtol=1e-4, atol=1e-4)
+    chosen, rejected = raw.chunk(2)
+    assert float((chosen - rejected).mean()) == pytest.approx(last["margin"], rel=1e-4)
+
+
+def test_without_held_out_pairs_the_scale_is_that_of_the_training_pairs(reward_job, tmp_path):
+    job = replace(reward_job, data=replace(reward_job.data, eval_fraction=0.0))
+    train_reward_model(job)
+    rows = split_rows(job.data, job.seed)[0]
+    source = ModelReward(str(tmp_path / "run" / "model"), "cpu")
+    scores = torch.tensor(source(list(rows["prompt"]) * 2, [*rows["chosen"], *rows["rejected"]], {}))
+    assert abs(float(scores.mean())) < 1e-4
+    assert float(scores.std()) == pytest.approx(1.0, abs=1e-4)
+    assert not (tmp_path / "run" / "eval.jsonl").exists()
+
+
+def test_how_a_batch_is_cut_changes_nothing(reward_job, tmp_path):
+    runs = []
+    for size in (1, 5, 16):
+        training = replace(reward_job.training, microbatch_size=size, epochs=0.5)
+        train_reward_model(replace(reward_job, output=str(tmp_path / str(size)), training=training))
+        runs.append((read(tmp_path / str(size)), read(tmp_path / str(size), "eval")[0]))
+    names = ("loss", "accuracy", "margin", "grad_norm")
+    for rows, evaluated in runs[1:]:
+        for a, b in zip(runs[0][0], rows, strict=True):
+            assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=1e-4, abs=1e-6)
+        assert evaluated == pytest.approx(runs[0][1], rel=1e-4, abs=1e-6)
+
+
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(reward_job, tmp_path):
+    from safetensors.torch import load_file
+
+    whole = replace(reward_job, checkpoint=CheckpointConfig(every=3))
+    train_reward_model(whole)
+    start = tmp_path / "run" / "checkpoints" / "step_000003"
+    train_reward_model(replace(whole, output=str(tmp_path / "resumed"), resume=str(start)))
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "resumed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------------------------------------------------ parts of it
+
+
+def test_loss_is_the_likelihood_of_the_preferences():
+    chosen, rejected = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([1.0, 2.0, -5.0])
+    expected = math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-3))
+    assert float(pairwise_loss(chosen, rejected)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_new_model_is_the_language_model_s_trunk_with_a_random_head(reward_job, models, family):
+    """It reads the last real token of right-padded texts, as transformers does where padding is no end token."""
+    job = replace(reward_job, model=ModelConfig(path=str(models(family))))
+    torch.manual_seed(0)
+    model = new_reward_model(job).eval()
+    lm = load_causal_lm(job.model).eval()
+    texts = [[7, 8, 9, 1], [10, 1], [11, 12, 1]]
+    ids = torch.tensor([row + [2] * (4 - len(row)) for row in texts])
+    scores = Scorer(model)(ids, ids != 2)
+    assert scores.shape == (3,)
+    for row, score in zip(texts, scores, strict=True):
+        hidden = lm.base_model(torch.tensor([row])).last_hidden_state[0, -1]
+        torch.testing.assert_close(score, model.score(hidden)[0], rtol=1e-4, atol=1e-4)
+    theirs = model(ids, attention_mask=(ids != 2).long()).logits[:, 0]
+    torch.testing.assert_close(scores, theirs, rtol=1e-4, atol=1e-4)
+    assert 0.5 < float(model.score.weight.std()) * (model.score.in_features + 1) ** 0.5 < 1.5
+
+
+def test_pairs_are_prompt_and_answer_with_one_end_token(models):
+    import datasets
+
+    tokenizer = load_tokenizer(str(models("llama", chat=True)))
+    rows = datasets.Dataset.from_dict(
+        {"prompt": ["the film ", "a "], "chosen": ["is good", "film"], "rejected": ["is bad", "bad"]}
+    )
+    pairs = encode_pairs(tokenizer, rows, 100, "x")
+    assert [(p.chosen, p.rejected) for p in pairs] == [([7, 8, 9, 11, 1], [7, 8, 9, 12, 1]), ([10, 8, 1], [10, 12, 1])]
+    assert encode_pairs(tokenizer, rows, 4, "x")[0].chosen == [7, 8, 9, 1]
+
+    turns = [[{"role": "user", "content": "the"}, {"role": "assistant", "content": word}] for word in ("good", "bad")]
+    chats = datasets.Dataset.from_dict({"chosen": turns[:1], "rejected": turns[1:]})
+    assert [(p.chosen, p.rejected) for p in encode_pairs(tokenizer, chats, 100, "x")] == [
+        ([4, 7, 1, 5, 11, 1], [4, 7, 1, 5, 12, 1])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"chosen": ["a"]}, "x has no column 'rejected'; it has 'chosen'"),
+        ({"chosen": ["a", ""], "rejected": ["b", "b"]}, "x, row 2: 'chosen' is empty"),
+        ({"chosen": ["a", "a"], "rejected": ["b", None]}, "x, row 2: 'rejected' is null"),
+        ({"prompt": [None], "chosen": ["a"], "rejected": ["b"]}, "x, row 1: 'prompt' is null"),
+    ],
+)
+def test_pairs_that_say_nothing_are_refused(models, columns, message):
+    import datasets
+
+    with pytest.raises(UserError, match=message):
+        encode_pairs(load_tokenizer(str(models("llama"))), datasets.Dataset.from_dict(columns), 100, "x")
+
+
+def test_fewer_pairs_than_a_batch_are_refused(reward_job):
+    with pytest.raises(UserError, match=r"holds 64 examples to train on, fewer than training.batch_size = 65"):
+        train_reward_model(replace(reward_job, training=replace(reward_job.training, batch_size=65)))

@@ -16,6 +16,7 @@ from tabular.experiments import algorithms, frames, plots, runs
 from tabular.experiments.evaluation import Interval
 from tabular.experiments.runs import RunConfig, SeedResult
 from tabular.planning.mdp import MDP, reachable
+from tabular.text import did_you_mean
 
 
 def train(args: argparse.Namespace, names: Sequence[str]) -> int:
@@ -110,7 +111,7 @@ def _check_names(options: Mapping[str, str], classes: Mapping[str, Any]) -> None
     fixed = ["env", "steps", "seeds", "seed", "output", "evaluate_every", "eval_episodes", "threshold"]
     for option in options:
         if option not in known:
-            hint = algorithms.near(option, [*sorted(known), *fixed])
+            hint = did_you_mean(option, [*sorted(known), *fixed])
             raise ValueError(f"unknown option --{option} for {', '.join(classes)}: {hint}")
 
 
@@ -219,7 +220,7 @@ def show_list(name: str | None) -> int:
             env_id, _ = find_env(name)
         except ValueError:
             known = [*algorithms.ALGORITHMS, *SHORT_NAMES]
-            raise ValueError(f"unknown algorithm or environment {name!r}: {algorithms.near(name, known)}") from None
+            raise ValueError(f"unknown algorithm or environment {name!r}: {did_you_mean(name, known)}") from None
         show.options(env_id, [(f"env.{option}", default, "") for option, default in options_of(env_id).items()])
         return 0
     show.environments({env_id: short for short, env_id in SHORT_NAMES.items()})

@@ -24,6 +24,7 @@ from tabular.experiments import evaluation as judging
 from tabular.planning.dynamic_programming import policy_evaluation, value_iteration
 from tabular.planning.mdp import MDP, reachable
 from tabular.td.prediction import METHODS, PredictionConfig, predict
+from tabular.text import did_you_mean
 
 READ_BY = {"lam": "td", "n": "n_step", "first_visit": "monte_carlo"}
 """Settings that one method alone reads; the others are everyone's."""
@@ -93,14 +94,14 @@ def _configs(methods: Sequence[str], options: Mapping[str, str]) -> dict[str, Pr
     """The config of each method; a setting that none of them reads is refused."""
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}: {algorithms.near(method, METHODS)}")
+            raise ValueError(f"unknown method {method!r}: {did_you_mean(method, METHODS)}")
         if methods.count(method) > 1:
             raise ValueError(f"{method} is named twice: each method is compared once")
     known = [field.name for field in fields(PredictionConfig) if field.name != "method"]
     for option in options:
         if option not in known:
             fixed = ["env", "policy", "episodes", "seeds", "seed", "output"]
-            raise ValueError(f"unknown option --{option}: {algorithms.near(option, [*known, *fixed])}")
+            raise ValueError(f"unknown option --{option}: {did_you_mean(option, [*known, *fixed])}")
         if READ_BY.get(option, methods[0]) not in methods:
             raise ValueError(f"--{option} is read by {READ_BY[option]} only, which is not among {', '.join(methods)}")
     configs = {}

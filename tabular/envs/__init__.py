@@ -1,4 +1,8 @@
-"""The environments of this package; importing it registers them with gymnasium under `tabular/`."""
+"""Environments: small worlds given by a table, mazes, vector environments, normalisation, and environments by name.
+
+Importing this package registers its environments with gymnasium under `tabular/`. May import `tabular.planning` and the
+modules beside it (`compiled`, `history`, `text`); learners build on it, not the other way round.
+"""
 
 import gymnasium as gym
 

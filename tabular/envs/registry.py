@@ -11,7 +11,7 @@ from gymnasium.envs.registration import load_env_creator
 
 import tabular.envs
 from tabular.envs.maze import read_layout
-from tabular.experiments.algorithms import near, parse
+from tabular.text import did_you_mean, parse_value
 
 SHORT_NAMES = {env_id.split("/")[1].split("-v")[0].lower(): env_id for env_id in tabular.envs.IDS}
 """maze -> tabular/Maze-v0, ..."""
@@ -44,7 +44,7 @@ def read_options(options: Mapping[str, str]) -> dict[str, Any]:
     """The options as values. Raises ValueError for `render_mode`, which is for those who look on."""
     if "render_mode" in options:
         raise ValueError("--env.render_mode: nothing is drawn here, leave it out; `tabular watch RUN` shows a policy")
-    return {name: parse(value) for name, value in options.items()}
+    return {name: parse_value(value) for name, value in options.items()}
 
 
 def make_env(env_id: str, options: Mapping[str, Any]) -> gym.Env:
@@ -101,7 +101,7 @@ def _check_names(env_id: str, options: Mapping[str, Any], known: Mapping[str, in
     passed_on = inspect.Parameter.VAR_KEYWORD in kinds.values()  # then only the text tells which one nobody wanted
     for name in options:
         if name not in (*names, "render_mode") and (not passed_on or repr(name) in text):
-            raise ValueError(f"{env_id} has no option --env.{name}: {near(name, names)}")
+            raise ValueError(f"{env_id} has no option --env.{name}: {did_you_mean(name, names)}")
 
 
 def options_of(env_id: str) -> dict[str, str]:

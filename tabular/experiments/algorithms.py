@@ -1,16 +1,17 @@
 """The algorithms by name, their settings from text, and which of them fit an environment."""
 
 import ast
-import difflib
 import importlib
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from tabular.text import did_you_mean, parse_value
 
 ALGORITHMS = {
     "q_learning": "tabular.td.control:QLearning",
@@ -55,21 +56,9 @@ VALUES = (*TABLES, "dqn")
 def load(name: str) -> Any:
     """The class of an algorithm. Raises ValueError, with the near names, for an unknown one."""
     if name not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {name!r}: {near(name, ALGORITHMS)}")
+        raise ValueError(f"unknown algorithm {name!r}: {did_you_mean(name, ALGORITHMS)}")
     module, cls = ALGORITHMS[name].split(":")
     return getattr(importlib.import_module(module), cls)
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?`, or all there is."""
-    known = list(known)
-    plain = {_plain(other): other for other in known}
-    found = [plain[match] for match in difflib.get_close_matches(_plain(name), plain)]
-    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(known)}"
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "_").strip("_")
 
 
 def fits(name: str) -> str:
@@ -115,8 +104,8 @@ def settings(config_class: Any, options: Mapping[str, str]) -> Any:
     values = {}
     for name, text in options.items():
         if name not in known:
-            raise ValueError(f"unknown option --{name}: {near(name, known)}")
-        values[name] = value = parse(text)
+            raise ValueError(f"unknown option --{name}: {did_you_mean(name, known)}")
+        values[name] = value = parse_value(text)
         if not _fits(value, hints[name]):
             if not _fits(text, hints[name]):
                 raise ValueError(f"--{name} must be {_describe(hints[name])}, got {text!r}")
@@ -130,22 +119,10 @@ def check_settings(config_class: Any, values: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(config_class) if field.init]
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"unknown setting {name}: {near(name, known)}")
+            raise ValueError(f"unknown setting {name}: {did_you_mean(name, known)}")
         if not _fits(value, hints[name]):
             raise ValueError(f"{name} must be {_describe(hints[name])}, got {value!r}")
     config_class(**values)
-
-
-def parse(text: str) -> Any:
-    """A number, true/false, none, a tuple or else the text itself."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,19 +1,15 @@
 """The sweeps of value iteration, compiled: synchronous, in place, and prioritised."""
 
 import heapq
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 
+from tabular.compiled import compiled, compiled_with_allocation
 from tabular.planning.mdp import MDP
-from tabular.td.kernels import compiled
 
 ORDERS = ("synchronous", "in_place", "prioritised")
-
-
-compiled_with_lists: Any = njit(cache=True, error_model="numpy")
 
 
 class Sweeps:
@@ -93,7 +89,7 @@ def sweep(indptr, indices, chances, rewards, gamma, values, new_values, policy, 
     return change, raised
 
 
-@compiled_with_lists
+@compiled_with_allocation
 @no_type_check
 def prioritised(
     indptr, indices, chances, rewards, gamma, into_indptr, into, weights, values, policy, least, threshold, most_backups

@@ -1,0 +1,5 @@
+"""Learning with tables: temporal-difference and Monte Carlo control, prediction, learning from logs.
+
+May import `tabular.core`, `tabular.planning`, `tabular.envs` and the modules beside them (`compiled`, `history`,
+`text`); never `tabular.deep`, `tabular.experiments` or `tabular.cli`.
+"""

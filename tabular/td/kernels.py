@@ -8,10 +8,11 @@ where an action may be taken. `rng` [4] uint64 is the state of the random number
 numpy's generators cost microseconds to hand over, this costs nothing and is as easily saved.
 """
 
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple, no_type_check
 
 import numpy as np
-from numba import njit
+
+from tabular.compiled import compiled
 
 Q_LEARNING, SARSA, EXPECTED_SARSA, DOUBLE_Q_LEARNING, N_STEP_SARSA, MONTE_CARLO = range(6)
 
@@ -22,10 +23,6 @@ yet), and the steps of this episode."""
 RETURN, ERROR_SUM, UPDATES, LARGEST_CHANGE = range(4)
 """What `sums` holds: this episode's return; of this log interval the sum of |errors|, the number of updates, and the
 largest change of a value."""
-
-compiled: Any = njit(cache=True, error_model="numpy", _nrt=False)  # pyright: ignore
-"""Without numba's reference counts: they are atomic, come with every use of an array, and cost three quarters of the
-time here, where no function allocates. `no_type_check` keeps the tests' type checker from wrapping what is compiled."""
 
 
 class Rule(NamedTuple):

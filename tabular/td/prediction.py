@@ -13,8 +13,8 @@ from typing import Any, no_type_check
 import gymnasium as gym
 import numpy as np
 from jaxtyping import Float
-from numba import njit
 
+from tabular.compiled import compiled_with_allocation
 from tabular.envs.arrays import compile_table, discrete, not_finite, time_limit
 from tabular.planning.dynamic_programming import Policy, checked_policy
 from tabular.td.kernels import draw, make_rng
@@ -126,7 +126,7 @@ def _play(
     return np.array(states), np.array(rewards), bool(terminated)
 
 
-@njit
+@compiled_with_allocation
 @no_type_check
 def sample(start, first, count, chance, next_state, reward, terminated, cumulative, limit, rng):
     """One episode on a table, as `_play` returns it."""
@@ -143,7 +143,7 @@ def sample(start, first, count, chance, next_state, reward, terminated, cumulati
     return np.array(states), np.array(rewards), ended
 
 
-@njit
+@compiled_with_allocation
 @no_type_check
 def learn_values(values, counts, states, rewards, terminated, method, alpha, gamma, lam, n, first_visit):
     """Updates `values` [S] from one episode: states [T + 1], rewards [T]."""
@@ -155,7 +155,7 @@ def learn_values(values, counts, states, rewards, terminated, method, alpha, gam
         monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit)
 
 
-@njit
+@compiled_with_allocation
 @no_type_check
 def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
     """Every step, each state moves by `alpha delta e(s)`, `delta = r + gamma V(s') - V(s)`; traces `e` accumulate.
@@ -175,7 +175,7 @@ def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
             values += alpha * delta * traces
 
 
-@njit
+@compiled_with_allocation
 @no_type_check
 def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
     """Each state moves towards the next n rewards and the value after them. Sutton & Barto (2018), section 7.1."""
@@ -188,7 +188,7 @@ def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
         values[states[t]] += alpha * (target - values[states[t]])
 
 
-@njit
+@compiled_with_allocation
 @no_type_check
 def monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit):
     """Each state moves towards the return that followed it, the last one first. Sutton & Barto (2018), section 5.1."""

@@ -32,7 +32,14 @@ CHUNK = 100_000
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """Settings of the one-step methods."""
+    """Settings of the one-step methods.
+
+    Action values converge if every action is tried again and again in every state and the step sizes sum to infinity
+    while their squares do not. Robbins & Monro (1951); for Q-learning Watkins & Dayan (1992). Where outcomes are
+    certain a constant step size is enough: each update removes the share `alpha` of an error. Where they are random it
+    leaves noise in proportion to alpha, and `alpha_schedule` must lower it. The default epsilon earns reward early but
+    tries most actions rarely; for exact values begin with `epsilon` 1 and let `exploration_schedule` lower it.
+    """
 
     alpha: Number = 0.1
     "step size, in (0, 1]"

@@ -1,1 +1,5 @@
-"""The shared mathematics: pure functions, torch only. Time is the last axis; masks are True on real steps."""
+"""Mathematics shared by `tabular` and `rlhf`: returns, losses, KL divergences, distributions, schedules.
+
+Pure functions over tensors (and three small KL controllers). Time is the last axis; masks are True on real steps.
+May import torch, jaxtyping and the standard library, and nothing else of this project.
+"""

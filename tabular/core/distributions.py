@@ -1,14 +1,15 @@
 """Log-probabilities, entropies and samples of action distributions, as functions of their parameters.
 
-Categorical: over the last axis of `logits`, with an optional `action_mask` that is True on legal actions. Illegal ones
-get probability exactly 0 and no gradient; a state without a legal action is a ValueError.
+Categorical: over the last axis of `logits`, with an optional `action_mask` that is True on legal actions. Illegal
+actions get probability exactly 0 and no gradient; a row without a legal action raises ValueError.
 
 Gaussian: independent in each of the D components of the last axis, over which log-probabilities and entropies sum.
 `log_std` broadcasts to `mean`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 BLOCK_ELEMENTS = 2**22
-"""Logits that `logprob_and_entropy` works on at a time: bounds each of its two float32 workspaces to 16 MiB."""
+"""Logits that `logprob_and_entropy` processes at a time: bounds each of its two float32 workspaces to 16 MiB."""
 
 LOG_P_FLOOR = -1e4
 """Stands for the log-probability -inf in products with the probability, which underflows to 0 far above it."""
@@ -48,15 +49,21 @@ def categorical_sample(
 ) -> Int[Tensor, "*batch"]:
     """One action per row, by inverting the cumulative distribution at `uniforms` in [0, 1).
 
-    One uniform per row makes the draw reproducible whatever the batch: give `uniforms` where each row has its own
-    stream, else they are drawn from `generator` (None: torch's global one). An action of probability 0 is never
-    returned. Raises ValueError if a row has no legal action.
+    One uniform per row makes the draw of a row independent of the rest of the batch. An action of probability 0 is
+    never returned.
+
+    Args:
+        uniforms: the uniforms to use, for callers with one random stream per row; None draws them from `generator`.
+        generator: None is torch's global generator.
+
+    Raises:
+        ValueError: if a row has no legal action.
     """
-    # In double: over a large vocabulary a float32 sum would take a rare token's share away.
+    # In double: over a large vocabulary a float32 sum loses the probability of rare tokens.
     cumulative = _log_softmax(logits, action_mask).exp().double().cumsum(-1)
     if uniforms is None:
         uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=torch.float64, device=logits.device)
-    # Scaled by what the probabilities add up to in floats, a uniform below 1 stays below the end of the last action.
+    # The probabilities do not sum to exactly 1 in floats: scaled by their sum, a uniform below 1 selects an action.
     return torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
 
 
@@ -65,7 +72,7 @@ def _log_softmax(logits: Tensor, action_mask: Tensor | None) -> Tensor:
         return logits.log_softmax(-1)
     legal = action_mask.any(-1)
     if not legal.all():
-        row = (~legal).nonzero()[0].tolist()
+        row = [int(index) for index in (~legal).nonzero()[0]]
         raise ValueError(f"action_mask allows no action in row {row}")
     return torch.where(action_mask, logits, -torch.inf).log_softmax(-1)
 
@@ -75,14 +82,14 @@ def gaussian_logprob(
 ) -> Float[Tensor, "*batch"]:
     """`sum_d -z_d^2 / 2 - log_std_d - log(2 pi) / 2`, `z = (a - mean) / std`.
 
-    `actions` are the samples themselves: one that was clipped to the action bounds has another density.
+    `actions` must be the samples before any clipping to the action bounds, which would change their density.
     """
     z = (actions - mean) * torch.exp(-log_std)
     return (-0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def gaussian_entropy(mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."]) -> Float[Tensor, "*batch"]:
-    """`sum_d log_std_d + log(2 pi e) / 2`; `mean` gives only the shape."""
+    """`sum_d log_std_d + log(2 pi e) / 2`; of `mean` only the shape is used."""
     return (log_std.expand_as(mean) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
@@ -97,11 +104,12 @@ def gaussian_sample(
 def tanh_gaussian_logprob(
     mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], pre_tanh: Float[Tensor, "*batch D"]
 ) -> Float[Tensor, "*batch"]:
-    """Log-density of `a = tanh(u)`, `u` Gaussian, given the *pre-tanh* sample `u`, which `a` cannot give back exactly.
+    """Log-density of `a = tanh(u)`, `u` Gaussian, as a function of the *pre-tanh* sample `u`.
 
-    `log N(u) - sum_d log(1 - tanh(u_d)^2)`, where `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))` holds at every
-    `u`, unlike `log(1 - a^2 + 1e-6)`. Haarnoja et al. (2018), arXiv 1801.01290, appendix C. The squashed distribution's
-    entropy has no closed form: estimate it by `-log pi` of samples.
+    `log N(u) - sum_d log(1 - tanh(u_d)^2)`, computed as `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`, which is
+    accurate at every `u`; from `a` alone, where tanh saturates, `u` cannot be recovered. Haarnoja et al. (2018), arXiv
+    1801.01290, appendix C. The entropy of the squashed distribution has no closed form: estimate it by `-log pi` of
+    samples.
     """
     squash = 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))
     return gaussian_logprob(mean, log_std, pre_tanh) - squash.sum(-1)
@@ -110,7 +118,7 @@ def tanh_gaussian_logprob(
 def tanh_gaussian_sample(
     mean: Float[Tensor, "*batch D"], log_std: Float[Tensor, "..."], generator: torch.Generator | None = None
 ) -> tuple[Float[Tensor, "*batch D"], Float[Tensor, "*batch D"]]:
-    """`(a, u)`: the action `a = tanh(u)` in (-1, 1) for the environment, and `u` to keep for its log-probability."""
+    """`(a, u)`: the action `a = tanh(u)` in (-1, 1) for the environment, and `u` for its log-probability."""
     pre_tanh = gaussian_sample(mean, log_std, generator)
     return torch.tanh(pre_tanh), pre_tanh
 
@@ -121,11 +129,15 @@ def logprob_and_entropy(
     """`log pi(a)` and the entropy `logsumexp(logits) - sum_v pi(v) logit_v`, in float32 whatever the logits' dtype.
 
     For large vocabularies: no float32 copy of the logits is made, and the backward pass recomputes the probabilities
-    from the logits in blocks of rows. Besides them and their gradient nothing of size [N, V] is alive.
+    from the logits in blocks of rows. The logits and their gradient are the only tensors of size [N, V] in memory.
     """
     vocab = logits.shape[-1]
-    logprobs, entropy = _LogprobAndEntropy.apply(logits.reshape(-1, vocab), actions.reshape(-1))  # pyright: ignore[reportGeneralTypeIssues]
+    apply = cast(_Apply, _LogprobAndEntropy.apply)  # pyright: ignore[reportUnknownMemberType]
+    logprobs, entropy = apply(logits.reshape(-1, vocab), actions.reshape(-1))
     return logprobs.view(actions.shape), entropy.view(actions.shape)
+
+
+_Apply = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class _LogprobAndEntropy(torch.autograd.Function):
@@ -135,7 +147,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         logprobs = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
         entropy = torch.empty_like(logprobs)
@@ -148,7 +160,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor, None]:
         grad_logprobs, grad_entropy = grad_outputs
         logits, actions, entropy = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)

@@ -220,7 +220,7 @@ def test_solving_needs_no_torch():
 
 
 def test_core_needs_torch_only():
-    modules = ["masked", "returns", "losses", "kl", "distributions", "schedules"]
+    modules = ["checks", "masked", "returns", "losses", "kl", "distributions", "schedules"]
     loaded = loaded_by("; ".join(f"import tabular.core.{name}" for name in modules))
     assert "torch" in loaded
     assert not loaded & {"scipy", "gymnasium", "numba", "transformers", "accelerate", "peft", "datasets", "rlhf"}

@@ -51,7 +51,7 @@ def test_categorical_agrees_with_torch(logits, actions):
     torch.testing.assert_close(categorical_entropy(logits), reference.entropy())
 
 
-def test_masked_actions_are_as_if_absent(logits, legal):
+def test_masked_actions_equal_a_smaller_action_set(logits, legal):
     """Values and gradients equal those of the categorical over the legal actions alone."""
     row, mask = logits[0, 0].clone().requires_grad_(), legal[0, 0]
     short = logits[0, 0][mask].requires_grad_()
@@ -91,7 +91,7 @@ def test_sample_inverts_the_cumulative_distribution():
 
 
 @pytest.mark.parametrize("n_actions", [2, 10, 1000])
-def test_sample_never_takes_an_impossible_action(n_actions):
+def test_sample_never_takes_an_action_of_probability_zero(n_actions):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(400, n_actions, generator=generator)
     mask = torch.rand(400, n_actions, generator=generator) > 0.5
@@ -144,7 +144,7 @@ def test_gaussian_sample_moments_and_gradients():
     torch.testing.assert_close(gradient, (sample[0] - 3).detach())
 
 
-def test_tanh_gaussian_agrees_with_torch_where_it_can(gaussian):
+def test_tanh_gaussian_agrees_with_torch_where_tanh_is_not_saturated(gaussian):
     mean, log_std, pre_tanh = gaussian
     reference = D.TransformedDistribution(D.Normal(mean, log_std.exp()), D.TanhTransform())
     expected = reference.log_prob(torch.tanh(pre_tanh)).sum(-1)
@@ -213,7 +213,7 @@ def test_logprob_and_entropy_with_suppressed_tokens(actions):
     assert (logits.grad[..., 2:] == 0).all()
 
 
-def test_logprob_and_entropy_passes_nan_on():
+def test_logprob_and_entropy_propagates_nan():
     """A broken forward must show, not turn into a plausible number."""
     logits = torch.tensor([[0.0, torch.nan]])
     logprobs, entropy = logprob_and_entropy(logits, torch.tensor([0]))

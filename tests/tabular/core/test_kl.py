@@ -43,8 +43,8 @@ def test_k3_is_accurate_and_never_negative():
     assert kl_estimate(torch.tensor([-300.0]), torch.tensor([0.0]), "k3").isfinite()
 
 
-def test_unknown_kind():
-    with pytest.raises(ValueError, match="one of k1, k2, k3, got 'k4'"):
+def test_an_unknown_kl_estimator_is_rejected():
+    with pytest.raises(ValueError, match="kind is 'k4', but must be one of k1, k2, k3"):
         kl_estimate(P, Q, "k4")
 
 
@@ -70,13 +70,13 @@ def test_categorical_kl_with_impossible_actions():
     assert categorical_kl(q[1], q[0]) == inf
 
 
-def test_fixed():
+def test_fixed_coefficient_ignores_the_kl():
     coefficient = FixedKL(0.05)
     coefficient.update(100.0, 512)
     assert coefficient.coef == 0.05
 
 
-def test_adaptive_by_hand():
+def test_adaptive_coefficient_by_hand():
     coefficient = AdaptiveKL(coef=0.2, target=6.0, horizon=10_000)
     coefficient.update(6.0, 512)
     assert coefficient.coef == 0.2
@@ -90,7 +90,7 @@ def test_adaptive_by_hand():
     assert coefficient.coef == pytest.approx(0.2 * 0.98)
 
 
-def test_adaptive_steers_to_the_target():
+def test_adaptive_coefficient_reaches_the_target_kl():
     """A process whose KL falls as the coefficient rises: kl = 1 / coef."""
     coefficient = AdaptiveKL(coef=10.0, target=4.0, horizon=1000)
     for _ in range(2000):
@@ -98,7 +98,7 @@ def test_adaptive_steers_to_the_target():
     assert coefficient.coef == pytest.approx(0.25, rel=1e-6)
 
 
-def test_penalty_beta():
+def test_penalty_beta_doubles_and_halves_outside_the_band():
     beta = PenaltyBeta(beta=1.0, target=0.03)
     for kl, expected in [(0.0451, 2.0), (0.0449, 2.0), (0.0201, 2.0), (0.0199, 1.0), (0.0, 0.5)]:
         beta.update(kl)
@@ -108,7 +108,7 @@ def test_penalty_beta():
 @pytest.mark.parametrize(
     "make", [lambda: FixedKL(0.3), lambda: AdaptiveKL(0.3, 6.0, 100), lambda: PenaltyBeta(0.3, 1.0)]
 )
-def test_state_goes_round(make):
+def test_state_dict_round_trip_and_rejection_of_damaged_states(make):
     first, second = make(), make()
     name = "beta" if isinstance(first, PenaltyBeta) else "coef"
     setattr(first, name, 0.125)
@@ -116,26 +116,29 @@ def test_state_goes_round(make):
     assert getattr(second, name) == 0.125
     with pytest.raises(ValueError, match=f"no '{name}'"):
         second.load_state_dict({"other": 1.0})
-    with pytest.raises(ValueError, match=f"{name} must be finite and not negative, got nan"):
+    with pytest.raises(ValueError, match=f"{name} is nan, but must be finite"):
         second.load_state_dict({name: math.nan})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FixedKL(-0.1), "coef must be finite and not negative, got -0.1"),
-        (lambda: FixedKL(math.inf), "coef must be finite and not negative, got inf"),
-        (lambda: AdaptiveKL(-0.1, 6, 100), "coef must be finite and not negative, got -0.1"),
-        (lambda: AdaptiveKL(0.1, 0, 100), "target must be finite and positive, got 0"),
-        (lambda: AdaptiveKL(0.1, 6, -5), "horizon must be finite and positive, got -5"),
-        (lambda: AdaptiveKL(0.1, 6, 100).update(math.nan, 10), "kl must be finite, got nan"),
-        (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, 500), "n_episodes must be in .* got 500"),
-        (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, -1), "n_episodes must be in .* got -1"),
-        (lambda: PenaltyBeta(0, 1), "beta must be finite and positive, got 0"),
-        (lambda: PenaltyBeta(1, -1), "target must be finite and positive, got -1"),
-        (lambda: PenaltyBeta(1, 1).update(math.inf), "kl must be finite, got inf"),
+        (lambda: FixedKL(-0.1), "coef is -0.1, but must be at least 0"),
+        (lambda: FixedKL(math.inf), "coef is inf, but must be finite"),
+        (lambda: AdaptiveKL(-0.1, 6, 100), "coef is -0.1, but must be at least 0"),
+        (lambda: AdaptiveKL(0.1, 0, 100), "target is 0, but must be positive"),
+        (lambda: AdaptiveKL(0.1, 6, -5), "horizon is -5, but must be positive"),
+        (lambda: AdaptiveKL(0.1, 6, 100).update(math.nan, 10), "kl is nan, but must be finite"),
+        (
+            lambda: AdaptiveKL(0.1, 6, 100).update(6.0, 500),
+            "n_episodes is 500, but must be .* below 5 [*] horizon = 500",
+        ),
+        (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, -1), "n_episodes is -1, but must be at least 0"),
+        (lambda: PenaltyBeta(0, 1), "beta is 0, but must be positive"),
+        (lambda: PenaltyBeta(1, -1), "target is -1, but must be positive"),
+        (lambda: PenaltyBeta(1, 1).update(math.inf), "kl is inf, but must be finite"),
     ],
 )
-def test_impossible_numbers(make, message):
+def test_out_of_range_arguments_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -67,7 +67,7 @@ def run(name, x, denom):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_microbatches_sum_to_the_whole(name, ragged):
+def test_microbatches_sum_to_the_minibatch(name, ragged):
     denom = ragged["mask"].sum()
     loss, metrics, grads = run(name, ragged, denom)
     parts = [run(name, {key: x[i : i + 2] for key, x in ragged.items()}, denom) for i in (0, 2, 4)]
@@ -89,7 +89,7 @@ def test_masked_nan_changes_nothing(name, ragged):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_only_the_networks_outputs_get_gradients(name, ragged):
+def test_only_network_outputs_get_gradients(name, ragged):
     _, _, grads = run(name, ragged, ragged["mask"].sum())
     moved = {key for key, grad in grads.items() if grad.any()}
     assert moved == {"values"} if "value" in name else {"logprobs"} <= moved <= {"logprobs", "kl"}
@@ -161,7 +161,7 @@ def test_log_ratio_clamp_keeps_the_loss_finite():
     assert metrics["ratio_max"].item() == pytest.approx(math.exp(2))
 
 
-def test_nothing_real_is_a_loss_of_zero(ragged):
+def test_a_batch_without_real_tokens_has_loss_zero(ragged):
     ragged["mask"] = torch.zeros_like(ragged["mask"])
     for name in LOSSES:
         loss, metrics, grads = run(name, ragged, 7)
@@ -182,7 +182,7 @@ def test_kl_penalty_by_hand():
     assert metrics["exact_kl"].item() == pytest.approx(0.5)
 
 
-def test_kl_penalty_pulls_back_to_the_old_policy():
+def test_gradient_of_the_kl_penalty_points_back_to_the_old_policy():
     generator = torch.Generator().manual_seed(0)
     old_logits, logits = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
     logits.requires_grad_()
@@ -213,23 +213,23 @@ def test_value_loss_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip_range": -0.1}, "clip_range must not be negative, got -0.1"),
-        ({"clip_range": math.nan}, "clip_range must not be negative, got nan"),
-        ({"clip_range_high": -1.0}, "clip_range_high must not be negative, got -1.0"),
-        ({"log_ratio_clamp": -1}, "log_ratio_clamp must not be negative, got -1"),
-        ({"dual_clip": 1.0}, "dual_clip must be greater than 1, got 1.0"),
+        ({"clip_range": -0.1}, "clip_range is -0.1, but must be at least 0"),
+        ({"clip_range": math.nan}, "clip_range is nan, but must be at least 0"),
+        ({"clip_range_high": -1.0}, "clip_range_high is -1.0, but must be at least 0"),
+        ({"log_ratio_clamp": -1}, "log_ratio_clamp is -1, but must be at least 0"),
+        ({"dual_clip": 1.0}, "dual_clip is 1.0, but must be above 1"),
     ],
 )
-def test_impossible_options(options, message):
+def test_out_of_range_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         clipped_surrogate_loss(torch.zeros(4), torch.zeros(4), torch.zeros(4), REAL, 4, **options)
 
 
-def test_impossible_beta_and_value_clip():
+def test_negative_beta_and_negative_value_clip_range_are_rejected():
     zeros = torch.zeros(4)
-    with pytest.raises(ValueError, match="beta must not be negative, got -1"):
+    with pytest.raises(ValueError, match="beta is -1, but must be at least 0"):
         kl_penalty_surrogate_loss(zeros, zeros, zeros, zeros, -1, REAL, 4)
-    with pytest.raises(ValueError, match=r"clip_range must not be negative, got -0\.2"):
+    with pytest.raises(ValueError, match=r"clip_range is -0\.2, but must be at least 0"):
         value_loss(zeros, zeros, zeros, REAL, 4, -0.2)
 
 
@@ -268,13 +268,13 @@ def test_aggregate_by_hand():
 def test_weights_of_one_over_the_denominator_are_the_mean(name, ragged):
     """In loss, gradient and metrics; the denominator is then the metrics' alone."""
     denom = ragged["mask"].sum()
-    found = {}
+    results = {}
     for key, weights in (("mean", None), ("weights", torch.full((6, 1), 1.0, dtype=torch.float64) / denom)):
         x = {k: t if k == "mask" else t.clone().requires_grad_() for k, t in ragged.items()}
         loss, metrics = WEIGHTED[name](x, denom, weights)
         loss.backward()
-        found[key] = loss.detach(), metrics, (x["values"] if name == "value" else x["logprobs"]).grad
-    torch.testing.assert_close(found["weights"], found["mean"])
+        results[key] = loss.detach(), metrics, (x["values"] if name == "value" else x["logprobs"]).grad
+    torch.testing.assert_close(results["weights"], results["mean"])
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -293,7 +293,7 @@ def test_weighted_loss_is_the_weighted_sum_of_single_tokens_losses(name, ragged)
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
-def test_weighted_microbatches_sum_to_the_whole(name, ragged):
+def test_weighted_microbatches_sum_to_the_minibatch(name, ragged):
     """Each response counts alike: its own part needs its own tokens and the number of all responses."""
     denom = ragged["mask"].sum()
     weights = 1.0 / (5 * ragged["mask"].sum(-1, keepdim=True).clamp(min=1).double())
@@ -313,29 +313,29 @@ def test_weighted_microbatches_sum_to_the_whole(name, ragged):
 def test_masked_nan_changes_no_weighted_loss(ragged):
     weights = torch.rand(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     poisoned = {k: x if k == "mask" else torch.where(ragged["mask"], x, torch.nan) for k, x in ragged.items()}
-    loud = torch.where(ragged["mask"], weights, torch.nan)
+    poisoned_weights = torch.where(ragged["mask"], weights, torch.nan)
     for loss in WEIGHTED.values():
-        torch.testing.assert_close(loss(poisoned, 3, loud)[0], loss(ragged, 3, weights)[0])
+        torch.testing.assert_close(loss(poisoned, 3, poisoned_weights)[0], loss(ragged, 3, weights)[0])
 
 
 @pytest.mark.parametrize(
     "name", ["policy_gradient_loss", "clipped_surrogate_loss", "kl_penalty_surrogate_loss", "value_loss"]
 )
-def test_no_mask_is_a_mask_without_holes(name):
+def test_no_mask_equals_a_mask_of_all_true(name):
     """Loss, metrics and gradient, bit for bit."""
     from tabular.core import losses
 
     random = torch.Generator().manual_seed(0)
     x, old, other, kl = torch.randn(4, 3, 5, generator=random)
     more = {"kl_penalty_surrogate_loss": (kl.abs(), 0.5), "clipped_surrogate_loss": (), "value_loss": ()}.get(name)
-    given = (other,) if more is None else (old, other, *more)
-    found = []
+    inputs = (other,) if more is None else (old, other, *more)
+    results = []
     for mask in (None, torch.ones(3, 5, dtype=torch.bool)):
         x = x.detach().requires_grad_()
         clip = (0.2,) if name == "value_loss" else ()
-        loss, metrics = getattr(losses, name)(x, *given, mask, 15, *clip)
+        loss, metrics = getattr(losses, name)(x, *inputs, mask, 15, *clip)
         loss.backward()
-        found.append({"loss": loss.detach(), "gradient": x.grad.clone(), **metrics})
+        results.append({"loss": loss.detach(), "gradient": x.grad.clone(), **metrics})
         x.grad = None
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])

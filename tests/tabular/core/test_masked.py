@@ -19,7 +19,7 @@ def test_moments_by_hand():
     torch.testing.assert_close(masked_var(X, MASK, unbiased=True), torch.tensor(7.0))
 
 
-def test_nothing_real_gives_zero():
+def test_no_real_entries_give_zero():
     assert masked_sum(X, NOTHING) == 0
     assert masked_mean(X, NOTHING) == 0
     assert masked_var(X, NOTHING) == 0

@@ -6,8 +6,8 @@ from tabular.core.returns import discounted_returns, gae, n_step_returns, td_err
 REWARDS = torch.tensor([1.0, 2.0, 3.0])
 VALUES = torch.tensor([10.0, 20.0, 30.0])
 ENDS = torch.tensor([0.5, 0.5, 0.0])
-GOES_ON = torch.tensor([0.5, 0.5, 0.5])
-AFTER = torch.tensor(40.0)
+NO_END = torch.tensor([0.5, 0.5, 0.5])
+BOOTSTRAP = torch.tensor(40.0)
 
 
 @pytest.fixture
@@ -15,8 +15,8 @@ def batch():
     """Random [3, 4, 9] rows, some of which hold several episodes, in float64."""
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 4, 9, generator=generator, dtype=torch.float64)
-    goes_on = torch.rand(3, 4, 9, generator=generator) > 0.2
-    discounts = torch.where(goes_on, 0.9, 0.0).double()
+    no_end = torch.rand(3, 4, 9, generator=generator) > 0.2
+    discounts = torch.where(no_end, 0.9, 0.0).double()
     return rewards, values, discounts, torch.randn(3, 4, generator=generator, dtype=torch.float64)
 
 
@@ -26,21 +26,23 @@ def assert_equal(actual, expected):
 
 def test_discounted_returns_by_hand():
     assert_equal(discounted_returns(REWARDS, ENDS), [2.75, 3.5, 3])
-    assert_equal(discounted_returns(REWARDS, GOES_ON, AFTER), [7.75, 13.5, 23])
-    assert_equal(discounted_returns(REWARDS, GOES_ON), [2.75, 3.5, 3])
-    assert_equal(discounted_returns(REWARDS, ENDS, AFTER), [2.75, 3.5, 3])  # a discount of 0 cuts off what follows
-    assert_equal(discounted_returns(REWARDS, torch.tensor([0.5, 0.0, 0.5]), AFTER), [2, 2, 23])  # two episodes
+    assert_equal(discounted_returns(REWARDS, NO_END, BOOTSTRAP), [7.75, 13.5, 23])
+    assert_equal(discounted_returns(REWARDS, NO_END), [2.75, 3.5, 3])
+    assert_equal(discounted_returns(REWARDS, ENDS, BOOTSTRAP), [2.75, 3.5, 3])  # a discount of 0 cuts off what follows
+    assert_equal(discounted_returns(REWARDS, torch.tensor([0.5, 0.0, 0.5]), BOOTSTRAP), [2, 2, 23])  # two episodes
 
 
 def test_td_errors_by_hand():
     assert_equal(td_errors(REWARDS, VALUES, ENDS), [1, -3, -27])
-    assert_equal(td_errors(REWARDS, VALUES, GOES_ON, AFTER), [1, -3, -7])
+    assert_equal(td_errors(REWARDS, VALUES, NO_END, BOOTSTRAP), [1, -3, -7])
 
 
 def test_n_step_returns_by_hand():
-    assert_equal(n_step_returns(REWARDS, VALUES, GOES_ON, 1, AFTER), [11, 17, 23])
-    assert_equal(n_step_returns(REWARDS, VALUES, GOES_ON, 2, AFTER), [1 + 0.5 * 2 + 0.25 * 30, 2 + 1.5 + 0.25 * 40, 23])
-    assert_equal(n_step_returns(REWARDS, VALUES, torch.tensor([0.5, 0.0, 0.5]), 2, AFTER), [2, 2, 23])
+    assert_equal(n_step_returns(REWARDS, VALUES, NO_END, 1, BOOTSTRAP), [11, 17, 23])
+    assert_equal(
+        n_step_returns(REWARDS, VALUES, NO_END, 2, BOOTSTRAP), [1 + 0.5 * 2 + 0.25 * 30, 2 + 1.5 + 0.25 * 40, 23]
+    )
+    assert_equal(n_step_returns(REWARDS, VALUES, torch.tensor([0.5, 0.0, 0.5]), 2, BOOTSTRAP), [2, 2, 23])
 
 
 def test_gae_by_hand():
@@ -77,15 +79,15 @@ def test_identities(batch):
 def test_gae_is_the_lambda_mixture_of_n_step_returns(batch):
     rewards, values, _, after = batch
     lam, steps = 0.7, rewards.shape[-1]
-    goes_on = torch.full_like(rewards, 0.9)
+    no_end = torch.full_like(rewards, 0.9)
     mixture = (
         sum(
-            (1 - lam) * lam ** (n - 1) * n_step_returns(rewards, values, goes_on, n, after)[..., 0]
+            (1 - lam) * lam ** (n - 1) * n_step_returns(rewards, values, no_end, n, after)[..., 0]
             for n in range(1, steps)
         )
-        + lam ** (steps - 1) * n_step_returns(rewards, values, goes_on, steps, after)[..., 0]
+        + lam ** (steps - 1) * n_step_returns(rewards, values, no_end, steps, after)[..., 0]
     )
-    assert_equal(gae(rewards, values, goes_on, lam, after)[..., 0], mixture - values[..., 0])
+    assert_equal(gae(rewards, values, no_end, lam, after)[..., 0], mixture - values[..., 0])
 
 
 def test_scaling_rewards_and_values_scales_the_rest(batch):
@@ -112,7 +114,7 @@ def test_padding_changes_nothing(batch, garbage):
     assert_equal(discounted_returns(padded[0], padded[2], after)[..., :steps], discounted_returns(rewards, discounts))
 
 
-def test_an_episode_in_the_middle_of_a_row_is_as_if_alone(batch):
+def test_two_episodes_in_a_row_do_not_influence_each_other(batch):
     rewards, values, discounts, after = batch
     discounts = torch.full_like(discounts, 0.9)
     discounts[..., 3] = 0
@@ -121,7 +123,7 @@ def test_an_episode_in_the_middle_of_a_row_is_as_if_alone(batch):
     assert_equal(both[..., 4:], gae(rewards[..., 4:], values[..., 4:], discounts[..., 4:], 0.95, after))
 
 
-def test_truncation_inside_a_row_is_paid_into_the_reward(batch):
+def test_truncation_inside_a_row_is_bootstrapped_through_its_reward(batch):
     """Folding gamma * V(final observation) into the reward equals a row that ends there with a bootstrap value."""
     rewards, values, _, after = batch
     discounts = torch.full_like(rewards, 0.9)
@@ -147,15 +149,15 @@ def test_gradient_of_the_returns():
 
 
 def test_n_must_be_positive():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="n is 0, but must be at least 1"):
         n_step_returns(REWARDS, VALUES, ENDS, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- holes
+# --------------------------------------------------------------------------------------------------------- masked steps
 
 
-def test_gae_over_holes_by_hand():
-    """Two steps with a hole before, between and after them: deltas 1 + 20 / 2 - 10 = 1 and 2 - 20 = -18."""
+def test_gae_skips_masked_steps_by_hand():
+    """Two real steps with masked steps before, between and after them: deltas 1 + 20 / 2 - 10 = 1 and 2 - 20 = -18."""
     mask = torch.tensor([False, True, False, False, True, False])
     rewards = torch.tensor([7.0, 1.0, 7.0, 7.0, 2.0, 7.0])
     values = torch.tensor([9.0, 10.0, 9.0, 9.0, 20.0, 9.0])
@@ -163,8 +165,8 @@ def test_gae_over_holes_by_hand():
     assert_equal(gae(rewards, values, discounts, 0.5, mask=mask), [0, 1 - 0.25 * 18, 0, 0, -18, 0])
 
 
-def holed(seed):
-    """Random rows of 12 with random holes, loud numbers in them; every row has a real step."""
+def rows_with_masked_steps(seed):
+    """Random rows of 12 steps, a random part of them masked and nan there; every row has a real step."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(6, 12, generator=generator) < 0.6
     mask[torch.arange(6), torch.randint(12, (6,), generator=generator)] = True
@@ -182,7 +184,7 @@ def end(discounts, mask):
 
 
 def naive(rewards, values, discounts, lam, after):
-    """The definition, for one row without holes: a double loop over lists."""
+    """The definition, for one row without masked steps: a double loop over lists."""
     values = [*values, after]
     advantages = []
     for t in range(len(rewards)):
@@ -196,20 +198,20 @@ def naive(rewards, values, discounts, lam, after):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
-def test_gae_over_holes_is_a_naive_loop_over_the_real_steps_alone(seed, lam):
-    rewards, values, discounts, _, mask = holed(seed)
+def test_gae_with_masked_steps_is_a_naive_loop_over_the_real_steps(seed, lam):
+    rewards, values, discounts, _, mask = rows_with_masked_steps(seed)
     discounts = end(discounts, mask)
-    found = gae(rewards, values, discounts, lam, mask=mask)
+    actual = gae(rewards, values, discounts, lam, mask=mask)
     for row, keep in enumerate(mask):
         real = [x[row][keep].tolist() for x in (rewards, values, discounts)]
-        assert_equal(found[row][keep], naive(*real, lam, 0.0))
-        assert_equal(found[row][~keep], [0.0] * int((~keep).sum()))
+        assert_equal(actual[row][keep], naive(*real, lam, 0.0))
+        assert_equal(actual[row][~keep], [0.0] * int((~keep).sum()))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_identities_hold_over_holes(seed):
+def test_identities_hold_with_masked_steps(seed):
     """Lambda 0 is the TD errors of the real steps, lambda 1 their Monte Carlo returns less the values."""
-    rewards, values, discounts, _, mask = holed(seed)
+    rewards, values, discounts, _, mask = rows_with_masked_steps(seed)
     discounts = end(discounts, mask)
     td, monte_carlo = (gae(rewards, values, discounts, lam, mask=mask) for lam in (0, 1))
     for row, keep in enumerate(mask):
@@ -219,7 +221,7 @@ def test_identities_hold_over_holes(seed):
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
-def test_mask_without_a_hole_is_no_mask(batch, bootstrap):
+def test_mask_of_all_true_equals_no_mask(batch, bootstrap):
     rewards, values, discounts, after = batch
     last = after if bootstrap else None
     full = torch.ones_like(rewards, dtype=torch.bool)
@@ -227,28 +229,28 @@ def test_mask_without_a_hole_is_no_mask(batch, bootstrap):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bootstrap_value_stands_after_the_last_real_step(seed):
-    rewards, values, discounts, after, mask = holed(seed)
-    found = gae(rewards, values, discounts, 0.7, after, mask)
+def test_bootstrap_value_follows_the_last_real_step(seed):
+    rewards, values, discounts, after, mask = rows_with_masked_steps(seed)
+    actual = gae(rewards, values, discounts, 0.7, after, mask)
     for row, keep in enumerate(mask):
         real = [x[row][keep].tolist() for x in (rewards, values, discounts)]
-        assert_equal(found[row][keep], naive(*real, 0.7, float(after[row])))
+        assert_equal(actual[row][keep], naive(*real, 0.7, float(after[row])))
 
 
-def test_lambda_of_a_step_stays_with_it_over_holes():
-    rewards, values, discounts, _, mask = holed(0)
+def test_lambda_per_step_stays_with_its_step_when_steps_are_masked():
+    rewards, values, discounts, _, mask = rows_with_masked_steps(0)
     discounts = end(discounts, mask)
     lam = torch.rand(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = gae(rewards, values, discounts, torch.where(mask, lam, torch.nan), mask=mask)
+    actual = gae(rewards, values, discounts, torch.where(mask, lam, torch.nan), mask=mask)
     by_row = gae(rewards, values, discounts, lam[:, :1], mask=mask)
     for row, keep in enumerate(mask):
         r, v, d = (x[row][keep] for x in (rewards, values, discounts))
-        assert_equal(found[row][keep], gae(r, v, d, lam[row][keep]))
+        assert_equal(actual[row][keep], gae(r, v, d, lam[row][keep]))
         assert_equal(by_row[row][keep], gae(r, v, d, float(lam[row, 0])))
 
 
-def test_row_without_a_real_step_is_all_zero():
+def test_row_without_a_real_step_has_zero_advantages():
     mask = torch.tensor([[False, False, False], [True, True, True]])
-    found = gae(*(x.expand(2, 3) for x in (REWARDS, VALUES, ENDS)), 0.5, mask=mask)
-    assert_equal(found[0], [0, 0, 0])
-    assert_equal(found[1], gae(REWARDS, VALUES, ENDS, 0.5))
+    actual = gae(*(x.expand(2, 3) for x in (REWARDS, VALUES, ENDS)), 0.5, mask=mask)
+    assert_equal(actual[0], [0, 0, 0])
+    assert_equal(actual[1], gae(REWARDS, VALUES, ENDS, 0.5))

@@ -5,7 +5,7 @@ import pytest
 from tabular.core.schedules import constant, cosine, linear, make_schedule, warmup
 
 
-def test_shapes_by_hand():
+def test_constant_linear_and_cosine_by_hand():
     assert [constant(3)(step) for step in (0, 7)] == [3, 3]
     assert [linear(1, 0, 4)(step) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
     assert [linear(0.2, 1.0, 4)(step) for step in (0, 2, 4, 99)] == pytest.approx([0.2, 0.6, 1, 1])
@@ -40,13 +40,19 @@ def test_make_schedule_by_name():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_schedule("exponential", 1, 4), "'exponential'; known are constant, linear, cosine"),
-        (lambda: make_schedule("linear", 1, 4, warmup_steps=4), "below the total of 4 steps, got 4"),
-        (lambda: linear(1, 0, 0), "at least 1 step, got 0"),
-        (lambda: cosine(1, 0, -1), "at least 1 step, got -1"),
-        (lambda: warmup(constant(1), -1), "must not be negative, got -1"),
+        (
+            lambda: make_schedule("exponential", 1, 4),
+            "schedule is 'exponential', but must be one of constant, linear, cosine",
+        ),
+        (
+            lambda: make_schedule("linear", 1, 4, warmup_steps=4),
+            "warmup_steps is 4, but must be below the total of 4 steps",
+        ),
+        (lambda: linear(1, 0, 0), "total is 0, but must be at least 1"),
+        (lambda: cosine(1, 0, -1), "total is -1, but must be at least 1"),
+        (lambda: warmup(constant(1), -1), "warmup_steps is -1, but must be at least 0"),
     ],
 )
-def test_impossible_schedules(make, message):
+def test_out_of_range_schedules_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -240,8 +240,9 @@ def _sort_options(own: Mapping[str, str], args: argparse.Namespace) -> tuple[dic
 def _solve(args: argparse.Namespace) -> int:
     from tabular.cli import show
     from tabular.envs.registry import find_env, make_env
-    from tabular.planning.dynamic_programming import action_values, greedy_actions, policy_iteration, value_iteration
+    from tabular.planning.dynamic_programming import action_values, policy_iteration, value_iteration
     from tabular.planning.mdp import MDP, reachable
+    from tabular.planning.policies import greedy_actions
 
     env_id, options = find_env(args.env, args.env_options)
     env = make_env(env_id, options)

@@ -13,18 +13,20 @@ Outcome = tuple[Number, int | np.integer, Number, bool | np.bool_]
 """`(probability, next state, reward, terminated)`, as in the `P` table of gymnasium's toy-text environments."""
 
 PROBABILITY_ERROR = 1e-8
-"""How far probabilities may miss 1 in sum: tables hold thirds and tenths."""
+"""Rounding error allowed in a sum of probabilities: tables hold thirds and tenths."""
 
 
 @dataclass(frozen=True, eq=False)
 class MDP:
     """A finite MDP. Row `s * A + a` of `transitions` is the state after action `a` in state `s`, *if there is one*.
 
-    What a transition that terminates would lead to is not in the table: such a row sums to less than 1, and the
-    missing rest is the probability that the episode ends. So `rewards + gamma * transitions @ V` is right everywhere
-    without a notion of terminal states. Time limits are no part of an MDP.
+    Transitions that terminate are not in the table: such a row sums to less than 1, and the rest is the probability
+    that the episode ends. So `rewards + gamma * transitions @ V` is right everywhere without a notion of terminal
+    states. Time limits are not part of an MDP.
 
-    Raises ValueError for shapes that do not fit, probabilities that are none, or `gamma` outside [0, 1].
+    Raises:
+        ValueError: for shapes that do not match, invalid probabilities, rewards that are not finite, or `gamma` outside
+            [0, 1].
     """
 
     transitions: csr_array
@@ -73,11 +75,14 @@ class MDP:
         gamma: float | int,
         start: Float[np.ndarray, "S"],
     ) -> "MDP":
-        """From `table[state][action]`, a list of outcomes. An outcome that terminates has no continuation, whatever
-        the table says about the state it names: gymnasium's CliffWalking lets one walk on from the goal.
+        """From `table[state][action]`, a list of outcomes.
 
-        Raises ValueError where the probabilities of an action do not sum to 1, and where a state has not as many
-        actions as state 0.
+        An outcome that terminates has no continuation, even if the table has actions for the state it names, as
+        gymnasium's CliffWalking has for the goal.
+
+        Raises:
+            ValueError: if the probabilities of an action do not sum to 1, or a state does not have as many actions as
+                state 0.
         """
         n_states, n_actions = len(table), len(table[0])
         rewards = np.zeros((n_states, n_actions))
@@ -103,7 +108,8 @@ class MDP:
     def from_gym(cls, env: Any, gamma: float | int) -> "MDP":
         """From a gymnasium environment with a table `P` and a start distribution, wrapped or not.
 
-        Raises ValueError for an environment without them.
+        Raises:
+            ValueError: for an environment without them.
         """
         table = getattr(env.unwrapped, "P", None)
         start = getattr(env.unwrapped, "initial_state_distrib", None)
@@ -117,27 +123,33 @@ class MDP:
 def with_random_actions(mdp: MDP, probability: float | int) -> MDP:
     """The same process where each action is replaced by a uniformly random one with `probability`.
 
-    Its optimal policy is the best among all that explore so much: the limit of SARSA and expected SARSA with a
-    constant epsilon. Raises ValueError for a probability outside [0, 1].
+    Its optimal policy is the best of the policies that explore that much: the limit of SARSA and expected SARSA with a
+    constant epsilon.
+
+    Raises:
+        ValueError: for a probability outside [0, 1].
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
-    each = np.full((mdp.n_actions, mdp.n_actions), probability / mdp.n_actions)
-    mix = kron(eye_array(mdp.n_states), each + (1 - probability) * np.eye(mdp.n_actions), format="csr")
-    rewards = (mix @ mdp.rewards.ravel()).reshape(mdp.rewards.shape)
-    return MDP(csr_array(mix @ mdp.transitions), rewards, mdp.gamma, mdp.start)
+    uniform = np.full((mdp.n_actions, mdp.n_actions), probability / mdp.n_actions)
+    mixture = kron(eye_array(mdp.n_states), uniform + (1 - probability) * np.eye(mdp.n_actions), format="csr")
+    rewards = (mixture @ mdp.rewards.ravel()).reshape(mdp.rewards.shape)
+    return MDP(csr_array(mixture @ mdp.transitions), rewards, mdp.gamma, mdp.start)
 
 
 def reachable(mdp: MDP, policy: Float[np.ndarray, "S A"] | None = None) -> Bool[np.ndarray, "S"]:
-    """States in which an episode (of a policy, or None: of any) can act: not the holes, the goal or the cliff, where
-    it is already over."""
-    states, taken = mdp.start > 0, np.ones(mdp.rewards.shape) if policy is None else policy
+    """States in which an episode of a policy (None: of any policy) can take an action.
+
+    Terminal states, such as the goal and the cells of a cliff, are not among them.
+    """
+    probabilities = np.ones(mdp.rewards.shape) if policy is None else policy
+    states = mdp.start > 0
     while True:
-        state_actions = (states[:, None] * taken).ravel()
-        reached = states | (mdp.transitions.T @ state_actions > 0)
-        if (reached == states).all():
+        state_actions = (states[:, None] * probabilities).ravel()
+        extended = states | (mdp.transitions.T @ state_actions > 0)
+        if (extended == states).all():
             return states
-        states = reached
+        states = extended
 
 
 def line_world(
@@ -149,11 +161,12 @@ def line_world(
 ) -> MDP:
     """States `0 - 1 - ... - n-1` in a line, actions left (0) and right (1), a goal at the right end, start at 0.
 
-    A move works with probability `success` and else stays; each pays `step_reward`. Any action in the goal pays
-    `goal_value` and ends the episode, so that the goal's own value is `goal_value` and its neighbour's
-    `step_reward + gamma * goal_value`. Costs to the goal are `goal_value=0, step_reward=-1, gamma=1`.
+    A move succeeds with probability `success`, else the state stays the same; each pays `step_reward`. Any action in
+    the goal pays `goal_value` and ends the episode, so that the goal's value is `goal_value` and its neighbour's
+    `step_reward + gamma * goal_value`. Steps to the goal are `goal_value=0, step_reward=-1, gamma=1`.
 
-    Raises ValueError for fewer than 2 states or a `success` outside [0, 1].
+    Raises:
+        ValueError: for fewer than 2 states or a `success` outside [0, 1].
     """
     return MDP.from_table(line_table(n_states, success, goal_value, step_reward), gamma, np.eye(n_states)[0])
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from tabular.compiled import compiled_with_allocation
 from tabular.envs.arrays import compile_table, discrete, not_finite, time_limit
-from tabular.planning.dynamic_programming import Policy, checked_policy
+from tabular.planning.policies import Policy, checked_policy
 from tabular.td.kernels import draw, make_rng
 
 Number = float | int

@@ -7,8 +7,9 @@ from gymnasium.utils.env_checker import check_env
 
 import tabular.envs
 from tabular.envs.maze import LAYOUTS, Maze, MazePool, generate, read_layout, shortest_path
-from tabular.planning.dynamic_programming import action_values, greedy_actions, value_iteration
+from tabular.planning.dynamic_programming import action_values, value_iteration
 from tabular.planning.mdp import MDP
+from tabular.planning.policies import greedy_actions
 
 TINY = "S.\n#G"
 

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array
 from tabular.planning.mdp import MDP, line_world
 
 
-def test_from_table_by_hand():
+def test_from_table_equals_a_worked_example():
     table = {
         0: {0: [(0.25, 0, 4.0, False), (0.25, 0, 8.0, False), (0.5, 1, 2.0, True)]},
         1: {0: [(1.0, 0, -1.0, False)]},
@@ -32,14 +32,14 @@ def test_from_gym_needs_a_table():
         MDP.from_gym(gym.make("CartPole-v1"), 0.9)
 
 
-def test_rounding_does_not_look_like_an_ending():
+def test_rounding_of_probabilities_is_not_an_end_of_the_episode():
     outcomes = [(p, state, 0.0, False) for state, p in enumerate((0.1, 0.1, 0.1, 0.7))]
     mdp = MDP.from_table({state: {0: outcomes} for state in range(4)}, 0.9, np.eye(4)[0])
     assert (mdp.transitions.sum(axis=1) < 1).any()
     assert not mdp.end_probability.any()
 
 
-def test_ending_probabilities_of_frozen_lake():
+def test_end_probabilities_of_frozen_lake():
     mdp = MDP.from_gym(gym.make("FrozenLake-v1"), 0.9)
     assert set(np.round(mdp.end_probability.ravel() * 3, 12)) == {0, 1, 2, 3}
 
@@ -69,6 +69,6 @@ ONE, TWO = np.ones(1), np.array([0.5, 0.5])
         (lambda: line_world(success=1.2), r"success must be in \[0, 1\], got 1.2"),
     ],
 )
-def test_impossible_processes(make, message):
+def test_invalid_processes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -9,10 +9,7 @@ import pytest
 from tabular.envs.maze import Maze, generate, shortest_path
 from tabular.planning.dynamic_programming import (
     action_values,
-    checked_policy,
-    epsilon_greedy,
     finite_horizon_values,
-    greedy_actions,
     iterative_policy_evaluation,
     policy_evaluation,
     policy_improvement,
@@ -20,6 +17,7 @@ from tabular.planning.dynamic_programming import (
     value_iteration,
 )
 from tabular.planning.mdp import MDP, line_world, with_random_actions
+from tabular.planning.policies import epsilon_greedy, greedy_actions
 
 ORDERS = ("synchronous", "in_place", "prioritised")
 SOLVERS = [value_iteration, policy_iteration]
@@ -43,7 +41,7 @@ def process(*states, gamma=1.0):
 
 
 def random_process(seed, gamma, n_states=30, n_actions=3):
-    """Some actions never end, so undiscounted rewards are costs: else one could be paid for ever."""
+    """Some actions never end, so undiscounted rewards are costs: else one could collect reward forever."""
     generator = np.random.default_rng(seed)
     table = {}
     for state in range(n_states):
@@ -77,7 +75,7 @@ def random_process(seed, gamma, n_states=30, n_actions=3):
         (line_world(), 7.29),
     ],
 )
-def test_known_start_values(solve, mdp, start_value):
+def test_start_values_equal_the_published_or_exact_ones(solve, mdp, start_value):
     solution = solve(mdp)
     assert solution.converged
     assert mdp.start @ solution.values == pytest.approx(start_value, rel=1e-9)
@@ -96,14 +94,14 @@ def test_known_start_values(solve, mdp, start_value):
         (line_world(gamma=0), [0, 0, 0, 10]),
     ],
 )
-def test_line_world(solve, mdp, values):
+def test_line_world_values(solve, mdp, values):
     solution = solve(mdp)
     assert solution.values == pytest.approx(values, abs=1e-9)
     if mdp.gamma > 0:
         assert (solution.policy[:-1] == 1).all()
 
 
-def test_sutton_and_barto_grid():
+def test_sutton_and_barto_gridworld_example_4_1():
     """Example 4.1: 4 x 4, two corners end it, -1 a step, the uniform policy, undiscounted."""
 
     def cell(row, column):
@@ -116,7 +114,7 @@ def test_sutton_and_barto_grid():
 
     expected = [0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0]
     uniform = np.full((16, 4), 0.25)
-    for corner in ([0] * 4, None):  # the corners end the episode, or stay for ever without reward
+    for corner in ([0] * 4, None):  # the corners end the episode, or repeat forever without reward
         states = [actions(s) for s in range(16)]
         for s in (0, 15):
             states[s] = corner or [(s, 0)] * 4
@@ -127,8 +125,8 @@ def test_sutton_and_barto_grid():
         assert swept.values == pytest.approx(expected, abs=1e-9)
 
 
-def test_first_sweeps():
-    """As in figure 4.1, on a line of three: after two sweeps the state beside the end knows of it, the next not."""
+def test_two_sweeps_propagate_values_by_two_states():
+    """As in figure 4.1, on a line of three: after two sweeps only the state beside the end differs from -2."""
     mdp = process([0, 0], [-1, (2, -1)], [(1, -1), (2, -1)])
     two = iterative_policy_evaluation(mdp, np.full((3, 2), 0.5), max_sweeps=2)
     assert two.values.tolist() == [0, -1.5, -2]
@@ -136,7 +134,7 @@ def test_first_sweeps():
     assert "after 2 sweeps" in two.reason
 
 
-def test_random_walk():
+def test_random_walk_values_example_6_2():
     """Example 6.2: five states, +1 at the right end."""
     states = [[0, (1, 0)], *([(s - 1, 0), (s + 1, 0)] for s in (1, 2, 3)), [(3, 0), 1]]
     values = policy_evaluation(process(*states), np.full((5, 2), 0.5))
@@ -152,13 +150,7 @@ def test_frozen_lake_has_two_optimal_actions_in_state_6():
     assert optimal[np.arange(16), solution.policy].all()
 
 
-def test_greedy_actions_include_near_ties():
-    q_values = np.array([[1, 1 - 1e-12, 1 - 1e-6], [-100, -100.1, -99.9]])
-    assert greedy_actions(q_values).tolist() == [[True, True, False], [False, False, True]]
-    assert greedy_actions(q_values, tolerance=0.0).tolist() == [[True, False, False], [False, False, True]]
-
-
-def test_the_goal_of_cliff_walking_is_an_end_though_the_table_walks_on():
+def test_cliff_walking_ends_at_the_goal_although_the_table_continues():
     env = gym.make("CliffWalking-v1").unwrapped
     mdp = MDP.from_gym(env, 0.9)
     ignoring = {s: {a: [(*o[:3], False) for o in env.P[s][a]] for a in env.P[s]} for s in env.P}
@@ -172,7 +164,7 @@ def test_the_goal_of_cliff_walking_is_an_end_though_the_table_walks_on():
 
 @pytest.mark.parametrize("gamma", [0.5, 0.99, 1])
 @pytest.mark.parametrize("seed", range(5))
-def test_methods_agree(seed, gamma):
+def test_value_and_policy_iteration_agree(seed, gamma):
     mdp = random_process(seed, gamma)
     by_values, by_policies = value_iteration(mdp, tol=1e-11), policy_iteration(mdp)
     assert by_values.converged
@@ -190,7 +182,7 @@ def test_methods_agree(seed, gamma):
     assert policy_evaluation(mdp, one_hot) == pytest.approx(policy_evaluation(mdp, by_policies.policy), abs=1e-10)
 
 
-def test_policy_improvement_never_makes_it_worse():
+def test_policy_improvement_never_lowers_a_value():
     mdp = random_process(0, 0.95)
     policy = np.zeros(mdp.n_states, dtype=int)
     for _ in range(3):
@@ -229,7 +221,7 @@ def test_value_iteration_stops_at_the_tolerance():
     assert value_iteration(mdp, tol=1e-3).iterations < value_iteration(mdp, tol=1e-6).iterations
 
 
-def test_a_tolerance_below_the_precision_of_floats_ends_and_says_so():
+def test_a_tolerance_below_the_precision_of_floats_terminates():
     solution = value_iteration(random_process(2, 0.999), tol=1e-300)
     assert solution.iterations < 100_000
     assert not solution.converged or solution.error_bound == 0
@@ -237,15 +229,17 @@ def test_a_tolerance_below_the_precision_of_floats_ends_and_says_so():
 
 
 @pytest.mark.parametrize("order", ["synchronous", "in_place", "prioritised"])
-def test_where_floats_end_the_reason_names_a_tolerance_that_is_met(order):
+def test_an_unreachable_tolerance_is_resulted_with_a_reachable_one(order):
     """V = 1 / (1 - gamma) = 100 at the end of the line: its last bits alone, 1e-14, leave a bound of 1e-12."""
     mdp = process(*([(s, -1), (s + 1, -1)] for s in range(5)), [(5, 1), (5, 1)], gamma=0.99)
     solution = value_iteration(mdp, tol=1e-15, order=order)
     assert not solution.converged
-    found = re.search(r"only the last bits of the values change, .* a larger tol, (1e-\d+), is met", solution.reason)
-    assert found is not None, solution.reason
-    assert solution.error_bound <= float(found[1]) < 10 * solution.error_bound
-    assert value_iteration(mdp, tol=float(found[1]), order=order).converged
+    suggestion = re.search(
+        r"only the last bits of the values change, .* a larger tol, such as (1e-\d+)", solution.reason
+    )
+    assert suggestion is not None, solution.reason
+    assert solution.error_bound <= float(suggestion[1]) < 10 * solution.error_bound
+    assert value_iteration(mdp, tol=float(suggestion[1]), order=order).converged
 
 
 @pytest.mark.parametrize(
@@ -257,7 +251,7 @@ def test_where_floats_end_the_reason_names_a_tolerance_that_is_met(order):
     ],
 )
 @pytest.mark.parametrize("gamma", [0.9, 1])
-def test_limits_out_of_range(limits, message, gamma):
+def test_limits_out_of_range_are_refused(limits, message, gamma):
     mdp = process([0, 0], gamma=gamma)
     with pytest.raises(ValueError, match=message):
         value_iteration(mdp, **limits)
@@ -267,15 +261,13 @@ def test_limits_out_of_range(limits, message, gamma):
         policy_iteration(mdp, max_iterations=0)
     with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
         finite_horizon_values(mdp, -1)
-    with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\], got 2"):
-        epsilon_greedy(mdp.rewards, 2)
 
 
 # Undiscounted
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_no_way_out_is_an_error(solve):
+def test_a_process_that_cannot_end_is_refused(solve):
     trap = process([(1, -1), (0, -1)], [(1, -1), (1, -1)])
     with pytest.raises(ValueError, match=r"gamma 1 there is no solution: from state 0 \(one of 2\)"):
         solve(trap)
@@ -283,15 +275,15 @@ def test_no_way_out_is_an_error(solve):
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_a_chance_of_the_trap_is_no_sure_end(solve):
-    """State 0 may end or fall into state 1, which pays -1 for ever."""
+def test_ending_only_with_some_probability_is_refused(solve):
+    """State 0 ends or leads to state 1, which pays -1 forever."""
     mdp = process([[(0.9, 0, 0.0, True), (0.1, 1, 0.0, False)]], [(1, -1)])
     with pytest.raises(ValueError, match=r"from state 0 \(one of 2\)"):
         solve(mdp)
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_a_risky_way_is_avoided_for_the_sure_one(solve):
+def test_the_risky_action_wins_where_a_detour_leads_back(solve):
     risky = [(0.9, 0, 100.0, True), (0.1, 2, 0.0, False)]
     mdp = process([risky, (1, -1)], [-1, -1], [(0, -5), (2, -1)])
     solution = solve(mdp)
@@ -299,25 +291,25 @@ def test_a_risky_way_is_avoided_for_the_sure_one(solve):
     assert solution.values == pytest.approx([89.5 / 0.9, -1, 89.5 / 0.9 - 5], abs=1e-9)
 
 
-PAID = r"from state \d+ it never ends and is paid for ever; take gamma < 1"
+FOREVER_REWARDED = r"from state \d+ it never ends and collects reward forever; take gamma < 1"
 
 
 @pytest.mark.parametrize(
     "states",
     [
         [[(0, 1), 5]],
-        [[(1, -3), 5], [(0, 4), 0]],  # a circle that costs first
-        [[[(0.5, 0, 3.0, False), (0.5, 1, -1.0, False)], 0], [(0, -1), 0]],  # by chance, a gain on average
+        [[(1, -3), 5], [(0, 4), 0]],  # a loop that costs first
+        [[[(0.5, 0, 3.0, False), (0.5, 1, -1.0, False)], 0], [(0, -1), 0]],  # random, with a gain on average
         [[(0, 0.01), 1000], [(0, 0), -1]],  # ending at once looks better for 100,000 steps
         [[-5, (1, 0)], [(2, -1), -5], [(1, 2), -5]],
     ],
 )
-def test_being_paid_for_ever_is_an_error(states):
+def test_collecting_reward_forever_is_refused(states):
     mdp = process(*states)
-    with pytest.raises(ValueError, match=PAID):
+    with pytest.raises(ValueError, match=FOREVER_REWARDED):
         policy_iteration(mdp)
     for order in ("synchronous", "in_place", "prioritised"):
-        with pytest.raises(ValueError, match=PAID):
+        with pytest.raises(ValueError, match=FOREVER_REWARDED):
             value_iteration(mdp, max_sweeps=1000, order=order)
 
 
@@ -325,18 +317,18 @@ def test_being_paid_for_ever_is_an_error(states):
 @pytest.mark.parametrize(
     ("states", "values"),
     [
-        ([[(1, 1), 0], [(0, -1), 0]], [1, 0]),  # a circle for nothing: worth what is taken on the way
+        ([[(1, 1), 0], [(0, -1), 0]], [1, 0]),  # a loop with total reward 0
         ([[(1, 1), 3], [(0, -1.5), 0]], [3, 1.5]),
         ([[[(0.5, 0, 3.0, False), (0.5, 1, -1.0, False)], 0], [(0, -3), 0]], [2, 0]),  # a loss on average
     ],
 )
-def test_circles_that_pay_and_cost(states, values, order):
+def test_loops_with_rewards_and_costs(states, values, order):
     assert value_iteration(process(*states), order=order).values == pytest.approx(values)
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_both_methods_say_alike_where_rewards_have_both_signs(seed):
-    """About half of these have no answer, some circles come out even."""
+def test_all_methods_agree_or_all_refuse_where_rewards_have_both_signs(seed):
+    """About half of these have no solution; some loops have a total reward of 0."""
     generator = np.random.default_rng(seed)
 
     def action():
@@ -345,23 +337,23 @@ def test_both_methods_say_alike_where_rewards_have_both_signs(seed):
         return (s1, r1) if generator.random() < 0.5 else [(0.5, s1, r1, False), (0.5, s2, r2, False)]
 
     mdp = process(*([action(), action(), -float(generator.integers(3))] for _ in range(5)))
-    answers = []
+    results = []
     for solve in (policy_iteration, *(partial(value_iteration, order=order) for order in ORDERS)):
         try:
-            answers.append(solve(mdp).values.round(6).tolist())
+            results.append(solve(mdp).values.round(6).tolist())
         except ValueError as error:
-            answers.append(re.sub(r"\d+", "", str(error)))
-    assert all(answer == answers[0] for answer in answers[1:]), answers
+            results.append(re.sub(r"\d+", "", str(error)))
+    assert all(result == results[0] for result in results[1:]), results
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_standing_still_for_nothing_is_an_option(solve):
+def test_a_state_without_reward_may_be_kept_forever(solve):
     """Ending costs 1, staying nothing: the best total is 0."""
     assert solve(process([-1, (0, 0)])).values.tolist() == [0]
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_a_free_step_into_a_costly_loop_is_no_rest(solve):
+def test_a_step_without_reward_into_a_costly_loop_is_not_free(solve):
     mdp = process([(1, 0), -5], [(0, -1), (0, -1)])
     assert solve(mdp).values == pytest.approx([-5, -6])
 
@@ -372,8 +364,8 @@ def test_undiscounted_values_are_exact_whatever_the_tolerance():
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_a_loop_that_ties_with_the_way_out_does_not_win(solve):
-    """Staying in state 0 has the same action value as leaving, but a policy that stays is never paid."""
+def test_a_loop_that_ties_with_the_exit_is_not_chosen(solve):
+    """Staying in state 0 has the same action value as leaving, but a policy that stays never collects it."""
     mdp = process([(0, 0), (1, 0)], [(0, 0), 1])
     solution = solve(mdp)
     assert solution.values.tolist() == [1, 1]
@@ -381,17 +373,17 @@ def test_a_loop_that_ties_with_the_way_out_does_not_win(solve):
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
-def test_a_reward_that_must_be_paid_back_is_not_counted_alone(solve):
+def test_a_reward_is_not_counted_without_the_cost_that_follows(solve):
     """Sweeps from 0 stop at the value 1: they always see the +1 and never the -2 that follows."""
     mdp = process([(0, 0), (1, 1)], [-2, -2])
     assert solve(mdp).values.tolist() == [0, -2]
 
 
-def test_evaluation_of_a_policy_without_a_value():
+def test_evaluating_a_policy_that_collects_reward_forever_is_refused():
     mdp = process([(0, -1), 0], [0, 0])
     stay, leave = np.array([0, 0]), np.array([1, 0])
     for evaluate in (policy_evaluation, iterative_policy_evaluation):
-        with pytest.raises(ValueError, match="from state 0 it never ends and is paid for ever"):
+        with pytest.raises(ValueError, match="from state 0 it never ends and collects reward forever"):
             evaluate(mdp, stay)
     assert policy_evaluation(mdp, leave).tolist() == [0, 0]
     for gamma in (0.5, 0.99):
@@ -400,8 +392,8 @@ def test_evaluation_of_a_policy_without_a_value():
         assert iterative_policy_evaluation(discounted, stay).values == pytest.approx([-1 / (1 - gamma), 0])
 
 
-def test_evaluation_of_a_policy_that_rests():
-    """Paid once on the way into a loop that pays nothing."""
+def test_evaluating_a_policy_that_stays_in_a_loop_without_reward():
+    """One reward on the way into a loop without reward."""
     mdp = process([(1, 3)], [(2, 0)], [(1, 0)])
     assert policy_evaluation(mdp, np.zeros(3, dtype=int)).tolist() == [3, 0, 0]
 
@@ -415,22 +407,15 @@ def test_evaluation_of_a_policy_that_rests():
         (np.array([[1, 0.0], [np.nan, 1]]), r"in state 1, \[nan, +1.\], must be probabilities"),
     ],
 )
-def test_policies_that_do_not_fit(policy, message):
-    """In so many words also where a state that stays would be paid for ever, which is another mistake."""
+def test_invalid_policies_are_refused(policy, message):
+    """The message names the invalid policy also where the process could collect reward forever."""
     mdp = process([0, 0], [(1, 1), 0])
     for evaluate in (policy_evaluation, iterative_policy_evaluation):
         with pytest.raises(ValueError, match=message):
             evaluate(mdp, policy)
 
 
-def test_policies_of_the_wrong_kind():
-    for policy in ([0.0, 1.0], ["left", "left"], [[True, False], [True, False]]):
-        with pytest.raises(ValueError, match="a policy must be whole numbers"):
-            checked_policy(policy, 2, 2)
-    assert checked_policy([1, 0], 2, 2).tolist() == [1, 0]
-
-
-def test_large_processes_stay_sparse():
+def test_transitions_of_large_processes_stay_sparse():
     mdp = line_world(n_states=2000, step_reward=-1, gamma=0.99, success=0.9)
     solution = policy_iteration(mdp, max_iterations=5000)
     assert value_iteration(mdp).values == pytest.approx(solution.values, abs=1e-8)
@@ -443,7 +428,7 @@ def test_large_processes_stay_sparse():
 @pytest.mark.parametrize("order", ["in_place", "prioritised"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99, 1])
 @pytest.mark.parametrize("seed", range(3))
-def test_orders_agree(seed, gamma, order):
+def test_sweep_orders_agree(seed, gamma, order):
     mdp = random_process(seed, gamma)
     plain, other = value_iteration(mdp, tol=1e-11), value_iteration(mdp, tol=1e-11, order=order)
     assert other.converged
@@ -461,14 +446,14 @@ def test_the_error_bound_holds_in_every_order(order, tol):
     assert np.abs(solution.values - exact).max() <= solution.error_bound <= tol
 
 
-def test_in_place_sweeps_carry_news_further():
-    """On a line with the goal behind state 0's end, one sweep from the right order does it all."""
+def test_in_place_sweeps_propagate_values_along_the_order_of_states():
+    """On a line with the goal beside state 0, one sweep in the order of states is enough."""
     mdp = process(*[[(s - 1, 0)] if s else [1] for s in range(50)], gamma=0.9)
     swept = {order: value_iteration(mdp, order=order).iterations for order in ("synchronous", "in_place")}
     assert swept == {"synchronous": 51, "in_place": 2}
 
 
-def test_priorities_save_backups():
+def test_prioritised_sweeps_need_fewer_backups():
     """From the goal outwards, each state of the line needs one backup; in sweeps it would be 2000 of them."""
     mdp = line_world(n_states=2000, gamma=0.99)
     solution = value_iteration(mdp, order="prioritised")
@@ -481,27 +466,27 @@ def test_priorities_save_backups():
 @pytest.mark.parametrize(
     ("states", "values"),
     [
-        ([[(0, 0), (1, 0)], [(0, 0), 1]], [1, 1]),  # a loop that ties with the way out
-        ([[(0, 0), (1, 1)], [-2, -2]], [0, -2]),  # a reward that must be paid back
-        ([[-1, (0, 0)]], [0]),  # standing still for nothing
+        ([[(0, 0), (1, 0)], [(0, 0), 1]], [1, 1]),  # a loop that ties with the exit
+        ([[(0, 0), (1, 1)], [-2, -2]], [0, -2]),  # a reward that a cost follows
+        ([[-1, (0, 0)]], [0]),  # staying without reward
     ],
 )
-def test_undiscounted_traps_in_every_order(order, states, values):
+def test_undiscounted_loops_in_every_order(order, states, values):
     assert value_iteration(process(*states), order=order).values.tolist() == values
 
 
 @pytest.mark.parametrize("order", ["in_place", "prioritised"])
-def test_no_way_out_is_an_error_in_every_order(order):
+def test_a_process_that_cannot_end_is_refused_in_every_order(order):
     with pytest.raises(ValueError, match="gamma 1 there is no solution"):
         value_iteration(process([(1, -1), (0, -1)], [(1, -1), (1, -1)]), order=order)
 
 
-def test_an_unknown_order():
+def test_an_unknown_sweep_order_is_refused():
     with pytest.raises(ValueError, match="order must be one of synchronous, in_place, prioritised, got 'random'"):
         value_iteration(frozen_lake(0.9), order="random")
 
 
-def test_the_order_of_states_does_not_matter():
+def test_the_numbering_of_states_does_not_matter():
     mdp = random_process(4, 0.95)
     shuffled = np.random.default_rng(0).permutation(mdp.n_states)
     rows = (shuffled[:, None] * mdp.n_actions + np.arange(mdp.n_actions)).ravel()
@@ -520,10 +505,10 @@ def test_a_maze_of_33000_states(order):
     assert mdp.start @ solution.values == pytest.approx(0.99 ** (steps - 1), abs=1e-8)
 
 
-# Exploring, and the clock
+# Exploration and time limits
 
 
-def test_exploring_around_the_best_policy_and_the_best_exploring_policy():
+def test_exploring_around_the_optimal_policy_is_worse_than_the_best_exploring_policy():
     """CliffWalking with eps .1: -50.8 on the edge; the best policy that explores so much earns -20.7 in 15 steps."""
     cliff = MDP.from_gym(gym.make("CliffWalking-v1"), 1)
     optimal = action_values(cliff, value_iteration(cliff).values)
@@ -534,13 +519,8 @@ def test_exploring_around_the_best_policy_and_the_best_exploring_policy():
     assert cliff.start @ policy_evaluation(cliff, noisy.policy) == -15
 
 
-def test_epsilon_greedy_splits_ties_and_counts_the_greedy_action_too():
-    policy = epsilon_greedy(np.array([[1.0, 1, 0], [0, 0, 5]]), 0.3)
-    assert policy == pytest.approx(np.array([[0.45, 0.45, 0.1], [0.1, 0.1, 0.8]]))
-
-
-def test_finite_horizons():
-    """The lake's gamma-.99 policy succeeds within 100 steps with .7402; one that looks at the clock with .7442."""
+def test_finite_horizon_values_of_frozen_lake():
+    """The gamma-.99 policy of the lake succeeds within 100 steps with .7402, a time-dependent one with .7442."""
     lake = frozen_lake(1)
     policy = value_iteration(frozen_lake(0.99)).policy
     assert lake.start @ finite_horizon_values(lake, 100, policy) == pytest.approx(0.740164897759, abs=1e-11)

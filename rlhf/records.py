@@ -44,7 +44,7 @@ class Tokens:
 class Rollout:
     prompts: Prompts
     response_ids: Int[Tensor, "B R"]
-    """Sampled token ids, right-padded."""
+    """SampledTokens token ids, right-padded."""
     response_mask: Bool[Tensor, "B R"]
     """True on sampled tokens, the end token included. Text of the environment between two turns of the policy is a
     hole: False, but read as context; nothing after the last True is."""
@@ -70,7 +70,7 @@ class Rollout:
     """The trunk's states before each token, from which the old distribution can be told again."""
     ref_states: Float[Tensor, "B R H"] | None = None
     """The same of the reference."""
-    cut_values: Float[Tensor, "B"] | None = None
+    bootstrap_values: Float[Tensor, "B"] | None = None
     """The critic's value of the state after a truncated response; 0 for the others."""
     baseline_scores: Float[Tensor, "B"] | None = None
     """The score of the greedy response to the same prompt (ReMax)."""
@@ -117,7 +117,7 @@ class PolicyOutput:
     """The trunk's states before the N response tokens, where they are asked for."""
 
 
-def reach(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
+def mask_up_to_last(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
     """True up to each row's last True: the response with its holes, without its padding."""
     return mask.flip(-1).cummax(-1).values.flip(-1)
 
@@ -140,7 +140,7 @@ def to_device(record: Record, device: torch.device | str) -> Record:
 def trim(rollout: Rollout) -> Rollout:
     """Drop the columns that are padding in every row: a short microbatch need not pay for the batch's longest row."""
     left = int(rollout.prompts.prompt_mask.any(0).int().argmax()) if len(rollout) else 0
-    width = int(reach(rollout.response_mask).any(0).sum())
+    width = int(mask_up_to_last(rollout.response_mask).any(0).sum())
     prompts = replace(
         rollout.prompts,
         prompt_ids=rollout.prompts.prompt_ids[:, left:],
@@ -157,12 +157,13 @@ def interleave(parts: list[Rollout]) -> Rollout:
     """
     width = max(part.response_ids.shape[1] for part in parts)
     padded = [
-        replace(part, **{name: widen(value, width) for name, value in _per_token(part).items()}) for part in parts
+        replace(part, **{name: pad_to_width(value, width) for name, value in _per_token(part).items()})
+        for part in parts
     ]
     return _interleave(padded)
 
 
-def widen(x: Tensor, width: int) -> Tensor:
+def pad_to_width(x: Tensor, width: int) -> Tensor:
     """The tensor [B, R, ...] with zeros up to `width` columns."""
     return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rlhf.config.jobs import LoraConfig, PPOJob
 from rlhf.demo.demo import jobs
-from rlhf.run.progress import quiet
+from rlhf.run.progress import silence_libraries
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.reward_model import train_reward_model
 from rlhf.trainers.sft import train_sft
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, whose models are used")
     parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     options = parser.parse_args(argv)
-    quiet()
+    silence_libraries()
     chosen = options.methods or list(METHODS)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -17,7 +17,7 @@ import torch
 from rlhf import PPOJob, PPOTrainer
 from rlhf.config.jobs import CheckpointConfig
 from rlhf.config.parsing import from_dict, read_yaml
-from rlhf.errors import reported
+from rlhf.errors import report_user_errors
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.rewards import sources as rewards
 from rlhf.rollouts import rollout
@@ -88,5 +88,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, help="torch threads; default: torch's choice")
     options = parser.parse_args()
-    with reported():
+    with report_user_errors():
         measure(options.run, options.steps, options.threads)

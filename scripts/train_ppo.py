@@ -1,13 +1,14 @@
 """Train a policy with PPO: `accelerate launch scripts/train_ppo.py --config FILE --ppo.lr 1e-5`."""
 
 from rlhf import PPOJob, PPOTrainer, parse
-from rlhf.errors import end_at_once, reported
-from rlhf.run.progress import quiet
+from rlhf.errors import report_user_errors
+from rlhf.run.distributed import exit_launched_process
+from rlhf.run.progress import silence_libraries
 
 if __name__ == "__main__":
-    with reported():
-        quiet()
+    with report_user_errors():
+        silence_libraries()
         job = parse(PPOJob)
         trainer = PPOTrainer(job)
         trainer.train()
-        end_at_once()
+        exit_launched_process()

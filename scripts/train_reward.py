@@ -1,12 +1,13 @@
 """Train a reward model on preference pairs: `accelerate launch scripts/train_reward.py --config FILE`."""
 
 from rlhf import RewardJob, parse, train_reward_model
-from rlhf.errors import end_at_once, reported
-from rlhf.run.progress import quiet
+from rlhf.errors import report_user_errors
+from rlhf.run.distributed import exit_launched_process
+from rlhf.run.progress import silence_libraries
 
 if __name__ == "__main__":
-    with reported():
-        quiet()
+    with report_user_errors():
+        silence_libraries()
         job = parse(RewardJob)
         train_reward_model(job)
-        end_at_once()
+        exit_launched_process()

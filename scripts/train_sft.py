@@ -1,12 +1,13 @@
 """Fine-tune a language model, or train a new one: `accelerate launch scripts/train_sft.py --config FILE`."""
 
 from rlhf import SFTJob, parse, train_sft
-from rlhf.errors import end_at_once, reported
-from rlhf.run.progress import quiet
+from rlhf.errors import report_user_errors
+from rlhf.run.distributed import exit_launched_process
+from rlhf.run.progress import silence_libraries
 
 if __name__ == "__main__":
-    with reported():
-        quiet()
+    with report_user_errors():
+        silence_libraries()
         job = parse(SFTJob)
         train_sft(job)
-        end_at_once()
+        exit_launched_process()

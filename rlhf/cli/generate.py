@@ -8,11 +8,11 @@ from rlhf.config.jobs import DataConfig, GenerationConfig
 from rlhf.data.datasets import encode_prompts, load_rows, pad, pad_id, prepare_prompts, render_chat
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.loading import load_policy, room_of
+from rlhf.models.loading import context_length_of, load_policy
 from rlhf.records import Prompts
-from rlhf.rollouts.rollout import Sampler, respond
-from rlhf.rollouts.sampling import uniforms
-from rlhf.run.metrics import Clock
+from rlhf.rollouts.rollout import Sampler, sample_responses
+from rlhf.rollouts.sampling import uniform_noise
+from rlhf.run.metrics import PhaseTimer
 
 
 def complete(
@@ -49,15 +49,15 @@ def complete(
 
     def say(prompts: list[Any], turn: int = 0) -> list[str]:
         ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
-        room = room_of(lm.config)
-        if room is not None and ids.shape[1] + max_new_tokens > room:
+        context_length = context_length_of(lm.config)
+        if context_length is not None and ids.shape[1] + max_new_tokens > context_length:
             raise UserError(
-                f"a prompt of {ids.shape[1]} tokens and --max_new_tokens {max_new_tokens} are more than the {room} "
-                f"that {model} reads; lower one of them"
+                f"a prompt of {ids.shape[1]} tokens and --max_new_tokens {max_new_tokens} exceed the context length of "
+                f"{model}, which is {context_length}; lower one of them"
             )
-        noise = uniforms([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
+        noise = uniform_noise([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
         batch = Prompts(ids.to(device), mask.to(device), prompts, {})
-        return respond(policy, sampler, batch, noise, Clock()).completions
+        return sample_responses(policy, sampler, batch, noise, PhaseTimer()).completions
 
     if chat:
         render_chat(tokenizer, [{"role": "user", "content": "hello"}], True)  # no template: said before the first line

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf.errors import UserError, reported
-from rlhf.run.progress import quiet
+from rlhf.errors import UserError, report_user_errors
+from rlhf.run.progress import silence_libraries
 
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    with reported():
+    with report_user_errors():
         if argv[0] not in COMMANDS:
             import difflib
 
@@ -55,7 +55,7 @@ def _sft(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(SFTJob, argv, "rlhf sft")
-    quiet()
+    silence_libraries()
     from rlhf.trainers.sft import train_sft
 
     return 0 if train_sft(job) else STOPPED
@@ -66,7 +66,7 @@ def _reward(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(RewardJob, argv, "rlhf reward")
-    quiet()
+    silence_libraries()
     from rlhf.trainers.reward_model import train_reward_model
 
     return 0 if train_reward_model(job) else STOPPED
@@ -77,7 +77,7 @@ def _ppo(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(PPOJob, argv, "rlhf ppo")
-    quiet()
+    silence_libraries()
     from rlhf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(job)
@@ -94,7 +94,7 @@ def _evaluate(argv: list[str]) -> None:
         job = evaluation_of(Path(argv[0]), argv[1:])
     else:
         job = parse(EvaluateJob, argv, "rlhf evaluate")
-    quiet()
+    silence_libraries()
     import json
 
     from rich.console import Console
@@ -121,7 +121,7 @@ def _generate(argv: list[str]) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    quiet()
+    silence_libraries()
     from rlhf.cli.generate import complete
 
     complete(**vars(options))
@@ -149,7 +149,7 @@ def _demo(argv: list[str]) -> int:
     if options.kl_coef is not None and options.kl_coef < 0:
         raise UserError(f"--kl_coef is {options.kl_coef}, but it must be at least 0")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    quiet()
+    silence_libraries()
     from rlhf.demo.demo import run_demo
 
     output = options.output or next(f"runs/demo-{n}" for n in range(1, 10_000) if not Path(f"runs/demo-{n}").exists())

@@ -1,6 +1,6 @@
 """Names that people bring from elsewhere: what they are called here, and why some of them are not here."""
 
-HERE = {
+ALIASES = {
     # TRL's PPOConfig, up to its last release
     "learning_rate": "ppo.lr",
     "num_ppo_epochs": "ppo.ppo_epochs",
@@ -60,7 +60,7 @@ _DISTRIBUTION = (
     "policy's; generation.temperature, min_new_tokens and suppress_ids apply to sampling and scoring alike"
 )
 
-ABSENT = dict.fromkeys(
+UNSUPPORTED = dict.fromkeys(
     (
         "top_k",
         "top_p",

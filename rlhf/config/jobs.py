@@ -23,7 +23,7 @@ from rlhf.config.shared import (
     SourceConfig,
     TrainingConfig,
     check,
-    check_unread,
+    reject_unused,
 )
 from rlhf.errors import UserError
 
@@ -94,7 +94,7 @@ class PPOJob:
         ppo, critic = self.ppo, self.critic
         if not ppo.has_critic:
             names = tuple(f.name for f in fields(critic))
-            check_unread(critic, "critic", names, f"ppo.estimator {ppo.estimator} has no critic")
+            reject_unused(critic, "critic", names, f"ppo.estimator {ppo.estimator} has no critic")
             if self.reward.truncated == "bootstrap":
                 raise UserError(
                     f"reward.truncated is bootstrap, but ppo.estimator {ppo.estimator} has no critic to say what a "

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from rlhf.config.aliases import ABSENT, HERE
+from rlhf.config.aliases import ALIASES, UNSUPPORTED
 from rlhf.errors import UserError
 
 Job = TypeVar("Job")
@@ -144,10 +144,10 @@ def _refuse(unknown: Sequence[str], kind: type, where: str = "") -> None:
     if members := [k for k in known if k.startswith(f"{key}.")]:
         raise UserError(f"{where}{key} is a section, not a setting; it holds {', '.join(members)}")
     last = key.rsplit(".", 1)[-1]
-    if last in ABSENT:
-        raise UserError(f"{where}there is no setting {key}: {ABSENT[last]}")
-    if HERE.get(last) in known:
-        raise UserError(f"{where}unknown setting {key}; here it is {HERE[last]}")
+    if last in UNSUPPORTED:
+        raise UserError(f"{where}there is no setting {key}: {UNSUPPORTED[last]}")
+    if ALIASES.get(last) in known:
+        raise UserError(f"{where}unknown setting {key}; here it is {ALIASES[last]}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = f"; did you mean {(leaf or near)[0]}?" if leaf or near else f"; known: {', '.join(known)}"

@@ -7,7 +7,7 @@ in a file means nothing.
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf.config.shared import check, check_unread, divisors_near
+from rlhf.config.shared import check, divisors_near, reject_unused
 from rlhf.errors import UserError
 
 CRITIC_ONLY = ("lam", "lam_critic", "lam_length_alpha", "vf_coef", "clip_range_value")
@@ -152,32 +152,32 @@ class PPOConfig:
         if self.estimator in ("rloo", "grpo"):
             need = f"at least 2 with ppo.estimator {self.estimator}, which compares the responses to a prompt"
             check(self.samples_per_prompt > 1, "ppo.samples_per_prompt", self.samples_per_prompt, need)
-            check_unread(self, "ppo", ("gamma",), f"ppo.estimator {self.estimator} pays whole responses")
+            reject_unused(self, "ppo", ("gamma",), f"ppo.estimator {self.estimator} pays whole responses")
         if not self.has_critic:
-            check_unread(self, "ppo", CRITIC_ONLY, f"ppo.estimator {self.estimator} has no critic")
+            reject_unused(self, "ppo", CRITIC_ONLY, f"ppo.estimator {self.estimator} has no critic")
         if self.estimator != "grpo":
-            check_unread(self, "ppo", ("grpo_divide_by_std",), f"ppo.estimator is {self.estimator}")
+            reject_unused(self, "ppo", ("grpo_divide_by_std",), f"ppo.estimator is {self.estimator}")
         if self.estimator == "reinforce_pp" and self.whiten_advantages is False:
             raise UserError(
                 "ppo.whiten_advantages is false, but the batch's mean and deviation are all the baseline that "
                 "ppo.estimator reinforce_pp has; leave it null"
             )
         if self.lam_length_alpha is not None:
-            check_unread(self, "ppo", ("lam",), "ppo.lam_length_alpha sets lambda for each response")
+            reject_unused(self, "ppo", ("lam",), "ppo.lam_length_alpha sets lambda for each response")
         if self.policy_loss == "clip":
-            check_unread(self, "ppo", ("kl_penalty_beta", "kl_penalty_target"), "ppo.policy_loss is clip")
+            reject_unused(self, "ppo", ("kl_penalty_beta", "kl_penalty_target"), "ppo.policy_loss is clip")
         else:
-            check_unread(self, "ppo", ("clip_range", "clip_range_high", "dual_clip"), "ppo.policy_loss is kl_penalty")
+            reject_unused(self, "ppo", ("clip_range", "clip_range_high", "dual_clip"), "ppo.policy_loss is kl_penalty")
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
             raise UserError(
                 "ppo.kl_estimator is k1 and ppo.kl_placement is loss, but as a loss k1's gradient is zero in "
                 "expectation and nothing would hold the policy; use k2, k3 or full there"
             )
         if self.kl_target is None:
-            check_unread(self, "ppo", ("kl_horizon",), "ppo.kl_target is null")
+            reject_unused(self, "ppo", ("kl_horizon",), "ppo.kl_target is null")
         if self.kl_coef == 0:
             why = "ppo.kl_coef is 0, from which no controller rises"
-            check_unread(self, "ppo", ("kl_target", "kl_estimator", "kl_placement"), why)
+            reject_unused(self, "ppo", ("kl_target", "kl_estimator", "kl_placement"), why)
 
     @property
     def has_critic(self) -> bool:
@@ -240,9 +240,9 @@ class CriticConfig:
             check(getattr(self, name) >= 0, f"critic.{name}", getattr(self, name), "at least 0")
         check(self.pretraining_patience > 0, "critic.pretraining_patience", self.pretraining_patience, "positive")
         if self.pretraining_steps == 0:
-            check_unread(self, "critic", ("pretraining_patience",), "critic.pretraining_steps is 0")
+            reject_unused(self, "critic", ("pretraining_patience",), "critic.pretraining_steps is 0")
         if self.kind != "separate":
-            check_unread(self, "critic", ("init",), f"critic.kind {self.kind} stands on the policy's weights")
+            reject_unused(self, "critic", ("init",), f"critic.kind {self.kind} stands on the policy's weights")
         if self.init is not None and self.head_init != "zero":
             raise UserError(
                 f"critic.head_init is {self.head_init!r}, but the value head comes with critic.init = {self.init!r}; "
@@ -273,4 +273,4 @@ class PTXConfig:
             check(getattr(self, name) > 0, f"ptx.{name}", getattr(self, name), "positive")
         check(self.max_length > 1, "ptx.max_length", self.max_length, "at least 2")
         if self.path is None:
-            check_unread(self, "ptx", ("split", "coef", "batch_size", "max_length"), "ptx.path is null")
+            reject_unused(self, "ptx", ("split", "coef", "batch_size", "max_length"), "ptx.path is null")

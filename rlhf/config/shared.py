@@ -15,7 +15,7 @@ def check(ok: bool, key: str, value: object, need: str) -> None:
         raise UserError(f"{key} is {value!r}, but it must be {need}")
 
 
-def check_unread(group: Any, prefix: str, names: tuple[str, ...], why: str) -> None:
+def reject_unused(group: Any, prefix: str, names: tuple[str, ...], why: str) -> None:
     """Refuse settings that were given but would never be read."""
     defaults = {f.name: f.default for f in fields(group)}
     for name in names:
@@ -45,7 +45,7 @@ class LoraConfig:
         check(self.rank >= 0, "model.lora.rank", self.rank, "0 (train all weights) or a positive rank")
         check(self.alpha > 0, "model.lora.alpha", self.alpha, "positive")
         if self.rank == 0:
-            check_unread(self, "model.lora", ("alpha", "targets"), "model.lora.rank is 0")
+            reject_unused(self, "model.lora", ("alpha", "targets"), "model.lora.rank is 0")
 
 
 @dataclass(frozen=True)
@@ -220,16 +220,16 @@ class RewardConfig(SourceConfig):
         check_source(self, "reward")
         check(self.min_length >= 0, "reward.min_length", self.min_length, "at least 0")
         if self.min_length == 0:
-            check_unread(self, "reward", ("short_penalty",), "reward.min_length is 0")
+            reject_unused(self, "reward", ("short_penalty",), "reward.min_length is 0")
         check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, "at least 0; it is subtracted")
         check(self.clip is None or self.clip > 0, "reward.clip", self.clip, "null or positive")
         check(self.overlong_penalty >= 0, "reward.overlong_penalty", self.overlong_penalty, "at least 0")
         check(self.overlong_buffer > 0, "reward.overlong_buffer", self.overlong_buffer, "positive")
         why = f"reward.truncated is {self.truncated}"
         if self.truncated != "replace":
-            check_unread(self, "reward", ("missing_eos_penalty",), why)
+            reject_unused(self, "reward", ("missing_eos_penalty",), why)
         if self.truncated != "overlong":
-            check_unread(self, "reward", ("overlong_penalty", "overlong_buffer"), why)
+            reject_unused(self, "reward", ("overlong_penalty", "overlong_buffer"), why)
         cut = self.missing_eos_penalty
         check(cut is None or cut >= 0, "reward.missing_eos_penalty", cut, "null or at least 0; it is subtracted")
 
@@ -247,7 +247,7 @@ def check_source(source: SourceConfig, key: str) -> None:
         raise UserError(f"{key}.model and {key}.function are both set; scores come from one source: unset one of them")
     check(source.batch_size > 0, f"{key}.batch_size", source.batch_size, "positive")
     if source.function is not None:
-        check_unread(source, key, ("batch_size", "normalize"), f"{key}.function gives its scores as they are")
+        reject_unused(source, key, ("batch_size", "normalize"), f"{key}.function gives its scores as they are")
         check(":" in source.function, f"{key}.function", source.function, "of the form file.py:name or module:name")
 
 

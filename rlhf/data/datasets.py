@@ -85,7 +85,7 @@ def held_out_rows(config: DataConfig, seed: int) -> Any:
     return rows if held_out is None else held_out
 
 
-def values_of(rows: Any, name: str, path: str | None) -> list[Any]:
+def read_column(rows: Any, name: str, path: str | None) -> list[Any]:
     """A column as it is; `UserError` where its text cannot be decoded."""
     try:
         return list(rows[name])
@@ -101,8 +101,8 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
     """
     if name not in rows.column_names:
         found = ", ".join(map(repr, rows.column_names))
-        raise UserError(f"{path} has no column {name!r}; it has {found}{semicolons(rows)}")
-    values = values_of(rows, name, path)
+        raise UserError(f"{path} has no column {name!r}; it has {found}{delimiter_hint(rows)}")
+    values = read_column(rows, name, path)
     for i, value in enumerate(values):
         if not isinstance(value, str | list | None):
             raise UserError(f"{path}, row {i + 1}: {name!r} is {value!r}, but must be text or a list of messages")
@@ -111,10 +111,10 @@ def column(rows: Any, name: str, path: str | None) -> list[Any]:
     return values
 
 
-def semicolons(rows: Any) -> str:
+def delimiter_hint(rows: Any) -> str:
     """What to do where a single column's name says that a csv file is not divided by commas; else nothing."""
     name = rows.column_names[0] if len(rows.column_names) == 1 else ""
-    for sign, word in ((";", "semicolons"), ("\t", "tabs")):
+    for sign, word in ((";", "delimiter_hint"), ("\t", "tabs")):
         if sign in name:
             return f" (columns are divided by commas here, and by {word} in this file: save it with commas)"
     return ""
@@ -282,7 +282,7 @@ def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, 
     keep = [i for i, row in enumerate(ids) if config.too_long != "drop" or len(row) <= limit]
     if not keep:
         raise UserError(f"{path}: every prompt is longer than data.max_prompt_length = {limit} tokens")
-    others = {name: values_of(rows, name, path) for name in rows.column_names if name != "prompt"}
+    others = {name: read_column(rows, name, path) for name in rows.column_names if name != "prompt"}
     return PromptSet(
         prompts=[prompts[i] for i in keep],
         ids=[_cut(ids[i], limit, tokenizer.bos_token_id) for i in keep],
@@ -299,7 +299,7 @@ def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptS
     return prompts, held_out and prepare_prompts(tokenizer, held_out, config, filler, where)
 
 
-def prompts_of(tokenizer: Any, prompts: Sequence[Any], columns: dict[str, list[Any]] | None = None) -> Prompts:
+def make_prompts(tokenizer: Any, prompts: Sequence[Any], columns: dict[str, list[Any]] | None = None) -> Prompts:
     """Texts, lists of messages or lists of token ids as one batch; `UserError` where one is empty."""
     if not len(prompts):
         raise UserError("there are no prompts")

@@ -14,15 +14,16 @@ from accelerate.utils import gather_object
 
 from rlhf.config.jobs import EvalConfig, EvaluateJob, ModelConfig
 from rlhf.data.datasets import PromptSet, held_out_rows, pad_id, prepare_prompts, render_chat
-from rlhf.errors import UserError, together
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.records import Rollout, to_device
 from rlhf.rewards.sources import RewardSource, open_source
-from rlhf.rollouts.rollout import Sampler, forward_groups, read, respond
-from rlhf.rollouts.sampling import uniforms
-from rlhf.run.folder import RunFolder, plain
-from rlhf.run.metrics import Clock, distinct_n, repetition
+from rlhf.rollouts.rollout import Sampler, forward_groups, read, sample_responses
+from rlhf.rollouts.sampling import uniform_noise
+from rlhf.run.distributed import raise_on_all_ranks
+from rlhf.run.folder import RunFolder, json_safe
+from rlhf.run.metrics import PhaseTimer, distinct_n, repetition
 
 Answer = dict[str, Any]
 """One response: index, prompt, response, tokens, token_kl, token_logprobs, scores, truncated, repetition."""
@@ -51,16 +52,16 @@ def answer(
     """Answers to the given prompts, in their order, on every rank; each rank samples its share of them."""
     policy.eval()
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    noise = uniforms([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
+    noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
     answers: list[Answer] = []
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         mine = range(rank, len(indices), ranks)
         for rows in (mine[i : i + config.batch_size] for i in range(0, len(mine), config.batch_size)):
             numbers = [indices[i] for i in rows]
             batch = to_device(prompts.batch(numbers), accelerator.device)
             groups = forward_groups(len(rows), len(rows), config.batch_size)
             with accelerator.autocast():
-                rollout = respond(policy, sampler, batch, noise[rows], Clock())
+                rollout = sample_responses(policy, sampler, batch, noise[rows], PhaseTimer())
                 rollout = read(policy, reference, rollout, groups, sampler.decoding)
             answers += _describe(rollout, sampler.tokenizer, numbers, sources)
     if ranks > 1:
@@ -213,7 +214,7 @@ def _write(job: EvaluateJob, result: dict[str, dict[str, float]], kept: list[dic
     assert job.output is not None
     folder = RunFolder(job.output, resume=None)
     folder.path.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain({**result, "config": asdict(job)}), indent=2) + "\n"
+    text = json.dumps(json_safe({**result, "config": asdict(job)}), indent=2) + "\n"
     (folder.path / "evaluation.json").write_text(text, encoding="utf-8")
     folder.append("samples", kept)
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf.errors import UserError
-from rlhf.models.adapters import CRITIC, POLICY, is_adapted, is_critics, using
-from rlhf.records import PolicyOutput, Tokens, last_index, reach
+from rlhf.models.adapters import CRITIC, POLICY, active_adapter, has_adapters, is_critic_adapter_weight
+from rlhf.records import PolicyOutput, Tokens, last_index, mask_up_to_last
 from tabular.core.distributions import BLOCK_ELEMENTS, logprob_and_entropy
 from tabular.core.kl import categorical_kl
 
 
-def inner(lm: Any) -> Any:
+def unwrap_peft(lm: Any) -> Any:
     """The transformers model itself, without PEFT's wrapping; its adapters stay active."""
     return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
@@ -54,7 +54,7 @@ def positions(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
 
 def trunk_inputs(lm: Any, mask: Bool[Tensor, "B L"], fed: int | None = None) -> dict[str, Tensor]:
     """The arguments by which a trunk learns what is padding; of the last `fed` tokens, where a cache holds the rest."""
-    takes = _arguments(type(inner(lm).base_model))
+    takes = _arguments(type(unwrap_peft(lm).base_model))
     if "position_ids" in takes:
         return {"attention_mask": mask.long(), "position_ids": positions(mask)[:, -(fed or 0) :]}
     # A recurrent trunk has no places: it looks at the mask of what it is fed alone.
@@ -63,7 +63,7 @@ def trunk_inputs(lm: Any, mask: Bool[Tensor, "B L"], fed: int | None = None) -> 
 
 def cache_argument(lm: Any) -> str:
     """What a trunk calls its cache."""
-    return "past_key_values" if "past_key_values" in _arguments(type(inner(lm).base_model)) else "cache_params"
+    return "past_key_values" if "past_key_values" in _arguments(type(unwrap_peft(lm).base_model)) else "cache_params"
 
 
 @functools.cache
@@ -71,9 +71,9 @@ def _arguments(trunk: type) -> frozenset[str]:
     return frozenset(inspect.signature(trunk.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def logits_of(lm: Any, hidden: Float[Tensor, "N H"], head: Any = None) -> Float[Tensor, "N V"]:
+def compute_logits(lm: Any, hidden: Float[Tensor, "N H"], head: Any = None) -> Float[Tensor, "N V"]:
     """What the model's head, or an earlier state of it, says of hidden states, in float32."""
-    model = inner(lm)
+    model = unwrap_peft(lm)
     logits = (head or model.get_output_embeddings())(hidden).float()
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
@@ -83,8 +83,8 @@ def trunk_states(lm: Any, tokens: Tokens) -> Float[Tensor, "B S H"]:
     """The trunk's last states around a response of R tokens: before its first token, ..., after its last; S = R + 1."""
     ids = torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1)
     # The environment's words between turns are read, though not scored.
-    mask = torch.cat([tokens.prompt_mask, reach(tokens.response_mask)], dim=1)
-    hidden = inner(lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
+    mask = torch.cat([tokens.prompt_mask, mask_up_to_last(tokens.response_mask)], dim=1)
+    hidden = unwrap_peft(lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
     return hidden[:, tokens.prompt_ids.shape[1] - 1 :]
 
 
@@ -93,7 +93,7 @@ def response_states(lm: Any, tokens: Tokens) -> Float[Tensor, "N H"]:
     return trunk_states(lm, tokens)[:, :-1][tokens.response_mask]
 
 
-def spread(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R ..."]:
+def scatter_to_mask(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R ..."]:
     """Put one number or state per True place back to its place, zeros elsewhere."""
     shape = (*mask.shape, *values.shape[1:])
     places = mask.view(*mask.shape, *(1,) * (values.dim() - 1)).expand(shape)
@@ -103,12 +103,12 @@ def spread(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -> Float[T
 @torch.no_grad()
 def check_head(lm: Any) -> None:
     """Refuse a model whose logits are not its head applied to its trunk: every log-probability would be wrong."""
-    model = inner(lm)
+    model = unwrap_peft(lm)
     device = model.get_output_embeddings().weight.device
     ids = torch.arange(1, 5, device=device).unsqueeze(0)
     mask = torch.ones_like(ids, dtype=torch.bool)
     whole = model(input_ids=ids, **trunk_inputs(lm, mask)).logits[0].float()
-    parts = logits_of(lm, model.base_model(input_ids=ids, **trunk_inputs(lm, mask)).last_hidden_state[0])
+    parts = compute_logits(lm, model.base_model(input_ids=ids, **trunk_inputs(lm, mask)).last_hidden_state[0])
     if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-3):
         raise UserError(
             f"{type(model).__name__} changes its logits after the head in a way that is not known here "
@@ -117,7 +117,7 @@ def check_head(lm: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Decoding:
+class LogitTransform:
     """What makes a distribution of logits: the same when text is sampled and when it is scored.
 
     A distribution that was cut or bent in the sampler alone would make every stored log-probability wrong.
@@ -144,7 +144,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class FixedDistribution:
     """A fixed distribution to measure the policy against: states of a trunk, and the head that reads them."""
 
     states: Float[Tensor, "N H"]
@@ -152,17 +152,17 @@ class Anchor:
     """From states [N, H] to logits [N, V]."""
 
 
-def places_of(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "N"]:
+def token_positions(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "N"]:
     """The place in its response of each of the N True tokens."""
     return torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
 
 
 def frozen_head(lm: Any) -> Callable[[Tensor], Tensor]:
     """The model's head as it is now, from states to logits; a copy where the head itself is trained."""
-    head = inner(lm).get_output_embeddings()
+    head = unwrap_peft(lm).get_output_embeddings()
     if any(p.requires_grad for p in head.parameters()):
         head = copy.deepcopy(head).requires_grad_(False)
-    return lambda states: logits_of(lm, states, head)
+    return lambda states: compute_logits(lm, states, head)
 
 
 def exact_kl(p_logits: Float[Tensor, "N V"], q_logits: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
@@ -192,14 +192,14 @@ class ActorCritic(nn.Module):
         self.critic = critic
         self.critic_lm = critic_lm
         if critic is not None:
-            self.value_head = head or new_value_head(inner(lm).get_output_embeddings().in_features)
+            self.value_head = head or new_value_head(unwrap_peft(lm).get_output_embeddings().in_features)
 
     def forward(
         self,
         tokens: Tokens,
-        decoding: Decoding,
-        old: Anchor | None = None,
-        reference: Anchor | None = None,
+        decoding: LogitTransform,
+        old: FixedDistribution | None = None,
+        reference: FixedDistribution | None = None,
         with_values: bool = True,
         with_states: bool = False,
     ) -> PolicyOutput:
@@ -207,9 +207,9 @@ class ActorCritic(nn.Module):
 
         With anchors also the exact KLs, KL(old || new) and KL(new || reference).
         """
-        mask, places = tokens.response_mask, places_of(tokens.response_mask)
+        mask, places = tokens.response_mask, token_positions(tokens.response_mask)
         states = response_states(self.lm, tokens)
-        logits = decoding(logits_of(self.lm, states), places)
+        logits = decoding(compute_logits(self.lm, states), places)
         logprobs, entropy = logprob_and_entropy(logits, tokens.response_ids[mask])
         values = torch.zeros_like(logprobs)
         if with_values and self.critic is not None:
@@ -217,7 +217,7 @@ class ActorCritic(nn.Module):
         old_kl = None if old is None else exact_kl(decoding(old.head(old.states), places), logits)
         ref_kl = None if reference is None else exact_kl(logits, decoding(reference.head(reference.states), places))
         found = (logprobs, entropy, values, old_kl, ref_kl)
-        at_tokens = [None if x is None else spread(x, mask) for x in found]
+        at_tokens = [None if x is None else scatter_to_mask(x, mask) for x in found]
         return PolicyOutput(*at_tokens, states=states if with_states else None)  # pyright: ignore[reportArgumentType]
 
     def _critic_states(self, policy_states: Tensor, tokens: Tokens) -> Tensor:
@@ -225,7 +225,7 @@ class ActorCritic(nn.Module):
             return policy_states
         if self.critic == "separate":
             return response_states(self.critic_lm, tokens)
-        with using(self.lm, CRITIC):
+        with active_adapter(self.lm, CRITIC):
             return response_states(self.lm, tokens)
 
     def _value(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N"]:
@@ -238,7 +238,7 @@ class ActorCritic(nn.Module):
         # The state after the last token stands one place behind the state before it.
         mask = nn.functional.one_hot(last_index(tokens.response_mask), tokens.response_mask.shape[1]).bool()
         lm = self.critic_lm if self.critic == "separate" else self.lm
-        with using(lm, CRITIC if self.critic == "adapter" else POLICY):
+        with active_adapter(lm, CRITIC if self.critic == "adapter" else POLICY):
             return self._value(trunk_states(lm, tokens)[:, 1:][mask])
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -246,9 +246,9 @@ class ActorCritic(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def belongs_to_critic(name: str) -> bool:
+def is_critic_weight(name: str) -> bool:
     """Whether a parameter of an actor-critic is the critic's own; a shared trunk is the policy's."""
-    return name.startswith(("value_head.", "critic_lm.")) or is_critics(name)
+    return name.startswith(("value_head.", "critic_lm.")) or is_critic_adapter_weight(name)
 
 
 def new_value_head(features: int, init: str = "zero", seed: int = 0) -> nn.Linear:
@@ -267,13 +267,13 @@ class Reference:
 
     def __init__(self, lm: Any):
         self.lm = lm
-        if not is_adapted(lm):
+        if not has_adapters(lm):
             lm.requires_grad_(False).eval()
 
     @classmethod
     def of(cls, lm: Any) -> "Reference":
         """The reference of a policy that is about to be trained: a copy, unless adapters leave its weights alone."""
-        return cls(lm if is_adapted(lm) else copy.deepcopy(lm))
+        return cls(lm if has_adapters(lm) else copy.deepcopy(lm))
 
     def to(self, device: torch.device) -> "Reference":
         self.lm.to(device)
@@ -282,21 +282,21 @@ class Reference:
     @torch.no_grad()
     def states(self, tokens: Tokens) -> Float[Tensor, "N H"]:
         """The trunk's states before the N response tokens."""
-        with using(self.lm, None):
+        with active_adapter(self.lm, None):
             return response_states(self.lm, tokens)
 
     @torch.no_grad()
     def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """The reference's logits, as its head reads them from its states."""
-        with using(self.lm, None):
-            return logits_of(self.lm, states)
+        with active_adapter(self.lm, None):
+            return compute_logits(self.lm, states)
 
-    def logprobs(self, tokens: Tokens, decoding: Decoding) -> Float[Tensor, "B R"]:
+    def logprobs(self, tokens: Tokens, decoding: LogitTransform) -> Float[Tensor, "B R"]:
         """Log-probability of every response token under the reference."""
         mask = tokens.response_mask
-        logits = decoding(self.head(self.states(tokens)), places_of(mask))
+        logits = decoding(self.head(self.states(tokens)), token_positions(mask))
         logprobs, _ = logprob_and_entropy(logits, tokens.response_ids[mask])
-        return spread(logprobs, mask)
+        return scatter_to_mask(logprobs, mask)
 
 
 def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
@@ -305,7 +305,7 @@ def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L
     The last True of the mask, not the last id that differs from padding: where pad and end are one token, the
     transformers' own rule reads the token before the end.
     """
-    model = inner(model)
+    model = unwrap_peft(model)
     if not hasattr(model, "score"):
         return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
     return model.score(end_states(model, ids, mask)).squeeze(-1).float()
@@ -313,5 +313,7 @@ def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L
 
 def end_states(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
     """The trunk's states at the last real token of right-padded texts."""
-    hidden = inner(model).base_model(input_ids=ids, use_cache=False, **trunk_inputs(model, mask)).last_hidden_state
+    hidden = (
+        unwrap_peft(model).base_model(input_ids=ids, use_cache=False, **trunk_inputs(model, mask)).last_hidden_state
+    )
     return hidden[torch.arange(len(ids), device=ids.device), mask.long().sum(-1) - 1]

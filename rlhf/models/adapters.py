@@ -12,17 +12,17 @@ from typing import Any
 POLICY, CRITIC = "default", "critic"
 
 
-def is_adapted(lm: Any) -> bool:
+def has_adapters(lm: Any) -> bool:
     return hasattr(lm, "disable_adapter")
 
 
-def is_critics(name: str) -> bool:
+def is_critic_adapter_weight(name: str) -> bool:
     """Whether a parameter belongs to the critic's adapter."""
     return f".{CRITIC}." in name
 
 
 @contextmanager
-def using(lm: Any, name: str | None) -> Iterator[None]:
+def active_adapter(lm: Any, name: str | None) -> Iterator[None]:
     """Within it `lm` runs through the adapter `name`, through none (None); a model without adapters runs as it is."""
     layers = _layers(lm)
     before = _active(layers)
@@ -41,13 +41,13 @@ def checkpointing_contexts(lm: Any) -> Any:
     """`context_fn` for gradient checkpointing: a layer is recomputed through the adapter that it first ran through."""
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), using(lm, _active(_layers(lm)))
+        return nullcontext(), active_adapter(lm, _active(_layers(lm)))
 
     return contexts
 
 
 def _layers(lm: Any) -> list[Any]:
-    if not is_adapted(lm):
+    if not has_adapters(lm):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -10,9 +10,9 @@ from torch import nn
 from rlhf.config.jobs import PPOJob
 from rlhf.config.shared import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, disable_dropout, inner, new_value_head
-from rlhf.models.adapters import CRITIC, checkpointing_contexts, is_critics
-from rlhf.models.loading import add_lora, load_causal_lm, load_reward_model, load_tokenizer, resolve, room_of
+from rlhf.models.actor_critic import ActorCritic, disable_dropout, new_value_head, unwrap_peft
+from rlhf.models.adapters import CRITIC, checkpointing_contexts, is_critic_adapter_weight
+from rlhf.models.loading import add_lora, context_length_of, load_causal_lm, load_reward_model, load_tokenizer, resolve
 
 HEAD = "value_head.safetensors"
 TRUNK = "critic"
@@ -28,23 +28,23 @@ def build_policy(job: PPOJob, lm: Any) -> ActorCritic:
     kind = job.critic.kind if job.ppo.has_critic else None
     head = trunk = None
     if kind == "separate":
-        trunk, head = own_trunk(job, lm)
+        trunk, head = build_separate_trunk(job, lm)
     if kind is not None and head is None:
-        features = inner(lm).get_output_embeddings().in_features
+        features = unwrap_peft(lm).get_output_embeddings().in_features
         head = new_value_head(features, job.critic.head_init, job.seed)
     lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
     if kind == "adapter":
         lm.add_adapter(CRITIC, lm.peft_config["default"])
         for name, p in lm.named_parameters():
-            if is_critics(name):
+            if is_critic_adapter_weight(name):
                 p.requires_grad_(True)
         if job.model.gradient_checkpointing:
             contexts = {"use_reentrant": False, "context_fn": checkpointing_contexts(lm)}
-            inner(lm).gradient_checkpointing_enable(gradient_checkpointing_kwargs=contexts)
+            unwrap_peft(lm).gradient_checkpointing_enable(gradient_checkpointing_kwargs=contexts)
     return ActorCritic(lm, kind, trunk, head)
 
 
-def own_trunk(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
+def build_separate_trunk(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
     """A trunk that only the critic uses, in float32 for it is trained whole; and its head, where one comes with it."""
     assert job.model.path is not None
     init = job.reward.model if job.critic.init == "reward" else job.critic.init
@@ -57,9 +57,9 @@ def own_trunk(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
         return copy.deepcopy(lm.base_model).float(), None
     _check_tokens(job, init)
     trunk, head = load_critic(init, job.model.trust_remote_code)
-    room, needed = room_of(trunk.config), room_of(lm.config)
-    if room is not None and needed is not None and room < needed:
-        raise UserError(f"critic.init {init} reads at most {room} tokens, but the policy reads {needed}")
+    context_length, needed = context_length_of(trunk.config), context_length_of(lm.config)
+    if context_length is not None and needed is not None and context_length < needed:
+        raise UserError(f"critic.init {init} reads at most {context_length} tokens, but the policy reads {needed}")
     disable_dropout(trunk)
     if job.model.gradient_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -11,8 +11,8 @@ from torch import nn
 
 from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, belongs_to_critic, disable_dropout, inner
-from rlhf.models.adapters import CRITIC, POLICY, is_adapted
+from rlhf.models.actor_critic import ActorCritic, disable_dropout, is_critic_weight, unwrap_peft
+from rlhf.models.adapters import CRITIC, POLICY, has_adapters
 
 FACTS = "facts.json"
 """Beside a reward adapter: what is known of its scores, which a whole model has in its config."""
@@ -90,7 +90,7 @@ def check_causal(path: str, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def room_of(config: Any) -> int | None:
+def context_length_of(config: Any) -> int | None:
     """The longest text that a model reads, in tokens; None where nothing bounds it."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
@@ -205,13 +205,13 @@ def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
         raise UserError(f"{path} is an adapter of a language model, which is no reward model; train one, `rlhf reward`")
     base = AutoModelForSequenceClassification.from_pretrained(_adapter_base(resolve(path)), num_labels=1, dtype=dtype)
     model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
-    for name, value in reward_facts(path).items():
+    for name, value in load_score_statistics(path).items():
         setattr(model.config, name, value)
     disable_dropout(model)
     return model
 
 
-def reward_facts(path: str) -> dict[str, Any]:
+def load_score_statistics(path: str) -> dict[str, Any]:
     """What `rlhf reward` knew of a reward adapter's scores."""
     facts = Path(resolve(path)) / FACTS
     return json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
@@ -223,7 +223,7 @@ def peft_config(path: str) -> Any:
     return PeftConfig.from_pretrained(resolve(path))
 
 
-def fits_over(path: str, model: ModelConfig) -> bool:
+def is_compatible_adapter(path: str, model: ModelConfig) -> bool:
     """Whether a reward model is an adapter over the very base that an adapted policy stands on."""
     if model.path is None or model.lora.rank == 0 or not is_adapter(path) or is_adapter(model.path):
         return False
@@ -233,7 +233,7 @@ def fits_over(path: str, model: ModelConfig) -> bool:
     return Path(ours).resolve() == Path(theirs).resolve() if Path(ours).exists() else ours == theirs
 
 
-def lay_over(lm: Any, path: str, name: str) -> nn.Linear:
+def attach_reward_adapter(lm: Any, path: str, name: str) -> nn.Linear:
     """Add a reward adapter to an adapted language model, frozen, under a name; returns the head that reads it."""
     import dataclasses
 
@@ -281,7 +281,7 @@ def load_policy(path: str) -> tuple[Any, Any]:
         whole = nn.ModuleDict({"lm": add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM")})
     assert config.path is not None
     known = {name: p for name, p in whole.named_parameters() if p.requires_grad}
-    load_weights(place / WEIGHTS, known, beside=belongs_to_critic)
+    load_weights(place / WEIGHTS, known, beside=is_critic_weight)
     return whole.lm, load_tokenizer(config.path, config.chat_template, config.trust_remote_code)
 
 
@@ -290,7 +290,7 @@ def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfi
     from rlhf.models.build import save_critic
 
     for name, rate in rates.items():
-        setattr(inner(policy.lm).config.get_text_config(), name, rate)
+        setattr(unwrap_peft(policy.lm).config.get_text_config(), name, rate)
     export_lm(policy.lm, tokenizer, folder, config)
     save_critic(policy, folder)
 
@@ -301,7 +301,7 @@ def export_lm(lm: Any, tokenizer: Any, folder: Path, config: ModelConfig) -> Non
     An adapter that was trained on top of another one belongs to merged weights that lie in no folder, so it is merged.
     """
     stacked = config.lora.rank > 0 and config.path is not None and is_adapter(config.path)
-    if stacked or not is_adapted(lm):
+    if stacked or not has_adapters(lm):
         (lm.merge_and_unload() if stacked else lm).save_pretrained(folder)
     else:  # a reward model's adapter is not ours to write
         lm.save_pretrained(folder, selected_adapters=[name for name in (POLICY, CRITIC) if name in lm.peft_config])

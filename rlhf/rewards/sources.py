@@ -22,9 +22,16 @@ from torch import Tensor
 from rlhf.config.jobs import ModelConfig, RewardConfig, SourceConfig
 from rlhf.data.datasets import encode_answers, pad, pad_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import end_states, inner, sequence_scores
-from rlhf.models.adapters import using
-from rlhf.models.loading import fits_over, lay_over, load_reward_model, load_tokenizer, reward_facts, room_of
+from rlhf.models.actor_critic import end_states, sequence_scores, unwrap_peft
+from rlhf.models.adapters import active_adapter
+from rlhf.models.loading import (
+    attach_reward_adapter,
+    context_length_of,
+    is_compatible_adapter,
+    load_reward_model,
+    load_score_statistics,
+    load_tokenizer,
+)
 
 
 @runtime_checkable
@@ -40,7 +47,7 @@ def open_source(config: SourceConfig, device: torch.device | str, policy: ModelC
     if config.function is not None:
         return FunctionReward(load_function(config.function), config.function)
     if config.model is not None:
-        kind = AdapterReward if policy is not None and fits_over(config.model, policy) else ModelReward
+        kind = AdapterReward if policy is not None and is_compatible_adapter(config.model, policy) else ModelReward
         return kind(config.model, device, config.batch_size, config.normalize)
     return None
 
@@ -139,7 +146,7 @@ class ModelReward:
         self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
         self.device, self.batch_size = device, batch_size
         self._describe(self.model.config, normalize)
-        self.max_length = room_of(self.model.config) or 1_000_000
+        self.max_length = context_length_of(self.model.config) or 1_000_000
 
     def _describe(self, facts: Any, normalize: bool) -> None:
         self.append_eos = bool(getattr(facts, "append_eos", False))
@@ -175,15 +182,15 @@ class AdapterReward(ModelReward):
     def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
         self.path, self.tokenizer, self.device, self.batch_size = path, load_tokenizer(path), device, batch_size
         self.name = f"reward_{zlib.crc32(path.encode()):x}"
-        self._describe(SimpleNamespace(**reward_facts(path)), normalize)
+        self._describe(SimpleNamespace(**load_score_statistics(path)), normalize)
 
     def attach(self, lm: Any) -> None:
         """Take the place over the policy's base; until then it cannot score."""
-        self.model, self.head = lm, lay_over(lm, self.path, self.name).to(self.device)
-        self.max_length = room_of(inner(lm).config) or 1_000_000
+        self.model, self.head = lm, attach_reward_adapter(lm, self.path, self.name).to(self.device)
+        self.max_length = context_length_of(unwrap_peft(lm).config) or 1_000_000
 
     def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
-        with using(self.model, self.name):
+        with active_adapter(self.model, self.name):
             return self.head(end_states(self.model, ids, mask).float()).squeeze(-1)
 
 

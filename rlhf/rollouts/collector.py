@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf.config.jobs import PPOJob
-from rlhf.errors import UserError, together
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.sources import RewardSource
-from rlhf.rollouts.rollout import Extras, Sampler, forward_groups, read, respond, score
-from rlhf.run.metrics import Clock
+from rlhf.rollouts.rollout import RequestedOutputs, Sampler, forward_groups, read, sample_responses, score
+from rlhf.run.distributed import raise_on_all_ranks
+from rlhf.run.metrics import PhaseTimer
 
 
 class Collector:
@@ -30,12 +31,12 @@ class Collector:
         reference: Reference,
         sampler: Sampler,
         source: RewardSource | None,
-        extras: Extras,
+        extras: RequestedOutputs,
         accelerator: Any,
     ):
         self.job, self.policy, self.reference, self.sampler = job, policy, reference, sampler
         self.source, self.extras, self.accelerator = source, extras, accelerator
-        self.clock = Clock()
+        self.clock = PhaseTimer()
 
     def generate(self, prompts: Prompts, noise: Float[Tensor, "B R"]) -> Rollout:
         """A response to every prompt, read by policy and reference; the scores are still nan."""
@@ -43,7 +44,7 @@ class Collector:
         share = to_device(select(prompts, mine), self.accelerator.device)
         self.policy.eval()
         with self.accelerator.autocast():
-            rollout = respond(self.policy, self.sampler, share, noise[mine], self.clock)
+            rollout = sample_responses(self.policy, self.sampler, share, noise[mine], self.clock)
         return self._gather(self._read(rollout))
 
     def read(self, rollout: Rollout) -> Rollout:
@@ -82,7 +83,7 @@ class Collector:
 
     def _score(self, rollout: Rollout) -> Rollout:
         assert self.source is not None
-        with together(self.accelerator):
+        with raise_on_all_ranks(self.accelerator):
             return score(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
 
     def _greedy_scores(self, prompts: Prompts, rows: Tensor) -> Tensor:
@@ -91,11 +92,11 @@ class Collector:
         numbers, place = (rows // size).unique(return_inverse=True)
         batch = to_device(select(prompts, numbers * size), self.accelerator.device)
         with self.accelerator.autocast():
-            greedy = respond(self.policy, self.sampler, batch, None, self.clock)
+            greedy = sample_responses(self.policy, self.sampler, batch, None, self.clock)
         return self._score(greedy).scores[place.to(self.accelerator.device)]
 
 
-def check_start(rollout: Rollout) -> None:
+def check_reference_matches_policy(rollout: Rollout) -> None:
     """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""
     apart = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
     if apart > 1e-3:

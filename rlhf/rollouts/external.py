@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from rlhf.config.ppo import PPOConfig
-from rlhf.data.datasets import pad, prompts_of
+from rlhf.data.datasets import make_prompts, pad
 from rlhf.errors import UserError
-from rlhf.records import Rollout, to_device, widen
-from rlhf.rollouts.rollout import decode, unread
+from rlhf.records import Rollout, pad_to_width, to_device
+from rlhf.rollouts.rollout import decode, unscored_rollout
 
 
 def make_rollout(
@@ -49,10 +49,10 @@ def make_rollout(
     ids, real = pad(responses, 0, "right")
     mask = real if masks is None else _matrix(masks, ids.shape[1], torch.bool)
     check_mask(mask)
-    batch = prompts_of(trainer.tokenizer, prompts, columns)
-    trainer.check_room(batch.prompt_ids.shape[1], ids.shape[1])
+    batch = make_prompts(trainer.tokenizer, prompts, columns)
+    trainer.check_context_length(batch.prompt_ids.shape[1], ids.shape[1])
     cut = torch.zeros(len(ids), dtype=torch.bool) if truncated is None else torch.tensor(list(truncated))
-    rollout = unread(batch, ids, mask, cut, decode(trainer.sampler, ids, mask))
+    rollout = unscored_rollout(batch, ids, mask, cut, decode(trainer.sampler, ids, mask))
     paid: dict[str, Tensor] = {}
     if scores is not None:
         paid["scores"] = torch.tensor([float(x) for x in scores])
@@ -62,7 +62,7 @@ def make_rollout(
 
 
 def _matrix(rows: Sequence[Sequence[Any]], width: int, dtype: torch.dtype) -> Tensor:
-    return torch.cat([widen(torch.tensor([list(row)], dtype=dtype), width) for row in rows])
+    return torch.cat([pad_to_width(torch.tensor([list(row)], dtype=dtype), width) for row in rows])
 
 
 def check_mask(mask: Tensor) -> None:

@@ -9,11 +9,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf.config.shared import GenerationConfig, RewardConfig
-from rlhf.models.actor_critic import ActorCritic, Anchor, Decoding, Reference, places_of, spread
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    FixedDistribution,
+    LogitTransform,
+    Reference,
+    scatter_to_mask,
+    token_positions,
+)
 from rlhf.records import Prompts, Rollout, microbatches, select, trim
 from rlhf.rewards.sources import RewardSource, apply_rules
-from rlhf.rollouts.sampling import StopStrings, decoding_of, sample, stop_ids
-from rlhf.run.metrics import Clock
+from rlhf.rollouts.sampling import StopStrings, make_logit_transform, sample, stop_ids
+from rlhf.run.metrics import PhaseTimer
 from tabular.core.distributions import logprob_and_entropy
 
 
@@ -22,14 +29,14 @@ class Sampler:
     """What `respond` needs besides the models: the settings of a run, fixed when it starts."""
 
     tokenizer: Any
-    decoding: Decoding
+    decoding: LogitTransform
     config: GenerationConfig
 
     @classmethod
     def of(cls, tokenizer: Any, lm: Any, config: GenerationConfig) -> "Sampler":
         """The sampler of a model; `UserError` where the settings name ids that it does not have."""
         stops = stop_ids(tokenizer, lm.config, config, lm.generation_config)
-        return cls(tokenizer, decoding_of(config, stops, lm.config.get_text_config().vocab_size), config)
+        return cls(tokenizer, make_logit_transform(config, stops, lm.config.get_text_config().vocab_size), config)
 
     @property
     def strings(self) -> StopStrings | None:
@@ -37,17 +44,17 @@ class Sampler:
 
 
 @dataclass(frozen=True)
-class Extras:
+class RequestedOutputs:
     """What a run's objective needs of a rollout beyond log-probabilities and values."""
 
     exact_kl: bool = False
     old_states: bool = False
     ref_states: bool = False
-    cut_values: bool = False
+    bootstrap_values: bool = False
 
 
-def respond(
-    policy: ActorCritic, sampler: Sampler, prompts: Prompts, noise: Float[Tensor, "B R"] | None, clock: Clock
+def sample_responses(
+    policy: ActorCritic, sampler: Sampler, prompts: Prompts, noise: Float[Tensor, "B R"] | None, clock: PhaseTimer
 ) -> Rollout:
     """Sample a response to every prompt (greedily without noise); nobody has read or scored it yet."""
     with clock("generate"):
@@ -61,11 +68,11 @@ def respond(
             sampler.strings,
             sampler.config.max_rows,
         )
-    rollout = unread(prompts, said.ids, said.mask, said.truncated, decode(sampler, said.ids, said.mask))
+    rollout = unscored_rollout(prompts, said.ids, said.mask, said.truncated, decode(sampler, said.ids, said.mask))
     return replace(rollout, sampler_logprobs=said.logprobs)
 
 
-def unread(prompts: Prompts, ids: Tensor, mask: Tensor, truncated: Tensor, completions: list[str]) -> Rollout:
+def unscored_rollout(prompts: Prompts, ids: Tensor, mask: Tensor, truncated: Tensor, completions: list[str]) -> Rollout:
     """A rollout of which only the text is known: nan stands for what policy, reference and source have yet to say."""
     unknown = torch.full(ids.shape, torch.nan, device=ids.device)
     return Rollout(prompts, ids, mask, truncated, completions, unknown, unknown, unknown, unknown[:, 0])
@@ -77,15 +84,15 @@ def read(
     reference: Reference,
     rollout: Rollout,
     groups: Sequence[Int[Tensor, "_"]],
-    decoding: Decoding,
-    extras: Extras | None = None,
+    decoding: LogitTransform,
+    extras: RequestedOutputs | None = None,
 ) -> Rollout:
     """The rollout with the policy's log-probabilities and values, and the reference's log-probabilities.
 
     `groups` are the microbatches in which the responses are read. With those of the first epoch the old
     log-probabilities come from the very forward that the update repeats, so that the first ratio is exactly 1.
     """
-    extras = extras or Extras()
+    extras = extras or RequestedOutputs()
     found: dict[str, Tensor] = {}
 
     def keep(name: str, rows: Tensor, value: Tensor) -> None:
@@ -100,9 +107,9 @@ def read(
         group = trim(select(rollout, rows))
         mask, ids = group.response_mask, group.response_ids
         ref_states = reference.states(group.tokens)
-        anchor = Anchor(ref_states, reference.head) if extras.exact_kl else None
+        anchor = FixedDistribution(ref_states, reference.head) if extras.exact_kl else None
         out = policy(group.tokens, decoding, reference=anchor, with_states=extras.old_states)
-        ref_logits = decoding(reference.head(ref_states), places_of(mask))
+        ref_logits = decoding(reference.head(ref_states), token_positions(mask))
         at_places = {
             "ref_logprobs": logprob_and_entropy(ref_logits, ids[mask])[0],
             "ref_states": ref_states if extras.ref_states else None,
@@ -110,17 +117,17 @@ def read(
         }
         for name, flat in at_places.items():
             if flat is not None:
-                keep(name, rows, spread(flat, mask))
+                keep(name, rows, scatter_to_mask(flat, mask))
         keep("old_logprobs", rows, out.logprobs)
         keep("old_values", rows, out.values)
         if out.ref_kl is not None:
             keep("exact_kl", rows, out.ref_kl)
-    if extras.cut_values:
-        found["cut_values"] = cut_values(policy, rollout, groups)
+    if extras.bootstrap_values:
+        found["bootstrap_values"] = bootstrap_values(policy, rollout, groups)
     return replace(rollout, **found)
 
 
-def cut_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "B"]:
+def bootstrap_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "B"]:
     """What the critic expects after each response that was cut off; 0 for the others."""
     values = torch.zeros(len(rollout), device=rollout.response_ids.device)
     for rows in groups:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf.config.jobs import GenerationConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import Decoding, cache_argument, inner, logits_of, trunk_inputs
+from rlhf.models.actor_critic import LogitTransform, cache_argument, compute_logits, trunk_inputs, unwrap_peft
 from tabular.core.distributions import categorical_logprob, categorical_sample
 
 
@@ -40,7 +40,7 @@ def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generatio
     return sorted(found)
 
 
-def decoding_of(config: GenerationConfig, stops: Sequence[int], vocabulary: int) -> Decoding:
+def make_logit_transform(config: GenerationConfig, stops: Sequence[int], vocabulary: int) -> LogitTransform:
     """What a run's settings make of the logits.
 
     Raises:
@@ -54,10 +54,10 @@ def decoding_of(config: GenerationConfig, stops: Sequence[int], vocabulary: int)
         raise UserError(
             f"generation.suppress_ids holds every end token ({', '.join(map(str, stops))}), so no response could end"
         )
-    return Decoding(config.temperature, tuple(config.suppress_ids), config.min_new_tokens, tuple(stops))
+    return LogitTransform(config.temperature, tuple(config.suppress_ids), config.min_new_tokens, tuple(stops))
 
 
-def uniforms(
+def uniform_noise(
     key: Sequence[int], rows: Int[Tensor, "N"] | Sequence[int], total: int, length: int
 ) -> Float[Tensor, "N R"]:
     """The numbers that decide the responses of the given rows of a batch of `total`, as a function of `key` alone."""
@@ -73,7 +73,7 @@ def _digest(key: Sequence[int]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledTokens:
     """Responses as they were sampled, padded on the right to the longest."""
 
     ids: Int[Tensor, "B R"]
@@ -123,11 +123,11 @@ def sample(
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
     noise: Float[Tensor, "B R"] | None,
-    decoding: Decoding,
+    decoding: LogitTransform,
     max_new_tokens: int,
     strings: StopStrings | None = None,
     max_rows: int | None = None,
-) -> Sampled:
+) -> SampledTokens:
     """Continue every prompt until an end token, a stop string, or for `max_new_tokens` tokens.
 
     `noise=None` takes the most probable token each time (greedy).
@@ -139,7 +139,7 @@ def sample(
         parts.append(_sample_together(lm, prompt_ids[g], prompt_mask[g], numbers, decoding, max_new_tokens, strings))
     ids, mask, ended, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
     width = int(mask.any(0).sum())
-    return Sampled(ids[:, :width], mask[:, :width], ~ended, logprobs[:, :width])
+    return SampledTokens(ids[:, :width], mask[:, :width], ~ended, logprobs[:, :width])
 
 
 def _sample_together(
@@ -147,14 +147,14 @@ def _sample_together(
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
     noise: Float[Tensor, "B R"] | None,
-    decoding: Decoding,
+    decoding: LogitTransform,
     limit: int,
     strings: StopStrings | None,
 ) -> tuple[Int[Tensor, "B R"], Bool[Tensor, "B R"], Bool[Tensor, "B"], Float[Tensor, "B R"]]:
     """Ids, mask, whether each response ended, log-probabilities."""
     from transformers import DynamicCache
 
-    model, device, count = inner(lm), prompt_ids.device, len(prompt_ids)
+    model, device, count = unwrap_peft(lm), prompt_ids.device, len(prompt_ids)
     noise = None if noise is None else noise.to(device)
     stop = torch.tensor(decoding.stops, dtype=torch.long, device=device)
     ids = torch.zeros(count, limit, dtype=torch.long, device=device)
@@ -169,7 +169,7 @@ def _sample_together(
     for t in range(limit):
         known = trunk_inputs(lm, seen, fed.shape[1])
         out = model.base_model(input_ids=fed, use_cache=True, **{cache_argument(lm): cache}, **known)
-        logits = decoding(logits_of(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
+        logits = decoding(compute_logits(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
         picked = logits.argmax(-1) if noise is None else categorical_sample(logits, uniforms=noise[rows, t])
         ids[rows, t] = torch.where(live, picked, 0)
         mask[rows, t] = live

@@ -81,7 +81,7 @@ class RunFolder:
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to `name`.jsonl. What a full disk refuses is kept in memory, and written with a later row."""
         waiting = self._unwritten.setdefault(name, [])
-        waiting += [json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows]
+        waiting += [json.dumps(json_safe(row), ensure_ascii=False) + "\n" for row in rows]
         path = self.path / f"{name}.jsonl"
         size = path.stat().st_size if path.exists() else 0
         try:
@@ -132,30 +132,6 @@ class RunFolder:
                 print("settings that changed since this run began:", *changed, sep="\n  ")
 
 
-def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
-    """The accelerator of a run: devices and processes as launched, trackers that write to the run folder."""
-    import importlib.util
-
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-
-    for tracker in trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
-    # Said outright: without a GPU and without this word, every launched process would believe that it is alone.
-    cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise UserError(
-            f"the launcher started {launched} processes, but they found {accelerator.num_processes} of them"
-        )
-    set_seed(seed)
-    accelerator.wait_for_everyone()  # every process has looked at the run folder before one of them makes it
-    return accelerator
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one move: a reader sees the old text or the new, never half of it."""
     partial = path.with_name(path.name + ".partial")
@@ -187,10 +163,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """JSON has no nan and no infinity: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: json_safe(item) for key, item in value.items()}
+    return [json_safe(item) for item in value] if isinstance(value, list | tuple) else value

@@ -20,7 +20,7 @@ from tabular.core.masked import explained_variance, masked_mean, masked_sum
 Metrics = dict[str, Tensor]
 
 
-class Clock:
+class PhaseTimer:
     """Seconds spent in named parts of a step; waits for the device, so that the right part pays."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ def distinct_n(responses: Sequence[Sequence[Any]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def add_up(parts: Sequence[Metrics]) -> Metrics:
+def sum_microbatches(parts: Sequence[Metrics]) -> Metrics:
     """The metrics of a minibatch from those of its microbatches: sums, and maxima where the name ends in `_max`."""
     return {
         name: torch.stack([p[name] for p in parts]).amax()
@@ -90,7 +90,7 @@ def add_up(parts: Sequence[Metrics]) -> Metrics:
     }
 
 
-def over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:
+def sum_over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:
     """The same over all ranks: they sum, maxima aside."""
     if accelerator.num_processes == 1:
         return metrics

@@ -86,7 +86,7 @@ class StopRequest:
         return bool(accelerator.gather(mine).sum() > 0)
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Keep the libraries' own chatter out of the progress display; warnings that matter are ours to give."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads slow a busy machine down tenfold

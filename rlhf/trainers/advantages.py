@@ -47,7 +47,7 @@ class RunningScale:
         return (self.squares / self.count) ** 0.5 if self.squares > 0 else 1.0
 
 
-def shaped(scores: Float[Tensor, "B"], config: RewardConfig, scale: RunningScale | None) -> Float[Tensor, "B"]:
+def scale_and_clip(scores: Float[Tensor, "B"], config: RewardConfig, scale: RunningScale | None) -> Float[Tensor, "B"]:
     """What is paid for whole responses: the scores, scaled and clipped as configured."""
     scores = scores if scale is None else scores / scale.std
     return scores if config.clip is None else scores.clamp(-config.clip, config.clip)
@@ -82,17 +82,17 @@ def make_batch(
 ) -> PPOBatch:
     """Rewards, advantages and returns of a whole rollout batch."""
     mask = loss_mask = rollout.response_mask
-    scores = shaped(rollout.scores, reward, scale)
+    scores = scale_and_clip(rollout.scores, reward, scale)
     if reward.truncated == "bootstrap":
         # A response that was cut has not been scored yet: the critic's value of where it stopped says what will be.
-        assert rollout.cut_values is not None
-        scores = torch.where(rollout.truncated, config.gamma * rollout.cut_values, scores)
+        assert rollout.bootstrap_values is not None
+        scores = torch.where(rollout.truncated, config.gamma * rollout.bootstrap_values, scores)
     if reward.truncated == "mask":
         loss_mask = mask & ~rollout.truncated.unsqueeze(-1)
     rewards = token_rewards(rollout, scores, kl_coef if config.kl_placement == "reward" else 0.0, config.kl_estimator)
     if config.whiten_rewards:
         rewards = rewards * unit_scale(rewards, loss_mask)  # by what is learnt from, on all that is compared
-    baselines = None if rollout.baseline_scores is None else shaped(rollout.baseline_scores, reward, scale)
+    baselines = None if rollout.baseline_scores is None else scale_and_clip(rollout.baseline_scores, reward, scale)
     advantages, returns = estimate(rollout, rewards, baselines, config)
     if config.whitens:
         advantages = masked_whiten(advantages, loss_mask)
@@ -107,15 +107,15 @@ def estimate(
     if config.estimator == "gae":
         return gae_estimates(rewards, rollout.old_values, mask, config)
     if config.estimator == "rloo":
-        return over_tokens(rloo(total(rewards, mask), size), mask), returns_to_go(rewards, mask, 1.0)
+        return broadcast_over_tokens(rloo(total(rewards, mask), size), mask), returns_to_go(rewards, mask, 1.0)
     if config.estimator == "grpo":
         advantages = grpo(total(rewards, mask), size, config.grpo_divide_by_std)
-        return over_tokens(advantages, mask), returns_to_go(rewards, mask, 1.0)
+        return broadcast_over_tokens(advantages, mask), returns_to_go(rewards, mask, 1.0)
     returns = returns_to_go(rewards, mask, config.gamma)
     if config.estimator == "reinforce_pp":
         return returns, returns  # whitening, which this estimator always has, takes the batch's mean as the baseline
     assert baselines is not None
-    return over_tokens(-baselines, mask) + returns, returns
+    return broadcast_over_tokens(-baselines, mask) + returns, returns
 
 
 def gae_estimates(
@@ -175,7 +175,7 @@ def total(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Ten
     return torch.where(mask, rewards, 0).sum(-1)
 
 
-def over_tokens(x: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+def broadcast_over_tokens(x: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     """One number a response, on each of its tokens."""
     return torch.where(mask, x.unsqueeze(-1), 0.0)
 

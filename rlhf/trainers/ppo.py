@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.jobs import PPOJob, SourceConfig
-from rlhf.data.datasets import load_prompts, prompts_of
+from rlhf.data.datasets import load_prompts, make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation import held_out as evaluation
 from rlhf.models.actor_critic import Reference, check_head, disable_dropout
 from rlhf.models.build import build_policy
-from rlhf.models.loading import check_causal, export, load_causal_lm, load_tokenizer, resolve, room_of
+from rlhf.models.loading import check_causal, context_length_of, export, load_causal_lm, load_tokenizer, resolve
 from rlhf.records import PPOBatch, Prompts, Rollout
 from rlhf.rewards.sources import AdapterReward, FunctionReward, RewardSource
-from rlhf.rollouts.collector import Collector, check_start
+from rlhf.rollouts.collector import Collector, check_reference_matches_policy
 from rlhf.rollouts.external import check_rollout
 from rlhf.rollouts.rollout import Sampler
-from rlhf.rollouts.sampling import uniforms
+from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
-from rlhf.run.folder import RunFolder, open_accelerator, require_space
-from rlhf.run.metrics import Clock, peak_memory_mb, rollout_metrics
+from rlhf.run.distributed import open_accelerator
+from rlhf.run.folder import RunFolder, require_space
+from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.preflight import estimate_memory, plan
@@ -42,20 +43,20 @@ class PPOTrainer:
     `rlhf.rollouts.external.make_rollout` makes a rollout of text from elsewhere.
     """
 
-    def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None, own_loop: bool = False):
+    def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None, custom_loop: bool = False):
         """Check all input, then load the models.
 
         Args:
             reward: a function to use in place of `job.reward`'s source, called as `job.reward.function` would be.
-            own_loop: `train()` will not be called, so neither data nor a source of scores is needed.
+            custom_loop: `train()` will not be called, so neither data nor a source of scores is needed.
 
         Raises:
             UserError: anything in the input that cannot work, before a model is loaded where that is possible.
         """
         self.job = job
-        if job.data.path is None and not own_loop:
+        if job.data.path is None and not custom_loop:
             raise UserError("data.path is not set; give it with --data.path or in a --config file")
-        if not own_loop and reward is None and job.reward.model is None and job.reward.function is None:
+        if not custom_loop and reward is None and job.reward.model is None and job.reward.function is None:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         self.run = RunFolder(job.output, job.resume)
         self.accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
@@ -69,7 +70,7 @@ class PPOTrainer:
         job = self.job
         assert job.model.path is not None
         config = check_causal(job.model.path, job.model.trust_remote_code)
-        self.room = room_of(config)
+        self.context_length = context_length_of(config)
         self.tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
         self.prompts = self.held_out = self.texts = None
         self.longest = 0
@@ -82,34 +83,34 @@ class PPOTrainer:
                     f"ppo.samples_per_prompt = {job.ppo.samples_per_prompt}); lower it or bring more prompts"
                 )
             self.longest = max(map(len, self.prompts.ids + (self.held_out.ids if self.held_out else [])))
-            self.check_room(self.longest, job.generation.max_new_tokens)
+            self.check_context_length(self.longest, job.generation.max_new_tokens)
         self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
         if job.critic.init not in (None, "reward"):
             resolve(job.critic.init)  # a folder that is not there should not wait for the policy to load
         if job.ptx.path is not None:
-            self.texts = TextStream.load(job.ptx, self.tokenizer, self.room, job.seed)
+            self.texts = TextStream.load(job.ptx, self.tokenizer, self.context_length, job.seed)
 
-    def check_room(self, prompt: int, response: int) -> None:
+    def check_context_length(self, prompt: int, response: int) -> None:
         """Refuse a prompt and a response, lengths in tokens, that are longer together than the model reads."""
-        if self.room is not None and prompt + response > self.room:
+        if self.context_length is not None and prompt + response > self.context_length:
             raise UserError(
                 f"the longest prompt and generation.max_new_tokens = {response} make {prompt + response} "
-                f"tokens, but {self.job.model.path} reads at most {self.room}; lower one of them"
+                f"tokens, but {self.job.model.path} reads at most {self.context_length}; lower one of them"
             )
 
     def _load_models(self, source: RewardSource | None) -> None:
         job, device = self.job, self.accelerator.device
         given = {} if source is None else {"score": source}
         asked = SourceConfig() if given else job.reward
-        self.judges = given | evaluation.open_sources(asked, job.eval, device, job.model)
-        self.source = self.judges.get("score")
+        self.scorers = given | evaluation.open_sources(asked, job.eval, device, job.model)
+        self.source = self.scorers.get("score")
 
         lm = load_causal_lm(job.model)
         self.sampler = Sampler.of(self.tokenizer, lm, job.generation)
         self.dropout_rates = disable_dropout(lm)
         check_head(lm)
         self.policy = build_policy(job, lm)
-        for source_of_scores in self.judges.values():
+        for source_of_scores in self.scorers.values():
             if isinstance(source_of_scores, AdapterReward):
                 source_of_scores.attach(self.policy.lm)
         self.reference = Reference.of(self.policy.lm).to(device)
@@ -193,7 +194,7 @@ class PPOTrainer:
 
     def begin_step(self) -> None:
         """Start the clock of a step, and the count of its calls of `generate`."""
-        self.collector.clock, self._generated = Clock(), 0
+        self.collector.clock, self._generated = PhaseTimer(), 0
 
     def collect(self, prompts: Prompts) -> Rollout:
         """Responses to a whole batch of prompts, scored."""
@@ -204,12 +205,12 @@ class PPOTrainer:
 
         Every process is given the same prompts, samples its share of them, and gets all responses.
         """
-        batch = prompts if isinstance(prompts, Prompts) else prompts_of(self.tokenizer, prompts)
+        batch = prompts if isinstance(prompts, Prompts) else make_prompts(self.tokenizer, prompts)
         length = self.job.generation.max_new_tokens
-        self.check_room(batch.prompt_ids.shape[1], length)
+        self.check_context_length(batch.prompt_ids.shape[1], length)
         # A second call within a step, as for another turn of a conversation, gets numbers of its own.
         key = [self.job.seed, self.state.step] + ([self._generated] if self._generated else [])
-        noise = uniforms(key, range(len(batch)), len(batch), length)
+        noise = uniform_noise(key, range(len(batch)), len(batch), length)
         self._generated += 1
         return self._checked(self.collector.generate(batch, noise))
 
@@ -230,7 +231,7 @@ class PPOTrainer:
 
     def _checked(self, rollout: Rollout) -> Rollout:
         if self.state.step == 0:
-            check_start(rollout)
+            check_reference_matches_policy(rollout)
         return rollout
 
     def make_batch(self, rollout: Rollout) -> PPOBatch:
@@ -265,7 +266,7 @@ class PPOTrainer:
             self._keep_best_if_comparable()
         if self.state.step >= self.job.ppo.steps:
             return  # nothing will be run, so nothing is written about it
-        comparable = self.resume_from is not None and not self._judged_otherwise()
+        comparable = self.resume_from is not None and not self._eval_settings_changed()
         self._open()
         self.accelerator.print(self._plan())
         if comparable:
@@ -287,13 +288,13 @@ class PPOTrainer:
         self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
         self._is_open = True
 
-    def _judged_otherwise(self) -> bool:
+    def _eval_settings_changed(self) -> bool:
         """Whether the folder's earlier scores were given by other sources, or to other prompts."""
         return self.run.changed(self.job, "data", "generation", "reward", "eval")
 
     def _keep_best_if_comparable(self) -> None:
         """Forget the best score so far where its weights are gone, or where it was measured otherwise."""
-        if checkpoint.best_saved(self.run.path) != self.state.best_step or self._judged_otherwise():
+        if checkpoint.best_saved(self.run.path) != self.state.best_step or self._eval_settings_changed():
             self.state.best_step = self.state.best_score = None
 
     def _plan(self) -> str:
@@ -316,7 +317,7 @@ class PPOTrainer:
             self.sampler,
             self.held_out,
             self.eval_indices,
-            self.judges,
+            self.scorers,
             self.job.eval,
             self.job.seed,
             self.accelerator,

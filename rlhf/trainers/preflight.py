@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from rlhf.config.jobs import PPOJob
-from rlhf.models.actor_critic import inner
+from rlhf.models.actor_critic import unwrap_peft
 
 MiB = 2**20
 
@@ -32,7 +32,7 @@ def plan(
         + ", ".join(f"{name} {size / MiB:,.0f} MB" for name, size in memory.items())
         + f"; about {peak(memory) / MiB:,.0f} MB at its peak",
     ]
-    if set_aside := ignored_sampling(policy.lm):
+    if set_aside := ignored_generation_settings(policy.lm):
         lines.append(
             f"the model's generation_config asks for {set_aside}; set aside, for the distribution that is sampled must "
             "be the one that is scored (generation.temperature, min_new_tokens and suppress_ids apply to both)"
@@ -47,7 +47,7 @@ def estimate_memory(job: PPOJob, longest: int, ranks: int, policy: Any, models: 
     34 bytes a token, layer and unit of width at 2 bytes a number (Korthikanti et al., 2022), without attention
     matrices; with gradient checkpointing one number of each kind and one layer's worth.
     """
-    lm = inner(policy.lm)
+    lm = unwrap_peft(policy.lm)
     config = lm.config.get_text_config()
     layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
     number = 2 if job.model.mixed_precision in ("bf16", "fp16") else max(2, lm.dtype.itemsize)
@@ -111,8 +111,8 @@ SAMPLING = (
 """What a `generation_config` may hold that bends the distribution."""
 
 
-def ignored_sampling(lm: Any) -> str:
+def ignored_generation_settings(lm: Any) -> str:
     """The options of a model's own `generation_config` that would bend its distribution, in words; empty if none."""
-    asked = getattr(inner(lm), "generation_config", None)
+    asked = getattr(unwrap_peft(lm), "generation_config", None)
     given = asked.to_diff_dict() if asked is not None else {}
     return ", ".join(f"{name} {given[name]!r}" for name in SAMPLING if given.get(name) is not None)

@@ -10,7 +10,7 @@ from rlhf.config.jobs import PTXConfig
 from rlhf.data.datasets import load_rows, pad, pad_id
 from rlhf.errors import UserError
 from rlhf.records import Tokens
-from rlhf.trainers.sft import Demonstration, encode, learnt
+from rlhf.trainers.sft import Demonstration, encode, trained_token_count
 from rlhf.trainers.supervised import check_lengths
 
 _ORDER = 5_555_555
@@ -27,7 +27,7 @@ class TextStream:
     seed: int
 
     @classmethod
-    def load(cls, config: PTXConfig, tokenizer: Any, room: int | None, seed: int) -> "TextStream":
+    def load(cls, config: PTXConfig, tokenizer: Any, context_length: int | None, seed: int) -> "TextStream":
         """Read and tokenise the texts.
 
         Raises:
@@ -35,7 +35,7 @@ class TextStream:
         """
         assert config.path is not None
         examples = encode(tokenizer, load_rows(config.path, config.split), config.max_length, config.path)
-        check_lengths((len(ids) for ids, _ in examples), room, config.path, "ptx.max_length")
+        check_lengths((len(ids) for ids, _ in examples), context_length, config.path, "ptx.max_length")
         if len(examples) < config.batch_size:
             raise UserError(
                 f"{config.path} holds {len(examples)} texts, fewer than ptx.batch_size = {config.batch_size}; lower it"
@@ -57,4 +57,4 @@ class TextStream:
 
     def count(self, examples: list[Demonstration]) -> int:
         """Tokens that a batch teaches."""
-        return sum(map(learnt, examples))
+        return sum(map(trained_token_count, examples))

@@ -11,9 +11,18 @@ from torch import Tensor, nn
 from rlhf.config.jobs import RewardJob
 from rlhf.data.datasets import column, encode_answers, pad, pad_id, split_rows
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import inner, sequence_scores
-from rlhf.models.loading import FACTS, add_lora, check_causal, is_adapter, load_causal_lm, load_tokenizer, room_of
-from rlhf.run.folder import RunFolder, open_accelerator, write_text
+from rlhf.models.actor_critic import sequence_scores, unwrap_peft
+from rlhf.models.loading import (
+    FACTS,
+    add_lora,
+    check_causal,
+    context_length_of,
+    is_adapter,
+    load_causal_lm,
+    load_tokenizer,
+)
+from rlhf.run.distributed import open_accelerator
+from rlhf.run.folder import RunFolder, write_text
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 
@@ -69,7 +78,7 @@ def train_reward_model(job: RewardJob) -> bool:
     pairs = encode_pairs(tokenizer, rows, limit, job.data.path)
     tests = encode_pairs(tokenizer, held_out, limit, job.data.eval_path) if held_out is not None else []
     check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
-    check_lengths(map(length, pairs + tests), room_of(config), job.data.path)
+    check_lengths(map(length, pairs + tests), context_length_of(config), job.data.path)
 
     model = Scorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
     filler, device = pad_id(tokenizer), accelerator.device
@@ -157,7 +166,7 @@ def save(model: Any, tokenizer: Any, run: RunFolder, facts: dict[str, Any], as_a
     else:
         whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         for name, value in facts.items():
-            setattr(inner(whole).config, name, value)
+            setattr(unwrap_peft(whole).config, name, value)
         whole.save_pretrained(run.path / "model")
     tokenizer.save_pretrained(run.path / "model")
     print(f"reward model in {run.path / 'model'}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))

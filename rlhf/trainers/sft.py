@@ -9,11 +9,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config.jobs import ScratchConfig, SFTJob
-from rlhf.data.datasets import column, encode_demonstration, pad, pad_id, semicolons, split_rows, values_of
+from rlhf.data.datasets import column, delimiter_hint, encode_demonstration, pad, pad_id, read_column, split_rows
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import check_head, inner, logits_of, trunk_inputs
-from rlhf.models.loading import add_lora, check_causal, export_lm, load_causal_lm, load_tokenizer, room_of
-from rlhf.run.folder import RunFolder, open_accelerator
+from rlhf.models.actor_critic import check_head, compute_logits, trunk_inputs, unwrap_peft
+from rlhf.models.loading import add_lora, check_causal, context_length_of, export_lm, load_causal_lm, load_tokenizer
+from rlhf.run.distributed import open_accelerator
+from rlhf.run.folder import RunFolder
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 Demonstration = tuple[list[int], list[bool]]
@@ -29,9 +30,9 @@ class NextToken(nn.Module):
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], learn: Bool[Tensor, "B L"]) -> Tensor:
         """Sum of `-log p(token)` over the tokens to learn; logits exist for these alone."""
-        hidden = inner(self.lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(self.lm, mask))
+        hidden = unwrap_peft(self.lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(self.lm, mask))
         targets = learn[:, 1:]
-        logits = logits_of(self.lm, hidden.last_hidden_state[:, :-1][targets])
+        logits = compute_logits(self.lm, hidden.last_hidden_state[:, :-1][targets])
         return nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum")
 
 
@@ -55,7 +56,7 @@ def train_sft(job: SFTJob) -> bool:
     else:
         tokenizer = train_tokenizer(_texts(rows, job.data.path), job.scratch)
     filler = pad_id(tokenizer)
-    learnt_from, *ignored = forms(rows, job.data.path)
+    learnt_from, *ignored = dataset_formats(rows, job.data.path)
     if ignored and accelerator.is_main_process:
         others = ", ".join(name for names in ignored for name in names)
         print(f"{job.data.path} has several forms: {', '.join(learnt_from)} is learnt, {others} is not")
@@ -63,8 +64,8 @@ def train_sft(job: SFTJob) -> bool:
     elsewhere = job.data.eval_path or job.data.path
     tests = encode(tokenizer, held_out, job.training.max_length, elsewhere) if held_out is not None else []
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
-    room = job.scratch.max_positions if known is None else room_of(known)
-    check_lengths((len(ids) for ids, _ in examples + tests), room, job.data.path)
+    context_length = job.scratch.max_positions if known is None else context_length_of(known)
+    check_lengths((len(ids) for ids, _ in examples + tests), context_length, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())
@@ -84,10 +85,12 @@ def train_sft(job: SFTJob) -> bool:
             tests[i : i + job.training.microbatch_size] for i in range(0, len(tests), job.training.microbatch_size)
         ]
         total = sum(float(loss(model, batch)[0]) for batch in batches)
-        mean = total / sum(map(learnt, tests))
+        mean = total / sum(map(trained_token_count, tests))
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
-    finished = fit(job, run, accelerator, model, examples, lambda e: len(e[0]), learnt, loss, evaluate, "sft")
+    finished = fit(
+        job, run, accelerator, model, examples, lambda e: len(e[0]), trained_token_count, loss, evaluate, "sft"
+    )
     if finished:
         if accelerator.is_main_process:
             export_lm(lm, tokenizer, run.path / "model", job.model)
@@ -97,12 +100,12 @@ def train_sft(job: SFTJob) -> bool:
     return finished
 
 
-def learnt(example: Demonstration) -> int:
+def trained_token_count(example: Demonstration) -> int:
     """How many tokens an example teaches; the first token of a text has nothing before it."""
     return sum(example[1][1:])
 
 
-def forms(rows: Any, path: str | None) -> list[list[str]]:
+def dataset_formats(rows: Any, path: str | None) -> list[list[str]]:
     """The columns of each form of demonstrations that the rows have, the one to learn first; `UserError` for none."""
     found = [
         names for names in (["messages"], ["prompt", "completion"], ["text"]) if set(names) <= set(rows.column_names)
@@ -110,14 +113,14 @@ def forms(rows: Any, path: str | None) -> list[list[str]]:
     if not found:
         raise UserError(
             f"{path} has the columns {', '.join(map(repr, rows.column_names))}, but demonstrations need 'text', "
-            "'messages', or 'prompt' and 'completion'" + semicolons(rows)
+            "'messages', or 'prompt' and 'completion'" + delimiter_hint(rows)
         )
     return found
 
 
 def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demonstration]:
     """Tokenised demonstrations, cut at `limit`; `UserError` for a row that says nothing."""
-    needed = forms(rows, path)[0]
+    needed = dataset_formats(rows, path)[0]
     values = [column(rows, name, path) for name in needed]
     examples = []
     for row in zip(*values, strict=True):
@@ -135,7 +138,7 @@ def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demo
 def _texts(rows: Any, path: str | None) -> Iterable[str]:
     if "text" not in rows.column_names:
         raise UserError(f"a new tokenizer is trained on a column 'text', which {path} does not have")
-    return (text for text in values_of(rows, "text", path) if text)
+    return (text for text in read_column(rows, "text", path) if text)
 
 
 def train_tokenizer(texts: Iterable[str], config: ScratchConfig) -> Any:

@@ -13,7 +13,7 @@ from rlhf.config.jobs import RewardJob, SFTJob, TrainingConfig
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder, require_space
-from rlhf.run.metrics import Clock, Metrics, add_up, over_ranks, peak_memory_mb
+from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import progress, stop_requests
 from tabular.core.schedules import make_schedule
 
@@ -41,14 +41,14 @@ def check_batches(config: TrainingConfig, rows: int, processes: int, path: str |
 
 
 def check_lengths(
-    lengths: Iterable[int], room: int | None, path: str | None, setting: str = "training.max_length"
+    lengths: Iterable[int], context_length: int | None, path: str | None, setting: str = "training.max_length"
 ) -> None:
-    """Refuse texts that are longer than the model reads (`room` tokens; None: any)."""
+    """Refuse texts that are longer than the model reads (`context_length` tokens; None: any)."""
     longest = max(lengths)
-    if room is not None and longest > room:
+    if context_length is not None and longest > context_length:
         raise UserError(
-            f"{path} holds a text of {longest} tokens, but the model reads at most {room}; "
-            f"set {setting} to {room} or less, to cut longer ones"
+            f"{path} holds a text of {longest} tokens, but the model reads at most {context_length}; "
+            f"set {setting} to {context_length} or less, to cut longer ones"
         )
 
 
@@ -137,7 +137,7 @@ def _optimize(
     config: TrainingConfig,
 ) -> dict[str, float]:
     """One optimizer step on a batch: this process's share of it, in microbatches."""
-    clock, ranks = Clock(), accelerator.num_processes
+    clock, ranks = PhaseTimer(), accelerator.num_processes
     with clock("step"):
         denom = sum(weight(row) for row in batch)
         mine = batch[accelerator.process_index :: ranks]
@@ -153,7 +153,7 @@ def _optimize(
         if not math.isfinite(norm) and accelerator.scaler is None:
             raise UserError("the gradient is not finite; lower training.lr, or resume the newest checkpoint with less")
         optimizer.step()
-        summed = over_ranks(accelerator, add_up(parts))
+        summed = sum_over_ranks(accelerator, sum_microbatches(parts))
     found = {name: float(value) / denom for name, value in summed.items()}
     return found | {
         "grad_norm": norm,

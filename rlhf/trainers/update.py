@@ -11,10 +11,17 @@ from torch import Tensor
 
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, Anchor, Decoding, Reference, belongs_to_critic, frozen_head
+from rlhf.models.actor_critic import (
+    ActorCritic,
+    FixedDistribution,
+    LogitTransform,
+    Reference,
+    frozen_head,
+    is_critic_weight,
+)
 from rlhf.records import PPOBatch, Rollout, microbatches, select, to_device, trim
-from rlhf.rollouts.rollout import Extras
-from rlhf.run.metrics import Metrics, add_up, over_ranks
+from rlhf.rollouts.rollout import RequestedOutputs
+from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.advantages import loss_weights
 from rlhf.trainers.ptx import TextStream
 from tabular.core.kl import PenaltyBeta, kl_estimate
@@ -27,7 +34,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
-class Count:
+class Normalizers:
     """What the losses of a minibatch are divided by: counted before its first microbatch, over all processes."""
 
     tokens: Tensor
@@ -36,13 +43,13 @@ class Count:
     rows: int
 
     @classmethod
-    def of(cls, minibatch: PPOBatch) -> "Count":
+    def of(cls, minibatch: PPOBatch) -> "Normalizers":
         mask = minibatch.loss_mask
         return cls(mask.sum().clamp(min=1), mask.any(-1).sum().clamp(min=1), len(minibatch))
 
 
 @dataclass(frozen=True)
-class Turn:
+class UpdateContext:
     """What an update knows of the run around it."""
 
     step: int
@@ -63,7 +70,7 @@ class Learner:
         job: PPOJob,
         policy: ActorCritic,
         reference: Reference,
-        decoding: Decoding,
+        decoding: LogitTransform,
         accelerator: Any,
         texts: TextStream | None = None,
     ):
@@ -71,7 +78,7 @@ class Learner:
         self.decoding, self.accelerator, self.texts = decoding, accelerator, texts
         config = job.ppo
         self.weights = policy.trainable()
-        self.critic_weights = {n: p for n, p in self.weights.items() if belongs_to_critic(n)}
+        self.critic_weights = {n: p for n, p in self.weights.items() if is_critic_weight(n)}
         self.policy_weights = {n: p for n, p in self.weights.items() if n not in self.critic_weights}
         groups = [list(group.values()) for group in (self.policy_weights, self.critic_weights) if group]
         optimizer = torch.optim.AdamW(
@@ -84,11 +91,11 @@ class Learner:
         self.model, self.optimizer = accelerator.prepare(policy, optimizer)
         self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
         self.beta = PenaltyBeta(config.kl_penalty_beta, config.kl_penalty_target)
-        self.extras = Extras(
+        self.extras = RequestedOutputs(
             exact_kl=config.kl_placement == "reward" and config.kl_estimator == "full",
             ref_states=config.kl_placement == "loss" and config.kl_estimator == "full",
             old_states=config.policy_loss == "kl_penalty",
-            cut_values=job.reward.truncated == "bootstrap",
+            bootstrap_values=job.reward.truncated == "bootstrap",
         )
         self._skipped_in_a_row = 0
 
@@ -106,11 +113,11 @@ class Learner:
         self.policy.train()
         rates = self._set_rates(self.lr(step) if lr is None else lr)
         old_head = frozen_head(self.policy.lm) if self.extras.old_states else None
-        turn = Turn(step, kl_coef, critic_only or step < self.job.critic.warmup_steps, old_head)
+        context = UpdateContext(step, kl_coef, critic_only or step < self.job.critic.warmup_steps, old_head)
         seen: list[Metrics] = []
         taken = 0
         for number, rows in enumerate(self.minibatches(len(batch), step)):
-            metrics, outcome = self._optimize(select(batch, rows), number, turn)
+            metrics, outcome = self._optimize(select(batch, rows), number, context)
             seen.append(metrics)
             taken += outcome == "stepped"
             if outcome == "too far":
@@ -119,20 +126,20 @@ class Learner:
         means["policy/ratio_max"] = max(float(m["policy/ratio_max"]) for m in seen)
         means |= rates | {"policy/optimizer_steps": float(taken)}
         if old_head is not None:
-            caused = self._kl_old_new(batch, turn)
+            caused = self._kl_old_new(batch, context)
             means |= {"policy/kl_penalty_beta": float(self.beta.beta), "policy/kl_old_new": caused}
             self.beta.update(caused)
         return means
 
-    def loss(self, batch: PPOBatch, count: Count, turn: Turn) -> tuple[Tensor, Metrics, Tensor]:
+    def loss(self, batch: PPOBatch, normalizers: Normalizers, context: UpdateContext) -> tuple[Tensor, Metrics, Tensor]:
         """A microbatch's part of a minibatch's loss: policy + value - entropy bonus + KL; its value part alone."""
         config, rollout = self.job.ppo, trim(batch.rollout)
         width = rollout.response_mask.shape[1]
         mask, advantages, returns = (x[:, :width] for x in (batch.loss_mask, batch.advantages, batch.returns))
-        out = self.model(rollout.tokens, self.decoding, **self._anchors(rollout, turn))
-        responses = count.rows if config.loss_aggregation == "fixed" else int(count.responses)
+        out = self.model(rollout.tokens, self.decoding, **self._anchors(rollout, context))
+        responses = normalizers.rows if config.loss_aggregation == "fixed" else int(normalizers.responses)
         weights = loss_weights(mask, config.loss_aggregation, responses, self.job.generation.max_new_tokens)
-        known = (mask, count.tokens)
+        known = (mask, normalizers.tokens)
 
         if config.policy_loss == "clip":
             clips = (config.clip_range, config.clip_range_high, config.dual_clip, config.log_ratio_clamp)
@@ -156,7 +163,7 @@ class Learner:
             if kl is None:
                 kl = kl_estimate(out.logprobs, rollout.ref_logprobs, config.kl_estimator)
             divergence = aggregate(torch.where(mask, kl, 0), *known, weights)
-            loss = loss + turn.kl_coef * divergence
+            loss = loss + context.kl_coef * divergence
             metrics["policy/kl_loss"] = divergence.detach()
         if self.policy.critic is None:
             return loss, metrics, torch.zeros_like(loss)
@@ -175,15 +182,15 @@ class Learner:
             group["lr"] = rate
         return rates
 
-    def _anchors(self, rollout: Rollout, turn: Turn) -> dict[str, Anchor]:
+    def _anchors(self, rollout: Rollout, context: UpdateContext) -> dict[str, FixedDistribution]:
         """The fixed distributions that an exact KL in the loss is measured against."""
         mask, found = rollout.response_mask, {}
-        if turn.old_head is not None:
+        if context.old_head is not None:
             assert rollout.old_states is not None
-            found["old"] = Anchor(rollout.old_states[mask], turn.old_head)
+            found["old"] = FixedDistribution(rollout.old_states[mask], context.old_head)
         if self.extras.ref_states:
             assert rollout.ref_states is not None
-            found["reference"] = Anchor(rollout.ref_states[mask], self.reference.head)
+            found["reference"] = FixedDistribution(rollout.ref_states[mask], self.reference.head)
         return found
 
     def minibatches(self, size: int, step: int) -> Iterator[Tensor]:
@@ -205,32 +212,32 @@ class Learner:
         return list(microbatches(share, self.job.ppo.microbatch_size))
 
     def _optimize(
-        self, minibatch: PPOBatch, number: int, turn: Turn
+        self, minibatch: PPOBatch, number: int, context: UpdateContext
     ) -> tuple[Metrics, Literal["stepped", "skipped", "too far"]]:
         """One optimizer step on a minibatch: this process's share of it, in microbatches."""
         config, ranks = self.job.ppo, self.accelerator.num_processes
-        count, groups = Count.of(minibatch), self._mine(minibatch)
+        normalizers, groups = Normalizers.of(minibatch), self._mine(minibatch)
         self.optimizer.zero_grad()
-        texts = self._learn_texts(number, turn.step) if self.texts is not None and not turn.critic_only else []
+        texts = self._learn_texts(number, context.step) if self.texts is not None and not context.critic_only else []
         parts = []
         for i, rows in enumerate(groups):
             last = i == len(groups) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics, of_critic = self.loss(select(minibatch, rows), count, turn)
-                if turn.critic_only:
+                loss, metrics, of_critic = self.loss(select(minibatch, rows), normalizers, context)
+                if context.critic_only:
                     loss = of_critic + 0.0 * loss  # every weight stays in the graph, as processes expect
                 self.accelerator.backward(loss * ranks)  # gradients are averaged over ranks, but their sum is meant
             parts.append(metrics)
-        if turn.critic_only:
+        if context.critic_only:
             for p in self.policy_weights.values():
                 p.grad = None  # not zero: AdamW would count a step, and decay the weights
-        metrics = over_ranks(self.accelerator, add_up(parts) | (add_up(texts) if texts else {}))
+        metrics = sum_over_ranks(self.accelerator, sum_microbatches(parts) | (sum_microbatches(texts) if texts else {}))
         norm = self._clip_gradients(metrics)
         if config.target_kl is not None and metrics["policy/approx_kl"] > config.target_kl:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.update()  # these gradients are done with, though no step used them
             return metrics, "too far"
-        return metrics, self._take_step(norm, turn.step)
+        return metrics, self._take_step(norm, context.step)
 
     def _clip_gradients(self, metrics: Metrics) -> Tensor:
         """Scale gradients down to `max_grad_norm`; a critic with weights of its own does not count in the policy's."""
@@ -257,22 +264,22 @@ class Learner:
         for i in range(0, len(mine), size):
             batch = to_device(self.texts.as_responses(mine[i : i + size]), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
-                logprobs = self.model(batch, Decoding(), with_values=False).logprobs
+                logprobs = self.model(batch, LogitTransform(), with_values=False).logprobs
                 loss = -logprobs.sum() / denom
                 self.accelerator.backward(config.coef * loss * ranks)
             parts.append({"policy/ptx_loss": loss.detach()})
         return parts
 
     @torch.no_grad()
-    def _kl_old_new(self, batch: PPOBatch, turn: Turn) -> float:
+    def _kl_old_new(self, batch: PPOBatch, context: UpdateContext) -> float:
         """The mean exact KL(old || new) that a step's epochs caused, over all tokens of its batch."""
         total = torch.zeros((), device=self.accelerator.device)
         for rows in self._mine(batch):
             rollout = trim(select(batch.rollout, rows))
             with self.accelerator.autocast():
-                out = self.policy(rollout.tokens, self.decoding, with_values=False, **self._anchors(rollout, turn))
+                out = self.policy(rollout.tokens, self.decoding, with_values=False, **self._anchors(rollout, context))
             total += out.old_kl.sum()
-        summed = over_ranks(self.accelerator, {"kl": total})["kl"]
+        summed = sum_over_ranks(self.accelerator, {"kl": total})["kl"]
         return float(summed / batch.rollout.response_mask.sum())
 
     def _take_step(self, norm: Tensor, step: int) -> Literal["stepped", "skipped"]:

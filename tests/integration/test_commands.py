@@ -398,7 +398,7 @@ def test_more_that_people_type(capsys, config, tmp_path, monkeypatch, options, m
     ("options", "message"),
     [
         (["--prompt", " "], "--prompt is empty"),
-        (["--prompt", "the film", "--max_new_tokens", "500"], "are more than the 128 that"),
+        (["--prompt", "the film", "--max_new_tokens", "500"], "exceed the context length of"),
         (["--chat"], "the tokenizer has no chat template"),
     ],
 )

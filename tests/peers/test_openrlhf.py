@@ -16,13 +16,13 @@ from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_whiten
 
 # What its workers run on, and its reader of mathematical answers; none of the functions below touches them.
-ABSENT = (
+UNSUPPORTED = (
     "deepspeed flash_attn flash_attn.bert_padding flash_attn.utils flash_attn.utils.distributed pylatexenc ray "
     "openrlhf.trainer.ray openrlhf.trainer.ray.launcher"
 )
 pytest.importorskip("openrlhf")
 with pytest.MonkeyPatch.context() as patch:
-    for name in ABSENT.split():
+    for name in UNSUPPORTED.split():
         patch.setitem(sys.modules, name, MagicMock(__spec__=None, __path__=[]))
     from openrlhf.models import loss as losses
     from openrlhf.models import utils

@@ -4,11 +4,12 @@ import os
 
 import pytest
 
-from rlhf.errors import UserError, end_at_once, reported
+from rlhf.errors import UserError, report_user_errors
+from rlhf.run.distributed import exit_launched_process
 
 
 def test_bad_input_ends_with_one_line_and_status_2(capsys):
-    with pytest.raises(SystemExit) as stop, reported():
+    with pytest.raises(SystemExit) as stop, report_user_errors():
         raise UserError("ppo.lr is -1, but it must be positive")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: ppo.lr is -1, but it must be positive\n"
@@ -19,5 +20,5 @@ def test_one_of_several_processes_ends_at_once(monkeypatch, processes, expected)
     ended = []
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr(os, "_exit", ended.append)
-    end_at_once()
+    exit_launched_process()
     assert ended == expected

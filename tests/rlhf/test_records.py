@@ -11,12 +11,12 @@ from rlhf.records import (
     Rollout,
     interleave,
     last_index,
+    mask_up_to_last,
     microbatches,
-    reach,
+    pad_to_width,
     select,
     to_device,
     trim,
-    widen,
 )
 
 PER_TOKEN = ("response_ids", "response_mask", "old_logprobs", "ref_logprobs", "old_values")
@@ -133,9 +133,14 @@ HOLES = torch.tensor([[F, T, F, T, F, F], [T, F, F, F, F, F], [F, F, F, F, T, F]
 
 
 def test_reach_of_a_mask_goes_to_the_last_true_and_fills_the_holes():
-    assert reach(HOLES).tolist() == [[T, T, T, T, F, F], [T, F, F, F, F, F], [T, T, T, T, T, F], [T, T, T, F, F, F]]
-    assert not reach(torch.zeros(2, 3, dtype=torch.bool)).any()
-    assert reach(torch.ones(2, 3, dtype=torch.bool)).all()
+    assert mask_up_to_last(HOLES).tolist() == [
+        [T, T, T, T, F, F],
+        [T, F, F, F, F, F],
+        [T, T, T, T, T, F],
+        [T, T, T, F, F, F],
+    ]
+    assert not mask_up_to_last(torch.zeros(2, 3, dtype=torch.bool)).any()
+    assert mask_up_to_last(torch.ones(2, 3, dtype=torch.bool)).all()
 
 
 def test_last_index_is_that_of_the_last_true_whatever_stands_before_it():
@@ -148,7 +153,7 @@ def test_reach_and_last_index_are_those_of_a_plain_loop(seed):
     mask[:, 0] |= ~mask.any(-1)
     last = [max(t for t, real in enumerate(row) if real) for row in mask.tolist()]
     assert last_index(mask).tolist() == last
-    assert reach(mask).tolist() == [[t <= end for t in range(9)] for end in last]
+    assert mask_up_to_last(mask).tolist() == [[t <= end for t in range(9)] for end in last]
 
 
 def holed():
@@ -163,7 +168,7 @@ def holed():
         exact_kl=rollout.old_values + 0.25,
         old_states=states,
         ref_states=-states,
-        cut_values=torch.arange(4.0),
+        bootstrap_values=torch.arange(4.0),
         baseline_scores=-torch.arange(4.0),
     )
 
@@ -175,7 +180,7 @@ def test_trim_keeps_the_holes_and_cuts_every_field_that_has_a_column_for_each_to
     per_token = (*PER_TOKEN, "token_scores", "sampler_logprobs", "exact_kl", "old_states", "ref_states")
     for name in per_token:
         assert torch.equal(getattr(cut, name), getattr(rollout, name)[:, :5]), name
-    for name in ("truncated", "scores", "cut_values", "baseline_scores"):
+    for name in ("truncated", "scores", "bootstrap_values", "baseline_scores"):
         assert torch.equal(getattr(cut, name), getattr(rollout, name)), name
     assert torch.equal(cut.prompts.prompt_ids, rollout.prompts.prompt_ids[:, 1:])
     assert cut.completions == rollout.completions
@@ -189,7 +194,7 @@ def test_a_column_that_is_a_hole_in_every_row_stays():
 def test_shares_with_every_field_put_together_are_the_whole():
     """Of other widths too: what is missing is filled with zeros."""
     whole = holed()
-    after = ~reach(HOLES)
+    after = ~mask_up_to_last(HOLES)
     whole = replace(
         whole,
         **{
@@ -206,15 +211,15 @@ def test_shares_with_every_field_put_together_are_the_whole():
 
 
 def test_widen_adds_zero_columns_on_the_right():
-    assert widen(torch.tensor([[1, 2]]), 4).tolist() == [[1, 2, 0, 0]]
-    assert widen(torch.tensor([[T]]), 3).tolist() == [[T, F, F]]
-    assert widen(torch.ones(1, 1, 2), 2).tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
-    assert widen(torch.ones(2, 3), 3).tolist() == torch.ones(2, 3).tolist()
+    assert pad_to_width(torch.tensor([[1, 2]]), 4).tolist() == [[1, 2, 0, 0]]
+    assert pad_to_width(torch.tensor([[T]]), 3).tolist() == [[T, F, F]]
+    assert pad_to_width(torch.ones(1, 1, 2), 2).tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
+    assert pad_to_width(torch.ones(2, 3), 3).tolist() == torch.ones(2, 3).tolist()
 
 
 def test_select_and_moving_leave_out_what_is_not_there():
     rollout = ragged([2, 1], [1, 1])
     assert select(rollout, torch.tensor([1])).exact_kl is None
     assert to_device(rollout, "cpu").old_states is None
-    assert interleave([rollout, rollout]).cut_values is None
+    assert interleave([rollout, rollout]).bootstrap_values is None
     assert select(holed(), torch.tensor([2])).old_states.tolist() == holed().old_states[2:3].tolist()

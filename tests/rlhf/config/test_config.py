@@ -11,7 +11,7 @@ import yaml
 from rlhf.config import jobs as config_room
 from rlhf.config import ppo as ppo_settings
 from rlhf.config import shared as settings
-from rlhf.config.aliases import ABSENT, HERE
+from rlhf.config.aliases import ALIASES, UNSUPPORTED
 from rlhf.config.jobs import (
     CheckpointConfig,
     CriticConfig,
@@ -152,18 +152,18 @@ def test_every_shipped_config_parses():
 @pytest.mark.parametrize("kind", JOBS)
 def test_every_setting_is_read_somewhere(kind):
     """An option that nothing reads is a lie."""
-    rooms = ("config.py", "settings.py", "ppo_settings.py")
-    code = "".join(f.read_text() for f in (ROOT / "rlhf").glob("*.py") if f.name not in rooms)
+    package = ROOT / "rlhf"
+    code = "".join(f.read_text() for f in package.rglob("*.py") if f.parent.name != "config")
     # A check of a value is no use of it, a property is.
-    own = "".join((ROOT / "rlhf" / name).read_text().partition("@property")[2] for name in rooms)
+    properties = "".join(f.read_text().partition("@property")[2] for f in (package / "config").glob("*.py"))
     for key in keys_of(kind):
         leaf = key.rsplit(".", 1)[-1]
-        assert re.search(rf"\.{leaf}\b", code) or re.search(rf"self\.{leaf}\b", own), key
+        assert re.search(rf"\.{leaf}\b", code) or re.search(rf"self\.{leaf}\b", properties), key
 
 
 def test_every_setting_says_what_it_is():
     """A string under each field: `--help` prints it."""
-    trees = [ast.parse((ROOT / "rlhf" / f"{name}.py").read_text()) for name in ("settings", "ppo_settings")]
+    trees = [ast.parse((ROOT / "rlhf" / "config" / f"{name}.py").read_text()) for name in ("shared", "ppo")]
     silent = [
         f"{cls.name}.{ast.unparse(item.target)}"
         for tree in trees
@@ -185,8 +185,8 @@ def test_whole_numbers_may_be_written_with_an_exponent(options):
 
 def test_names_from_elsewhere_lead_to_settings_that_exist():
     known = keys_of(PPOJob)
-    assert set(HERE.values()) <= set(known)
-    assert not set(ABSENT) & {key.rsplit(".", 1)[-1] for key in known}
+    assert set(ALIASES.values()) <= set(known)
+    assert not set(UNSUPPORTED) & {key.rsplit(".", 1)[-1] for key in known}
 
 
 def test_batch_arithmetic():
@@ -603,7 +603,7 @@ def test_what_lies_just_inside_is_taken(make, given):
 def test_no_check_is_without_a_case_above(monkeypatch):
     """All that the cases make any group look at is refused in one of them."""
     asked, refused = set(), set()
-    unread = settings.check_unread
+    original_reject_unused = settings.reject_unused
 
     def reason(text):
         return re.sub(r"\d+|(?<=estimator )\w+(?= has)", "*", text)
@@ -614,17 +614,17 @@ def test_no_check_is_without_a_case_above(monkeypatch):
             refused.add((key, reason(need)))
             raise UserError(key)
 
-    def check_unread(group, prefix, names, why):
+    def reject_unused(group, prefix, names, why):
         asked.update((f"{prefix}.{name}", reason(why)) for name in names)
         try:
-            unread(group, prefix, names, why)
+            original_reject_unused(group, prefix, names, why)
         except UserError as error:
             refused.add((str(error).split(" is ")[0], reason(why)))
             raise
 
     for room in (settings, ppo_settings, config_room):
         monkeypatch.setattr(room, "check", check)
-        monkeypatch.setattr(room, "check_unread", check_unread)
+        monkeypatch.setattr(room, "reject_unused", reject_unused)
     cases = [(GROUPS[group], given) for group, given, *_ in VALUES + UNREAD]
     for make, given in cases + [(make, given) for make, given, _ in COMBINATIONS] + TAKEN:
         refusal(make, given)

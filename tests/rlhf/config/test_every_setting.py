@@ -228,9 +228,9 @@ def seen(job, output, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "trunk_states", counted(models.trunk_states))
-        patch.setattr(models, "logits_of", counted(models.logits_of))
+        patch.setattr(models, "compute_logits", counted(models.compute_logits))
         patch.setattr(rewards, "sequence_scores", counted(rewards.sequence_scores))
-        patch.setattr("rlhf.rollouts.sampling.logits_of", counted(models.logits_of))
+        patch.setattr("rlhf.rollouts.sampling.compute_logits", counted(models.compute_logits))
         AcceleratorState._reset_state(True)  # each run here stands for a process of its own
         try:
             trainer = PPOTrainer(replace(job, output=str(output)))

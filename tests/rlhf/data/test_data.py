@@ -171,7 +171,7 @@ def test_missing_column_is_named_with_those_that_are_there(tokenizer):
         prepare_prompts(tokenizer, rows_of(text=["the"], label=["a"]), DataConfig(path="file.csv"), 2)
 
 
-@pytest.mark.parametrize(("sign", "word"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize(("sign", "word"), [(";", "delimiter_hint"), ("\t", "tabs")])
 def test_a_csv_with_other_signs_than_commas_is_recognised(sign, word, tmp_path):
     (tmp_path / "p.csv").write_text(f"prompt{sign}label\nthe film is{sign}good\n")
     with pytest.raises(UserError, match=f"by {word} in this file: save it with commas"):

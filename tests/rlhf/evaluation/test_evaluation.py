@@ -14,7 +14,7 @@ from rlhf.data.datasets import PromptSet
 from rlhf.errors import UserError
 from rlhf.evaluation import held_out as evaluation
 from rlhf.evaluation.held_out import answer, choose, evaluate_policy, samples, summarise, table
-from rlhf.models.actor_critic import ActorCritic, Decoding, Reference
+from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.rollouts.rollout import Sampler
 
@@ -117,7 +117,9 @@ def asked(models):
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.5)
     sampler = Sampler(
-        load_tokenizer(folder), Decoding(0.9, stops=(1, 8, 9)), GenerationConfig(max_new_tokens=6, temperature=0.9)
+        load_tokenizer(folder),
+        LogitTransform(0.9, stops=(1, 8, 9)),
+        GenerationConfig(max_new_tokens=6, temperature=0.9),
     )
     prompts = PromptSet(
         [f"p{i}" for i in range(9)], [[7 + i] * (1 + i % 3) for i in range(9)], {"n": list(range(9))}, 2

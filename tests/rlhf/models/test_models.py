@@ -6,7 +6,7 @@ import torch
 from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.data.datasets import pad_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, Decoding, Reference, check_head, disable_dropout, logits_of
+from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference, check_head, compute_logits, disable_dropout
 from rlhf.models.loading import add_lora, check_causal, export, export_lm, load_causal_lm, load_tokenizer, resolve
 from rlhf.records import Tokens
 
@@ -66,7 +66,7 @@ def assert_close(a, b):
 def test_outputs_are_those_of_plain_transformers_row_by_row_without_padding(models, family):
     lm = load(models, family)
     policy = actor_critic(lm)
-    out = policy(padded(), Decoding(TEMPERATURE))
+    out = policy(padded(), LogitTransform(TEMPERATURE))
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
         ids = torch.tensor([prompt + response])
         told = slice(len(prompt) - 1, -1)
@@ -83,9 +83,9 @@ def test_outputs_are_those_of_plain_transformers_row_by_row_without_padding(mode
 def test_more_padding_of_any_kind_changes_nothing(models, family):
     """Also where padding and end are one token, and where it is a word of its own."""
     policy = actor_critic(load(models, family))
-    tight = policy(padded(), Decoding(TEMPERATURE))
+    tight = policy(padded(), LogitTransform(TEMPERATURE))
     for filler in (1, 26):
-        wide = policy(padded(left=4, right=3, filler=filler), Decoding(TEMPERATURE))
+        wide = policy(padded(left=4, right=3, filler=filler), LogitTransform(TEMPERATURE))
         for name in ("logprobs", "entropy", "values"):
             assert_close(getattr(wide, name)[:, :4], getattr(tight, name))
             assert not getattr(wide, name)[:, 4:].any()
@@ -94,11 +94,11 @@ def test_more_padding_of_any_kind_changes_nothing(models, family):
 @torch.no_grad()
 def test_sliding_window_shorter_than_the_text_is_respected_under_padding(models):
     lm = load(models, "mistral")
-    wide = ActorCritic(lm)(padded(), Decoding()).logprobs
+    wide = ActorCritic(lm)(padded(), LogitTransform()).logprobs
     lm.config.sliding_window = 2
     ids = torch.tensor([PROMPTS[1] + RESPONSES[1]])
     plain = lm(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
-    narrow = ActorCritic(lm)(padded(left=3), Decoding()).logprobs
+    narrow = ActorCritic(lm)(padded(left=3), LogitTransform()).logprobs
     assert_close(narrow[1], plain)
     assert (narrow[1] - wide[1]).abs().max() > 0.01
 
@@ -109,7 +109,7 @@ def test_numbers_are_float32_whatever_the_model_is(models):
     assert lm.dtype == torch.bfloat16
     assert policy.value_head.weight.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        out = policy(padded(), Decoding())
+        out = policy(padded(), LogitTransform())
     assert {out.logprobs.dtype, out.entropy.dtype, out.values.dtype} == {torch.float32}
     with torch.no_grad():
         state = lm.base_model(torch.tensor([PROMPTS[1]])).last_hidden_state[0, 0].float()
@@ -119,7 +119,7 @@ def test_numbers_are_float32_whatever_the_model_is(models):
 
 
 def test_value_head_starts_at_zero(models):
-    out = ActorCritic(load(models, "llama"))(padded(), Decoding())
+    out = ActorCritic(load(models, "llama"))(padded(), LogitTransform())
     assert not out.values.any()
 
 
@@ -128,7 +128,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(models):
     for checkpointing in (False, True):
         policy = actor_critic(load(models, "llama", gradient_checkpointing=checkpointing)).train()
         assert policy.lm.is_gradient_checkpointing == checkpointing
-        out = policy(padded(), Decoding(TEMPERATURE))
+        out = policy(padded(), LogitTransform(TEMPERATURE))
         (out.logprobs.sum() + out.entropy.sum() + out.values.square().sum()).backward()
         grads.append({name: p.grad for name, p in policy.trainable().items()})
     for name, grad in grads[0].items():
@@ -175,8 +175,8 @@ def test_softcap_of_logits_is_respected(models):
     ids = torch.tensor([[7, 8, 9]])
     hidden = lm.base_model(ids).last_hidden_state[0]
     assert lm.lm_head(hidden).abs().max() > 1.0
-    assert_close(logits_of(lm, hidden), lm(ids).logits[0])
-    assert logits_of(lm, hidden).abs().max() <= 0.5
+    assert_close(compute_logits(lm, hidden), lm(ids).logits[0])
+    assert compute_logits(lm, hidden).abs().max() <= 0.5
     check_head(lm)
 
 
@@ -211,11 +211,11 @@ def test_family_that_scales_its_logits_is_refused(models):
 def test_reference_of_a_fully_trained_policy_is_a_frozen_copy(models):
     lm = load(models, "llama")
     reference, policy = Reference.of(lm), ActorCritic(lm)
-    before = reference.logprobs(padded(), Decoding(TEMPERATURE))
-    assert torch.equal(before, policy(padded(), Decoding(TEMPERATURE)).logprobs)
+    before = reference.logprobs(padded(), LogitTransform(TEMPERATURE))
+    assert torch.equal(before, policy(padded(), LogitTransform(TEMPERATURE)).logprobs)
     lm.get_output_embeddings().weight.mul_(1.5)
-    assert torch.equal(reference.logprobs(padded(), Decoding(TEMPERATURE)), before)
-    assert not torch.equal(policy(padded(), Decoding(TEMPERATURE)).logprobs, before)
+    assert torch.equal(reference.logprobs(padded(), LogitTransform(TEMPERATURE)), before)
+    assert not torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, before)
     assert not any(p.requires_grad for p in reference.lm.parameters())
     assert all(p.requires_grad for p in lm.parameters())
 
@@ -225,15 +225,15 @@ def test_reference_of_adapters_is_the_model_without_them(models):
     lm = add_lora(load(models, "llama"), LoraConfig(rank=2), "CAUSAL_LM")
     reference, policy = Reference.of(lm), ActorCritic(lm)
     assert reference.lm is lm  # the weights are in memory once
-    before = reference.logprobs(padded(), Decoding(TEMPERATURE))
-    assert torch.equal(policy(padded(), Decoding(TEMPERATURE)).logprobs, before)
+    before = reference.logprobs(padded(), LogitTransform(TEMPERATURE))
+    assert torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, before)
     for name, p in lm.named_parameters():
         if "lora_B" in name:
             p.fill_(0.3)
-    moved = policy(padded(), Decoding(TEMPERATURE)).logprobs
+    moved = policy(padded(), LogitTransform(TEMPERATURE)).logprobs
     assert (moved - before).abs().max() > 0.01
-    assert torch.equal(reference.logprobs(padded(), Decoding(TEMPERATURE)), before)
-    assert torch.equal(policy(padded(), Decoding(TEMPERATURE)).logprobs, moved)  # the adapters are on again
+    assert torch.equal(reference.logprobs(padded(), LogitTransform(TEMPERATURE)), before)
+    assert torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, moved)  # the adapters are on again
     assert [name for name, p in lm.named_parameters() if p.requires_grad and "lora_" not in name] == []
 
 
@@ -250,24 +250,24 @@ def test_adapter_of_an_earlier_stage_is_part_of_the_reference(models, tmp_path):
             p.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     export_lm(tuned, load_tokenizer(config.path), tmp_path / "sft" / "model", config)
     assert not (tmp_path / "sft" / "model" / "config.json").exists()  # an adapter, not whole weights
-    base = ActorCritic(load(models, "llama"))(padded(), Decoding()).logprobs
+    base = ActorCritic(load(models, "llama"))(padded(), LogitTransform()).logprobs
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.path), tmp_path / "sft" / "model")
-    expected = ActorCritic(plain.eval())(padded(), Decoding()).logprobs
+    expected = ActorCritic(plain.eval())(padded(), LogitTransform()).logprobs
     assert (expected - base).abs().max() > 0.01
 
     second = ModelConfig(path=str(tmp_path / "sft"), lora=LoraConfig(rank=2))
     lm = add_lora(load_causal_lm(second), second.lora, "CAUSAL_LM")
-    assert_close(Reference.of(lm).logprobs(padded(), Decoding()), expected)
-    assert_close(ActorCritic(lm)(padded(), Decoding()).logprobs, expected)
+    assert_close(Reference.of(lm).logprobs(padded(), LogitTransform()), expected)
+    assert_close(ActorCritic(lm)(padded(), LogitTransform()).logprobs, expected)
 
     # What it exports stands alone: the weights under it lie in no folder.
     for name, p in lm.named_parameters():
         if "lora_B" in name:
             p.fill_(0.3)
-    moved = ActorCritic(lm)(padded(), Decoding()).logprobs
+    moved = ActorCritic(lm)(padded(), LogitTransform()).logprobs
     export(ActorCritic(lm), load_tokenizer(str(tmp_path / "sft")), tmp_path / "ppo", second, {})
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")
-    assert_close(ActorCritic(alone)(padded(), Decoding()).logprobs, moved)
+    assert_close(ActorCritic(alone)(padded(), LogitTransform()).logprobs, moved)
     assert (moved - expected).abs().max() > 0.01
 
 

@@ -9,10 +9,10 @@ import torch
 from rlhf.config.jobs import GenerationConfig, ModelConfig
 from rlhf.data.datasets import pad
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, Decoding, Reference
+from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.records import Tokens
-from rlhf.rollouts.sampling import StopStrings, decoding_of, sample, stop_ids, uniforms
+from rlhf.rollouts.sampling import StopStrings, make_logit_transform, sample, stop_ids, uniform_noise
 
 FAMILIES = [
     "llama",
@@ -42,10 +42,10 @@ def load(models):
 
 
 def together(lm, prompts=PROMPTS, seed=0, stops=STOPS, temperature=1.0, max_rows=None, filler=2, left=0):
-    noise = uniforms([seed], range(len(prompts)), len(prompts), LENGTH)
+    noise = uniform_noise([seed], range(len(prompts)), len(prompts), LENGTH)
     ids, mask = pad(prompts, filler, "left")
     ids = torch.nn.functional.pad(ids, (left, 0), value=filler)
-    decoding = Decoding(temperature, stops=tuple(stops))
+    decoding = LogitTransform(temperature, stops=tuple(stops))
     return sample(lm, ids, torch.nn.functional.pad(mask, (left, 0)), noise, decoding, LENGTH, None, max_rows)
 
 
@@ -54,7 +54,7 @@ def listed(said):
 
 
 @torch.no_grad()
-def plain(lm, prompt, noise, stops, temperature):
+def json_safe(lm, prompt, noise, stops, temperature):
     """One response by the definition: the first token at which the cumulative distribution passes the number."""
     response = []
     for u in noise.tolist():
@@ -72,8 +72,8 @@ def test_responses_are_those_of_a_plain_loop_for_each_prompt_alone(load, family,
     """Padding, the cache, and rows that leave it as they end show in no token."""
     lm = load(family)
     prompts = PROMPTS * 2
-    noise = uniforms([0], range(12), 12, LENGTH)
-    expected = [plain(lm, p, u, STOPS, temperature) for p, u in zip(prompts, noise, strict=True)]
+    noise = uniform_noise([0], range(12), 12, LENGTH)
+    expected = [json_safe(lm, p, u, STOPS, temperature) for p, u in zip(prompts, noise, strict=True)]
     assert len({len(response) for response in expected}) > 2  # they end at different times, or the test shows little
     assert listed(together(lm, prompts, temperature=temperature)) == expected
 
@@ -86,8 +86,8 @@ def test_sliding_window_shorter_than_the_text_is_respected(load, family):
     for module in lm.modules():
         if getattr(module, "sliding_window", None) is not None:
             module.sliding_window = 3
-    noise = uniforms([0], range(len(PROMPTS)), len(PROMPTS), LENGTH)
-    expected = [plain(lm, p, u, STOPS, 1.0) for p, u in zip(PROMPTS, noise, strict=True)]
+    noise = uniform_noise([0], range(len(PROMPTS)), len(PROMPTS), LENGTH)
+    expected = [json_safe(lm, p, u, STOPS, 1.0) for p, u in zip(PROMPTS, noise, strict=True)]
     assert listed(together(lm, left=2)) == expected
     assert expected != wide
 
@@ -106,8 +106,8 @@ def test_row_s_response_is_its_own_whatever_stands_beside_it(load):
     whole = listed(together(lm))
     order = [4, 0, 5, 2]
     ids, mask = pad([PROMPTS[i] for i in order], 2, "left")
-    noise = uniforms([0], order, len(PROMPTS), LENGTH)
-    assert listed(sample(lm, ids, mask, noise, Decoding(stops=tuple(STOPS)), LENGTH)) == [whole[i] for i in order]
+    noise = uniform_noise([0], order, len(PROMPTS), LENGTH)
+    assert listed(sample(lm, ids, mask, noise, LogitTransform(stops=tuple(STOPS)), LENGTH)) == [whole[i] for i in order]
 
 
 def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
@@ -132,7 +132,7 @@ def test_no_column_is_padding_in_every_row(load):
 
 def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):
     ids, mask = pad(PROMPTS, 2, "left")
-    said = sample(load(), ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=tuple(range(1, 14))), 1)
+    said = sample(load(), ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=tuple(range(1, 14))), 1)
     assert said.truncated.tolist() == [token not in range(1, 14) for token in said.ids[:, 0].tolist()]
     assert said.truncated.unique().numel() == 2
 
@@ -141,8 +141,8 @@ def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):
 def test_frequencies_are_those_that_are_scored(load, family):
     """20,000 draws of one token at temperature 0.7: every token within four standard errors of its probability."""
     lm, draws = load(family), 20_000
-    noise = uniforms([3], range(draws), draws, 1)
-    decoding = Decoding(0.7, stops=(1,))
+    noise = uniform_noise([3], range(draws), draws, 1)
+    decoding = LogitTransform(0.7, stops=(1,))
     said = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, decoding, 1)
     with torch.no_grad():
         p = (lm(torch.tensor([[7]])).logits[0, -1] / 0.7).softmax(-1)
@@ -163,7 +163,7 @@ def test_cold_limit_is_transformers_greedy_search(load, family):
         ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=LENGTH, eos_token_id=STOPS, pad_token_id=0
     )
     assert torch.equal(ours, theirs[:, ids.shape[1] :])
-    greedy = sample(lm, ids, mask, None, Decoding(stops=tuple(STOPS)), LENGTH)
+    greedy = sample(lm, ids, mask, None, LogitTransform(stops=tuple(STOPS)), LENGTH)
     assert torch.equal(greedy.ids, ours)
 
 
@@ -172,20 +172,20 @@ def test_cold_limit_is_transformers_greedy_search(load, family):
 
 @pytest.mark.parametrize("rows", [[3], [5, 0, 2], list(range(8)), torch.tensor([7, 7])])
 def test_a_row_s_numbers_do_not_depend_on_which_rows_are_asked_for(rows):
-    whole = uniforms([4, 2], range(8), 8, 5)
-    assert torch.equal(uniforms([4, 2], rows, 8, 5), whole[torch.as_tensor(rows)])
+    whole = uniform_noise([4, 2], range(8), 8, 5)
+    assert torch.equal(uniform_noise([4, 2], rows, 8, 5), whole[torch.as_tensor(rows)])
 
 
 def test_numbers_are_uniform_and_differ_with_every_part_of_the_key():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    whole = uniforms([0, 1], range(1000), 1000, 10)
+    whole = uniform_noise([0, 1], range(1000), 1000, 10)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's generator is touched
     assert whole.dtype == torch.float64
     assert 0 <= whole.min() < 0.001
     assert 0.999 < whole.max() < 1
     assert abs(float(whole.mean()) - 0.5) < 4 * (1 / 12 / 10_000) ** 0.5
-    others = [uniforms(key, range(1000), 1000, 10) for key in ([1, 0], [0, 2], [1, 1], [0], [0, 1, 0], [1])]
+    others = [uniform_noise(key, range(1000), 1000, 10) for key in ([1, 0], [0, 2], [1, 1], [0], [0, 1, 0], [1])]
     assert len({float(numbers[0, 0]) for numbers in (whole, *others)}) == 7
 
 
@@ -229,10 +229,10 @@ def test_stops_of_a_real_model(load, models):
 # ----------------------------------------------------------------------------------------------- what is never possible
 
 BENT = {
-    "plain": Decoding(0.8, stops=tuple(STOPS)),
-    "suppressed": Decoding(0.8, suppress_ids=(0, 8, 20, 25), stops=tuple(STOPS)),
-    "shortest": Decoding(0.8, min_new_tokens=4, stops=tuple(STOPS)),
-    "both": Decoding(0.8, suppress_ids=(8, 25), min_new_tokens=3, stops=tuple(STOPS)),
+    "plain": LogitTransform(0.8, stops=tuple(STOPS)),
+    "suppressed": LogitTransform(0.8, suppress_ids=(0, 8, 20, 25), stops=tuple(STOPS)),
+    "shortest": LogitTransform(0.8, min_new_tokens=4, stops=tuple(STOPS)),
+    "both": LogitTransform(0.8, suppress_ids=(8, 25), min_new_tokens=3, stops=tuple(STOPS)),
 }
 
 
@@ -252,7 +252,7 @@ def distribution(lm, text, decoding, place):
 
 
 def bent(lm, decoding, prompts=PROMPTS * 2, **how):
-    noise = uniforms([0], range(len(prompts)), len(prompts), LENGTH)
+    noise = uniform_noise([0], range(len(prompts)), len(prompts), LENGTH)
     ids, mask = pad(prompts, 2, "left")
     return sample(lm, ids, mask, noise, decoding, LENGTH, **how), noise, (ids, mask)
 
@@ -339,10 +339,10 @@ def test_gradient_is_finite_where_tokens_are_impossible(load):
 def test_places_count_the_tokens_of_a_response_not_of_the_prompt(load):
     """At place 2 of min_new_tokens 3 no end, at place 3 any; whatever stands left of it."""
     logits = torch.zeros(4, 5)
-    found = Decoding(2.0, suppress_ids=(4,), min_new_tokens=3, stops=(0, 1))(logits, torch.tensor([0, 2, 3, 9]))
+    found = LogitTransform(2.0, suppress_ids=(4,), min_new_tokens=3, stops=(0, 1))(logits, torch.tensor([0, 2, 3, 9]))
     ninf = -torch.inf
     assert found.tolist() == [[ninf, ninf, 0, 0, ninf]] * 2 + [[0, 0, 0, 0, ninf]] * 2
-    assert Decoding(0.5)(torch.tensor([[1.0, -2.0]]), torch.tensor([0])).tolist() == [[2.0, -4.0]]
+    assert LogitTransform(0.5)(torch.tensor([[1.0, -2.0]]), torch.tensor([0])).tolist() == [[2.0, -4.0]]
 
 
 @pytest.mark.parametrize("name", BENT)
@@ -364,7 +364,7 @@ def test_greedy_takes_the_most_probable_possible_token(load, name):
 
 def test_suppressed_ids_outside_the_vocabulary_or_without_an_end_are_refused():
     def made(stops=(1, 5), **settings):
-        return decoding_of(GenerationConfig(**settings), stops, 27)
+        return make_logit_transform(GenerationConfig(**settings), stops, 27)
 
     for bad in (27, -1):
         with pytest.raises(UserError) as error:
@@ -373,9 +373,9 @@ def test_suppressed_ids_outside_the_vocabulary_or_without_an_end_are_refused():
     with pytest.raises(UserError) as error:
         made(suppress_ids=[5, 3, 1])
     assert str(error.value) == "generation.suppress_ids holds every end token (1, 5), so no response could end"
-    assert made(suppress_ids=[5]) == Decoding(1.0, (5,), 0, (1, 5))
+    assert made(suppress_ids=[5]) == LogitTransform(1.0, (5,), 0, (1, 5))
     assert made(suppress_ids=[1, 5], stop_strings=["end"]).suppress_ids == (1, 5)  # a text can end it
-    assert made(temperature=0.5, min_new_tokens=2) == Decoding(0.5, (), 2, (1, 5))
+    assert made(temperature=0.5, min_new_tokens=2) == LogitTransform(0.5, (), 2, (1, 5))
 
 
 def test_without_an_end_token_a_stop_string_will_do():
@@ -436,7 +436,7 @@ def test_text_is_cut_before_the_first_stop_string(strings):
 def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strings, text, max_rows):
     """It is the unstopped response, cut; the prompt's own words complete nothing. None: two words of one response."""
     lm, prompts = load(), PROMPTS * 6
-    decoding = Decoding(1.0, stops=(1,))
+    decoding = LogitTransform(1.0, stops=(1,))
     free, _, _ = bent(lm, decoding, prompts)
     text = text or strings().tokenizer.decode(max(listed(free), key=len)[3:5])
     stop = strings(text)
@@ -454,9 +454,9 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strin
 def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
     lm = load()
     ids, mask = pad(PROMPTS, 2, "left")
-    free = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1)
+    free = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=(1,)), 1)
     text = strings().tokenizer.decode(free.ids[0])
-    said = sample(lm, ids, mask, uniforms([0], range(6), 6, 1), Decoding(stops=(1,)), 1, strings(text))
+    said = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=(1,)), 1, strings(text))
     assert torch.equal(said.ids, free.ids)
     expected = [token not in (1, int(free.ids[0, 0])) for token in free.ids[:, 0].tolist()]
     assert said.truncated.tolist() == expected
@@ -464,7 +464,7 @@ def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
 
 
 def test_a_stop_string_does_not_begin_in_the_prompt(load, strings):
-    lm, decoding = load(), Decoding(1.0, stops=(1,))
+    lm, decoding = load(), LogitTransform(1.0, stops=(1,))
     free = listed(bent(lm, decoding, PROMPTS)[0])
     decode = strings().tokenizer.decode
     text = decode([PROMPTS[0][-1], free[0][0]])

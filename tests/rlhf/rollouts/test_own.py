@@ -16,7 +16,7 @@ PROMPTS = ["the film is", "a good", "a story with heart and", "no end", "it", "c
 @pytest.fixture
 def trainer(job, change):
     """Neither data nor a source of scores."""
-    return PPOTrainer(change(job, data={"path": None}, reward={"function": None}), own_loop=True)
+    return PPOTrainer(change(job, data={"path": None}, reward={"function": None}), custom_loop=True)
 
 
 def same(a, b):
@@ -97,7 +97,7 @@ def test_ids_are_prompts_as_they_are(trainer):
 def readme_example():
     text = (Path(__file__).parents[3] / "README.md").read_text()
     blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    return next(block for block in blocks if "own_loop=True" in block)
+    return next(block for block in blocks if "custom_loop=True" in block)
 
 
 def test_the_readme_s_loop_runs_as_it_stands(job, models, tmp_path, monkeypatch, capsys):
@@ -134,7 +134,7 @@ def test_a_batch_with_advantages_of_one_s_own(trainer):
 
 def test_own_loop_can_save_and_go_on(job, change, tmp_path):
     bare = change(job, data={"path": None}, reward={"function": None})
-    one = PPOTrainer(bare, own_loop=True)
+    one = PPOTrainer(bare, custom_loop=True)
 
     def turn(trainer):
         rollout = trainer.generate(PROMPTS)
@@ -143,7 +143,7 @@ def test_own_loop_can_save_and_go_on(job, change, tmp_path):
     turn(one)
     one.save()
     expected = turn(one)
-    two = PPOTrainer(replace(bare, resume="auto"), own_loop=True)
+    two = PPOTrainer(replace(bare, resume="auto"), custom_loop=True)
     two.load()
     assert two.state.step == 1
     assert same(turn(two), expected)
@@ -218,7 +218,7 @@ def test_groups_must_share_a_prompt(job, change):
         reward={"function": None},
         ppo={"estimator": "rloo", "samples_per_prompt": 2},
     )
-    trainer = PPOTrainer(grouped, own_loop=True)
+    trainer = PPOTrainer(grouped, custom_loop=True)
     with pytest.raises(UserError, match="not every 2 rows in a row have the same prompt; repeat each prompt"):
         trainer.step(replace(trainer.generate(PROMPTS), scores=torch.zeros(8)))
     twice = [p for p in PROMPTS[:4] for _ in range(2)]

@@ -6,13 +6,23 @@ import pytest
 import torch
 
 from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
-from rlhf.models.actor_critic import ActorCritic, Decoding, Reference, exact_kl, frozen_head, places_of
+from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference, exact_kl, frozen_head, token_positions
 from rlhf.models.adapters import CRITIC
 from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer
-from rlhf.records import Prompts, Rollout, reach
-from rlhf.rollouts.rollout import Extras, Sampler, cut_values, decode, forward_groups, read, respond, score, unread
-from rlhf.rollouts.sampling import uniforms
-from rlhf.run.metrics import Clock
+from rlhf.records import Prompts, Rollout, mask_up_to_last
+from rlhf.rollouts.rollout import (
+    RequestedOutputs,
+    Sampler,
+    bootstrap_values,
+    decode,
+    forward_groups,
+    read,
+    sample_responses,
+    score,
+    unscored_rollout,
+)
+from rlhf.rollouts.sampling import uniform_noise
+from rlhf.run.metrics import PhaseTimer
 from rlhf.trainers.advantages import make_batch, token_rewards
 
 LENGTHS = [5, 1, 3, 2]
@@ -147,7 +157,7 @@ def test_decoded_responses_have_neither_padding_nor_special_tokens(models):
     tokenizer = load_tokenizer(str(models("llama")))
     ids = torch.tensor([[7, 8, 1, 11], [7, 2, 8, 26]])
     mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    assert decode(Sampler(tokenizer, Decoding(), GenerationConfig()), ids, mask) == ["the film", "the film it"]
+    assert decode(Sampler(tokenizer, LogitTransform(), GenerationConfig()), ids, mask) == ["the film", "the film it"]
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 4])
@@ -163,18 +173,18 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
         lm.get_input_embeddings().weight.mul_(1.1)  # the policy has moved on from its reference
     ids, mask = torch.tensor([[2, 7], [8, 9], [2, 10], [11, 12]]), torch.tensor([[False, True], [True, True]] * 2)
     prompts = Prompts(ids, mask, ["the"] * 4, {})
-    sampler = Sampler(tokenizer, Decoding(0.8, stops=(1,)), GenerationConfig(max_new_tokens=6, temperature=0.8))
+    sampler = Sampler(tokenizer, LogitTransform(0.8, stops=(1,)), GenerationConfig(max_new_tokens=6, temperature=0.8))
     groups = torch.arange(4).split(group_size)
-    rollout = respond(policy, sampler, prompts, uniforms([3], range(4), 4, 6), Clock())
+    rollout = sample_responses(policy, sampler, prompts, uniform_noise([3], range(4), 4, 6), PhaseTimer())
     rollout = read(policy, reference, rollout, groups, sampler.decoding)
     assert rollout.response_mask.sum(-1).unique().numel() > 1
     assert rollout.scores.isnan().all()
     with torch.no_grad():
-        out = policy(rollout.tokens, Decoding(0.8))
+        out = policy(rollout.tokens, LogitTransform(0.8))
     for name, expected in [
         ("old_logprobs", out.logprobs),
         ("old_values", out.values),
-        ("ref_logprobs", reference.logprobs(rollout.tokens, Decoding(0.8))),
+        ("ref_logprobs", reference.logprobs(rollout.tokens, LogitTransform(0.8))),
     ]:
         torch.testing.assert_close(getattr(rollout, name), expected, rtol=1e-4, atol=1e-5)
     assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01
@@ -185,7 +195,7 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
 T, F = True, False
 HOLES = torch.tensor([[T, F, T, T, F, F], [T, T, T, T, T, T], [F, T, F, F, F, F], [T, F, F, T, T, F]])
 """Four responses with the words of an environment between their tokens."""
-BENT = Decoding(0.8, suppress_ids=(5, 20), min_new_tokens=2, stops=(1,))
+BENT = LogitTransform(0.8, suppress_ids=(5, 20), min_new_tokens=2, stops=(1,))
 
 
 def moved_policy(models, kind="shared", family="llama"):
@@ -218,18 +228,18 @@ def given_rollout(mask=HOLES, truncated=(T, F, T, T)):
     random = torch.Generator().manual_seed(0)
     pick = torch.randint(6, 27, mask.shape, generator=random)
     pick[pick == 20] = 21  # the suppressed one
-    ids = torch.where(reach(mask), pick, 0)
+    ids = torch.where(mask_up_to_last(mask), pick, 0)
     prompts = Prompts(
         torch.tensor([[2, 7], [8, 9], [2, 10], [11, 12]]), torch.tensor([[F, T], [T, T]] * 2), ["the"] * 4, {}
     )
-    return unread(prompts, ids, mask, torch.tensor(truncated), [""] * 4)
+    return unscored_rollout(prompts, ids, mask, torch.tensor(truncated), [""] * 4)
 
 
 @torch.no_grad()
 def states_alone(trunk, rollout, row):
     """The trunk's states of one row without padding, at its prompt's last token and after."""
     prompt = rollout.prompts.prompt_ids[row][rollout.prompts.prompt_mask[row]]
-    text = torch.cat([prompt, rollout.response_ids[row][reach(rollout.response_mask)[row]]])
+    text = torch.cat([prompt, rollout.response_ids[row][mask_up_to_last(rollout.response_mask)[row]]])
     return trunk(input_ids=text[None]).last_hidden_state[0, len(prompt) - 1 :]
 
 
@@ -245,7 +255,7 @@ def logits_alone(lm, rollout, row):
 def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
     """Log-probabilities, states and the exact KL of rows with holes, at the distribution that was sampled from."""
     policy, reference = moved_policy(models)
-    rollout, extras = given_rollout(), Extras(exact_kl=True, old_states=True, ref_states=True)
+    rollout, extras = given_rollout(), RequestedOutputs(exact_kl=True, old_states=True, ref_states=True)
     found = read(policy, reference, rollout, torch.arange(4).split(group_size), BENT, extras)
     for row, mask in enumerate(HOLES):
         ours, theirs = (logits_alone(lm, rollout, row) for lm in (policy.lm, reference.lm))
@@ -258,8 +268,8 @@ def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
             ("exact_kl", kl),
             ("old_logprobs", ours.log_softmax(-1)[picked]),
             ("ref_logprobs", theirs.log_softmax(-1)[picked]),
-            ("old_states", states_alone(policy.lm.base_model, rollout, row)[:-1][mask[reach(HOLES)[row]]]),
-            ("ref_states", states_alone(reference.lm.base_model, rollout, row)[:-1][mask[reach(HOLES)[row]]]),
+            ("old_states", states_alone(policy.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(HOLES)[row]]]),
+            ("ref_states", states_alone(reference.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(HOLES)[row]]]),
         ]:
             value = getattr(found, name)[row]
             torch.testing.assert_close(value[mask], expected, rtol=1e-4, atol=1e-5)
@@ -269,9 +279,9 @@ def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
 
 def test_only_what_is_asked_for_is_kept(models):
     policy, reference = moved_policy(models)
-    names = ("exact_kl", "old_states", "ref_states", "cut_values")
+    names = ("exact_kl", "old_states", "ref_states", "bootstrap_values")
     for asked in (None, *names):
-        extras = None if asked is None else Extras(**{asked: True})
+        extras = None if asked is None else RequestedOutputs(**{asked: True})
         found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, extras)
         assert [name for name in names if getattr(found, name) is not None] == ([] if asked is None else [asked])
 
@@ -280,7 +290,7 @@ def test_no_divergence_from_oneself(models):
     policy, reference = moved_policy(models)
     with torch.no_grad():
         reference.lm.load_state_dict(policy.lm.state_dict())
-    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, Extras(exact_kl=True))
+    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(exact_kl=True))
     assert torch.equal(found.old_logprobs, found.ref_logprobs)
     assert not found.exact_kl.any()
 
@@ -290,19 +300,28 @@ def test_no_divergence_from_oneself(models):
 def test_value_of_a_cut_is_that_of_the_state_before_one_token_more(models, kind, group_size):
     policy, reference = moved_policy(models, kind)
     rollout = given_rollout()
-    found = read(policy, reference, rollout, torch.arange(4).split(group_size), BENT, Extras(cut_values=True))
+    found = read(
+        policy, reference, rollout, torch.arange(4).split(group_size), BENT, RequestedOutputs(bootstrap_values=True)
+    )
     # One token more after each row's last, whichever it be: the value at it is of the state that the cut left.
-    ends = reach(HOLES).sum(-1, keepdim=True)
+    ends = mask_up_to_last(HOLES).sum(-1, keepdim=True)
     wide_mask = torch.nn.functional.pad(HOLES, (0, 1)).scatter(1, ends, True)
     wide_ids = torch.nn.functional.pad(rollout.response_ids, (0, 1)).scatter(1, ends, 26)
     longer = replace(given_rollout(wide_mask), response_ids=wide_ids)
     after = read(policy, reference, longer, [torch.arange(4)], BENT).old_values.gather(1, ends)[:, 0]
     expected = torch.where(rollout.truncated, after, 0)
-    torch.testing.assert_close(found.cut_values, expected, rtol=1e-4, atol=1e-5)
-    assert found.cut_values[rollout.truncated].unique().numel() == 3
-    assert (found.cut_values - found.old_values.gather(1, ends - 1)[:, 0])[rollout.truncated].abs().min() > 1e-3
-    none = read(policy, reference, given_rollout(truncated=(F,) * 4), [torch.arange(4)], BENT, Extras(cut_values=True))
-    assert none.cut_values.tolist() == [0.0] * 4
+    torch.testing.assert_close(found.bootstrap_values, expected, rtol=1e-4, atol=1e-5)
+    assert found.bootstrap_values[rollout.truncated].unique().numel() == 3
+    assert (found.bootstrap_values - found.old_values.gather(1, ends - 1)[:, 0])[rollout.truncated].abs().min() > 1e-3
+    none = read(
+        policy,
+        reference,
+        given_rollout(truncated=(F,) * 4),
+        [torch.arange(4)],
+        BENT,
+        RequestedOutputs(bootstrap_values=True),
+    )
+    assert none.bootstrap_values.tolist() == [0.0] * 4
 
 
 def test_groups_need_not_be_of_one_size(models):
@@ -310,15 +329,15 @@ def test_groups_need_not_be_of_one_size(models):
     policy, _ = moved_policy(models)
     uncut = given_rollout(truncated=(F,) * 4)
     for _ in range(40):
-        assert cut_values(policy, uncut, torch.arange(4).split(3)).tolist() == [0.0] * 4
+        assert bootstrap_values(policy, uncut, torch.arange(4).split(3)).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "shared"), ("gpt2", "shared"), ("llama", "adapter")])
 def test_old_states_and_the_frozen_head_tell_the_old_distribution_after_the_weights_moved(models, family, kind):
     """Also where the head is tied to the embedding (gpt2), and where adapters leave it alone."""
     policy, reference = moved_policy(models, kind, family)
-    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, Extras(old_states=True))
-    places, ids = places_of(HOLES), found.response_ids[HOLES]
+    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(old_states=True))
+    places, ids = token_positions(HOLES), found.response_ids[HOLES]
     head = frozen_head(policy.lm)
     old = BENT(head(found.old_states[HOLES]), places).detach()
     with torch.no_grad():
@@ -353,7 +372,7 @@ def test_what_the_sampler_saw_is_what_is_read(models, settings):
     )
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, config)
     prompts = given_rollout().prompts
-    rollout = respond(policy, sampler, prompts, uniforms([1], range(4), 4, 8), Clock())
+    rollout = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 8), PhaseTimer())
     assert rollout.response_mask.sum(-1).unique().numel() > 1
     found = read(policy, reference, rollout, [torch.tensor([0, 2]), torch.tensor([1, 3])], sampler.decoding)
     torch.testing.assert_close(found.sampler_logprobs, found.old_logprobs, rtol=0, atol=1e-5)
@@ -366,16 +385,16 @@ def test_greedy_responses_need_no_numbers_and_draw_none(models):
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, GenerationConfig(max_new_tokens=4))
     prompts = given_rollout().prompts
     state = torch.get_rng_state()
-    one, other = (respond(policy, sampler, prompts, None, Clock()) for _ in range(2))
+    one, other = (sample_responses(policy, sampler, prompts, None, PhaseTimer()) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.response_ids, other.response_ids)
-    noisy = respond(policy, sampler, prompts, uniforms([1], range(4), 4, 4), Clock())
+    noisy = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 4), PhaseTimer())
     assert noisy.response_ids.tolist() != one.response_ids.tolist()
 
 
 def test_stop_strings_are_not_in_what_is_scored(models):
     tokenizer = load_tokenizer(str(models("llama")))
-    sampler = Sampler(tokenizer, Decoding(), GenerationConfig(stop_strings=["film is", "good"]))
+    sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is", "good"]))
     ids = torch.tensor([[7, 8, 9, 0], [7, 11, 0, 0], [7, 8, 8, 1]])
     mask = torch.tensor([[T, T, T, F], [T, T, F, F], [T, T, T, T]])
     assert decode(sampler, ids, mask) == ["the ", "the ", "the film film"]
@@ -384,7 +403,7 @@ def test_stop_strings_are_not_in_what_is_scored(models):
 def test_text_is_cut_only_where_the_response_ended(models):
     """`film <|user|> is` does not hold the stop string, so the response goes on; nor may its text be cut there."""
     tokenizer = load_tokenizer(str(models("llama")))
-    sampler = Sampler(tokenizer, Decoding(), GenerationConfig(stop_strings=["film is"]))
+    sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is"]))
     ids = torch.tensor([[7, 8, 4, 9, 10, 1]])
     assert not any(bool(sampler.strings.completed(ids[:, :t])) for t in range(1, 7))
     assert decode(sampler, ids, torch.ones_like(ids).bool()) == ["the film is a"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.records import PPOBatch, Prompts, Rollout
-from rlhf.run.metrics import Clock, add_up, distinct_n, over_ranks, repetition, rollout_metrics
+from rlhf.run.metrics import PhaseTimer, distinct_n, repetition, rollout_metrics, sum_microbatches, sum_over_ranks
 
 
 def batch_of_two():
@@ -104,7 +104,7 @@ def test_microbatches_metrics_sum_but_maxima_stay_maxima():
         {"a": torch.tensor(1.5), "b_max": torch.tensor(2.0)},
         {"a": torch.tensor(-0.5), "b_max": torch.tensor(-1.0)},
     ]
-    assert add_up(parts) == {"a": torch.tensor(1.0), "b_max": torch.tensor(2.0)}
+    assert sum_microbatches(parts) == {"a": torch.tensor(1.0), "b_max": torch.tensor(2.0)}
 
 
 def test_ranks_metrics_sum_but_maxima_stay_maxima():
@@ -114,7 +114,7 @@ def test_ranks_metrics_sum_but_maxima_stay_maxima():
         def gather(self, mine):
             return torch.cat([mine, mine * -3])
 
-    found = over_ranks(TwoRanks(), {"z_max": torch.tensor(-2.0), "a": torch.tensor(1.0)})
+    found = sum_over_ranks(TwoRanks(), {"z_max": torch.tensor(-2.0), "a": torch.tensor(1.0)})
     assert found == {"a": torch.tensor(-2.0), "z_max": torch.tensor(6.0)}
 
 
@@ -123,7 +123,7 @@ def test_clock_adds_up_the_times_of_one_name(monkeypatch):
 
     told = iter([0.0, 2.0, 10.0, 13.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(told))
-    clock = Clock()
+    clock = PhaseTimer()
     with clock("score"):
         pass
     with pytest.raises(RuntimeError), clock("score"):

@@ -9,7 +9,8 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.run import folder as run_folder
-from rlhf.run.folder import RunFolder, open_accelerator, require_space, versions, write_text
+from rlhf.run.distributed import open_accelerator
+from rlhf.run.folder import RunFolder, require_space, versions, write_text
 
 
 class Alone:
@@ -189,7 +190,7 @@ def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch
     """Each would train alone and overwrite the others' files."""
     open_accelerator(str(tmp_path), None, [], 0)  # one process, whatever the environment says from here on
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="launcher started 3 processes, but they found 1"):
+    with pytest.raises(UserError, match="launcher started 3 processes, but only 1 of them"):
         open_accelerator(str(tmp_path), None, [], 0)
 
 

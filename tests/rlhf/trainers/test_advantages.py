@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from rlhf.config.jobs import PPOConfig, RewardConfig
-from rlhf.records import Prompts, Rollout, reach
+from rlhf.records import Prompts, Rollout, mask_up_to_last
 from rlhf.trainers.advantages import (
     RunningScale,
+    broadcast_over_tokens,
     estimate,
     gae_estimates,
     grpo,
     loss_weights,
     make_batch,
-    over_tokens,
     reference_kl,
     returns_to_go,
     rloo,
-    shaped,
+    scale_and_clip,
     token_rewards,
     total,
 )
-from rlhf.trainers.update import Count
+from rlhf.trainers.update import Normalizers
 from tabular.core.losses import aggregate
 
 T, F = True, False
@@ -155,7 +155,7 @@ def test_remax_compares_with_the_greedy_response_s_score():
 def test_gae_over_holes_is_gae_of_the_responses_without_them(seed):
     mask = torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[:, seed] |= ~mask.any(-1)
-    assert (reach(mask) & ~mask).any()
+    assert (mask_up_to_last(mask) & ~mask).any()
     rollout = rollout_of(mask, seed)
     for settings in ({}, {"lam_critic": 1.0}, {"lam_length_alpha": 0.5}, {"gamma": 0.9, "lam": 0.0}):
         config = ppo(**settings, whiten_advantages=False)
@@ -226,7 +226,10 @@ def test_gae_estimates_by_hand_over_a_hole():
 
 def test_small_parts_by_hand():
     mask = torch.tensor([[T, F, T, F], [T, T, F, F]])
-    assert over_tokens(torch.tensor([2.0, 3.0]), mask).tolist() == [[2.0, 0.0, 2.0, 0.0], [3.0, 3.0, 0.0, 0.0]]
+    assert broadcast_over_tokens(torch.tensor([2.0, 3.0]), mask).tolist() == [
+        [2.0, 0.0, 2.0, 0.0],
+        [3.0, 3.0, 0.0, 0.0],
+    ]
     rewards = torch.tensor([[1.0, torch.nan, 4.0, 9.0], [1.0, 2.0, 9.0, torch.inf]])
     assert total(rewards, mask).tolist() == [5.0, 3.0]
     assert returns_to_go(rewards, mask, 0.5).tolist() == [[3.0, 0.0, 4.0, 0.0], [2.0, 2.0, 0.0, 0.0]]
@@ -302,10 +305,10 @@ def test_whitened_rewards_have_deviation_one_and_keep_their_signs():
 def test_scores_are_scaled_before_they_are_clipped():
     scores = torch.tensor([6.0, -1.0, -9.0])
     scale = RunningScale(count=4.0, mean=100.0, squares=16.0)  # deviation 2; the mean stays out of it
-    assert shaped(scores, PLAIN, None).tolist() == [6.0, -1.0, -9.0]
-    assert shaped(scores, PLAIN, scale).tolist() == [3.0, -0.5, -4.5]
-    assert shaped(scores, RewardConfig(clip=2.5), None).tolist() == [2.5, -1.0, -2.5]
-    assert shaped(scores, RewardConfig(clip=2.5), scale).tolist() == [2.5, -0.5, -2.5]
+    assert scale_and_clip(scores, PLAIN, None).tolist() == [6.0, -1.0, -9.0]
+    assert scale_and_clip(scores, PLAIN, scale).tolist() == [3.0, -0.5, -4.5]
+    assert scale_and_clip(scores, RewardConfig(clip=2.5), None).tolist() == [2.5, -1.0, -2.5]
+    assert scale_and_clip(scores, RewardConfig(clip=2.5), scale).tolist() == [2.5, -0.5, -2.5]
 
 
 def test_scale_and_clip_reach_the_rewards_and_the_baseline_alike():
@@ -353,8 +356,8 @@ CUT = torch.tensor([T, F, F, T, F, F])
 
 def test_bootstrap_pays_the_value_of_the_cut_in_place_of_the_score():
     """As if the response went on: the last step's target is gamma times the value of the state that the cut left."""
-    mask, cut_values = lengths(3, 2, 1, 3, 3, 1), torch.tensor([5.0, 0.0, 0.0, -7.0, 0.0, 0.0])
-    rollout = rollout_of(mask, truncated=CUT, cut_values=cut_values)
+    mask, bootstrap_values = lengths(3, 2, 1, 3, 3, 1), torch.tensor([5.0, 0.0, 0.0, -7.0, 0.0, 0.0])
+    rollout = rollout_of(mask, truncated=CUT, bootstrap_values=bootstrap_values)
     config = ppo(gamma=0.5, lam=0.0, whiten_advantages=False)
     batch = make_batch(rollout, config, 0.0, RewardConfig(truncated="bootstrap"))
     plain = make_batch(rollout, config, 0.0, PLAIN)
@@ -367,7 +370,9 @@ def test_bootstrap_pays_the_value_of_the_cut_in_place_of_the_score():
 
 def test_bootstrapped_value_is_neither_scaled_nor_clipped():
     """The critic speaks of scaled scores already."""
-    rollout = rollout_of(lengths(3, 2, 1, 3, 3, 1), truncated=CUT, cut_values=torch.full((6,), 50.0), scores=[40.0] * 6)
+    rollout = rollout_of(
+        lengths(3, 2, 1, 3, 3, 1), truncated=CUT, bootstrap_values=torch.full((6,), 50.0), scores=[40.0] * 6
+    )
     scale = RunningScale(count=1.0, squares=100.0)
     batch = make_batch(rollout, ppo(), 0.0, RewardConfig(truncated="bootstrap", clip=3.0), scale)
     assert batch.rewards.sum(-1).tolist() == [50.0, 3.0, 3.0, 50.0, 3.0, 3.0]
@@ -383,7 +388,7 @@ def test_masked_responses_are_out_of_the_loss_and_out_of_the_whitening():
     real = plain.advantages[batch.loss_mask]
     torch.testing.assert_close(batch.advantages[batch.loss_mask], (real - real.mean()) / real.std(correction=0))
     assert torch.equal(batch.rewards, plain.rewards)
-    count = Count.of(batch)
+    count = Normalizers.of(batch)
     assert (int(count.tokens), int(count.responses), count.rows) == (7, 4, 6)
 
 
@@ -427,7 +432,7 @@ EVERY = [
 def test_padding_changes_nothing_in_any_batch(settings, policy):
     """Three loud columns more after the responses, and numbers in holes, leave every real number as it was."""
     mask = torch.tensor([[T, F, T, T], [T, T, F, F], [F, T, F, F], [T, T, T, T], [T, F, F, T], [T, F, F, F]])
-    known = {"truncated": CUT, "cut_values": torch.arange(6.0), "baseline_scores": -torch.arange(6.0)}
+    known = {"truncated": CUT, "bootstrap_values": torch.arange(6.0), "baseline_scores": -torch.arange(6.0)}
     rollout = rollout_of(mask, filler=0.0, **known)
     kl = torch.where(mask, torch.rand(6, 4, generator=torch.Generator().manual_seed(5)), 0.0)
     rollout = replace(rollout, exact_kl=kl, token_scores=kl / 2)

@@ -9,9 +9,9 @@ import torch
 
 from rlhf.config.jobs import LoraConfig
 from rlhf.records import microbatches, select
-from rlhf.run.metrics import add_up
+from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.update import Count, Turn
+from rlhf.trainers.update import Normalizers, UpdateContext
 from tabular.core.masked import masked_mean, masked_var
 
 FAMILIES = [
@@ -43,9 +43,9 @@ def first_minibatch(trainer):
     batch = collected(trainer)
     trainer.policy.train()
     part = select(batch, next(trainer.learner.minibatches(len(batch), 0)))
-    turn, count = Turn(0, trainer.kl_coef.coef), Count.of(part)
+    turn, count = UpdateContext(0, trainer.kl_coef.coef), Normalizers.of(part)
     groups = microbatches(torch.arange(len(part)), trainer.job.ppo.microbatch_size)
-    return batch, add_up([trainer.learner.loss(select(part, rows), count, turn)[1] for rows in groups])
+    return batch, sum_microbatches([trainer.learner.loss(select(part, rows), count, turn)[1] for rows in groups])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +99,7 @@ def test_gradients_stay_on_their_side(job, change, kind, checkpointing):
     trainer.step()  # adapters start at zero, and the value head too: a first step gives each something to say
     batch = collected(trainer)
     trainer.policy.train()
-    learner, count, turn = trainer.learner, Count.of(batch), Turn(1, 0.0)
+    learner, count, turn = trainer.learner, Normalizers.of(batch), UpdateContext(1, 0.0)
 
     def gradients(pick):
         trainer.policy.zero_grad()
@@ -122,7 +122,7 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(job, change):
         trainer.policy.train()
         trainer.policy.zero_grad()
         for rows in torch.arange(8).split(4):
-            trainer.learner.loss(select(batch, rows), Count.of(batch), Turn(1, 0.0))[0].backward()
+            trainer.learner.loss(select(batch, rows), Normalizers.of(batch), UpdateContext(1, 0.0))[0].backward()
         found.append({n: p.grad.clone() for n, p in trainer.weights.items()})
         trainer.accelerator.free_memory()
         job = replace(job, output=job.output + "-2")
@@ -192,7 +192,7 @@ def test_microbatches_add_up_to_the_whole_for_every_objective(job, change, name,
         for p in trainer.learner.policy_weights.values():
             p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     head = trainer.reference.head if trainer.learner.extras.old_states else None
-    turn, count = Turn(1, 0.3, old_head=head), Count.of(batch)
+    turn, count = UpdateContext(1, 0.3, old_head=head), Normalizers.of(batch)
     trainer.policy.train()
 
     def gradients(rows_at_once):
@@ -202,7 +202,7 @@ def test_microbatches_add_up_to_the_whole_for_every_objective(job, change, name,
             loss, metrics, _ = trainer.learner.loss(select(batch, rows), count, turn)
             loss.backward()
             parts.append(metrics)
-        return add_up(parts), {n: p.grad.clone() for n, p in trainer.weights.items()}
+        return sum_microbatches(parts), {n: p.grad.clone() for n, p in trainer.weights.items()}
 
     whole, grads = gradients(8)
     cut, cut_grads = gradients(size)
@@ -235,7 +235,7 @@ def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
 
     batch = collected(trainer)
     part = select(batch, torch.arange(4))
-    turn = Turn(0, 0.0, old_head=frozen_head(trainer.policy.lm))
+    turn = UpdateContext(0, 0.0, old_head=frozen_head(trainer.policy.lm))
     assert trainer.learner._kl_old_new(part, turn) == 0.0
     with torch.no_grad():
         trainer.policy.lm.get_output_embeddings().weight.mul_(1.1)

@@ -8,7 +8,7 @@ from rlhf.models.actor_critic import Reference
 from rlhf.models.adapters import CRITIC
 from rlhf.models.build import build_policy
 from rlhf.models.loading import load_causal_lm, load_reward_model
-from rlhf.trainers.preflight import SAMPLING, MiB, estimate_memory, ignored_sampling, peak, plan
+from rlhf.trainers.preflight import SAMPLING, MiB, estimate_memory, ignored_generation_settings, peak, plan
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
@@ -176,9 +176,9 @@ BENDING = {
 @pytest.mark.parametrize("name", SAMPLING)
 def test_every_option_that_bends_the_distribution_is_named(models, name):
     lm = load_causal_lm(ModelConfig(path=str(models("llama"))))
-    assert ignored_sampling(lm) == ""
+    assert ignored_generation_settings(lm) == ""
     setattr(lm.generation_config, name, BENDING[name])
-    assert ignored_sampling(lm) == f"{name} {BENDING[name]!r}"
+    assert ignored_generation_settings(lm) == f"{name} {BENDING[name]!r}"
 
 
 def test_what_is_set_aside_stands_in_the_plan(made):
@@ -195,4 +195,4 @@ def test_what_is_set_aside_stands_in_the_plan(made):
 
 
 def test_a_model_without_a_generation_config_asks_for_nothing():
-    assert ignored_sampling(torch.nn.Linear(1, 1)) == ""
+    assert ignored_generation_settings(torch.nn.Linear(1, 1)) == ""

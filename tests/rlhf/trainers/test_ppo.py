@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.models.actor_critic import Decoding
+from rlhf.models.actor_critic import LogitTransform
 from rlhf.records import microbatches, select
 from rlhf.run import checkpoint
 from rlhf.run import folder as run_folder
-from rlhf.run.metrics import add_up
+from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.update import Count, Turn
+from rlhf.trainers.update import Normalizers, UpdateContext
 
 FAMILIES = ["llama", "gpt2", "qwen2"]
 
@@ -21,7 +21,7 @@ def collected(trainer):
     return trainer.make_batch(trainer.collect(trainer._next_prompts()))
 
 
-TURN = Turn(step=0, kl_coef=0.05)
+TURN = UpdateContext(step=0, kl_coef=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,9 +33,9 @@ def test_first_ratio_is_exactly_one_and_first_kl_exactly_zero(job, change, model
     assert torch.equal(rollout.old_logprobs, rollout.ref_logprobs)
     trainer.policy.train()
     minibatch = select(batch, next(trainer.learner.minibatches(8, 0)))
-    count = Count.of(minibatch)
+    count = Normalizers.of(minibatch)
     parts = [trainer.learner.loss(select(minibatch, rows), count, TURN)[1] for rows in microbatches(torch.arange(4), 2)]
-    metrics = add_up(parts)
+    metrics = sum_microbatches(parts)
     assert float(metrics["policy/approx_kl"]) == 0.0
     assert float(metrics["policy/ratio_max"]) == 1.0
 
@@ -45,10 +45,10 @@ def test_first_epoch_gradient_is_the_policy_gradient(job, change):
     trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "vf_coef": 0.0}))
     batch = collected(trainer)
     mask = batch.rollout.response_mask
-    trainer.learner.loss(batch, Count.of(batch), TURN)[0].backward()
+    trainer.learner.loss(batch, Normalizers.of(batch), TURN)[0].backward()
     surrogate = {name: p.grad.clone() for name, p in trainer.weights.items() if not name.startswith("value_head")}
     trainer.policy.zero_grad()
-    out = trainer.policy(batch.rollout.tokens, Decoding())
+    out = trainer.policy(batch.rollout.tokens, LogitTransform())
     (-(out.logprobs * batch.advantages)[mask].mean()).backward()
     for name, grad in surrogate.items():
         torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)

@@ -14,7 +14,7 @@ def rows_of(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def plain(row):
+def json_safe(row):
     return {k: v for k, v in row.items() if k.split("/")[0] not in ("time", "throughput", "memory")}
 
 
@@ -76,7 +76,7 @@ def test_a_resumed_run_does_not_pretrain_again(pretrained, tmp_path, change):
     again = PPOTrainer(change(part, resume="auto"))
     again.train()
     for file in ("metrics", "eval", "pretraining"):
-        rows = [[plain(row) for row in rows_of(tmp_path / which / f"{file}.jsonl")] for which in ("whole", "part")]
+        rows = [[json_safe(row) for row in rows_of(tmp_path / which / f"{file}.jsonl")] for which in ("whole", "part")]
         assert rows[0] == rows[1], file
     assert all(torch.equal(p, again.weights[n]) for n, p in whole.weights.items())
 
@@ -115,7 +115,7 @@ def test_killed_and_resumed_is_uninterrupted_with_every_part_of_the_state(job, c
     stopped.step()  # of which no checkpoint knows, then the kill
     resumed = PPOTrainer(change(part, resume="auto"))
     resumed.train()
-    rows = [[plain(row) for row in rows_of(tmp_path / which / "metrics.jsonl")] for which in ("whole", "part")]
+    rows = [[json_safe(row) for row in rows_of(tmp_path / which / "metrics.jsonl")] for which in ("whole", "part")]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
     assert all(torch.equal(p, resumed.weights[n]) for n, p in first.weights.items())

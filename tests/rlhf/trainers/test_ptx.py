@@ -9,7 +9,7 @@ import torch
 
 from rlhf.config.jobs import ModelConfig, PTXConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, Decoding
+from rlhf.models.actor_critic import ActorCritic, LogitTransform
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.trainers.ptx import TextStream
 
@@ -88,7 +88,7 @@ def test_policy_gives_texts_the_loss_that_transformers_gives_them(models, write,
     stream = TextStream.load(write(rows), tokenizer, 128, 0)
     lm = load_causal_lm(ModelConfig(path=str(models(family))))
     with torch.no_grad():
-        logprobs = ActorCritic(lm)(stream.as_responses(stream.examples), Decoding(), with_values=False).logprobs
+        logprobs = ActorCritic(lm)(stream.as_responses(stream.examples), LogitTransform(), with_values=False).logprobs
     total, count = 0.0, 0
     for ids, learn in stream.examples:
         labels = torch.tensor([[i if wanted else -100 for i, wanted in zip(ids, learn, strict=True)]])

@@ -21,7 +21,7 @@ from rlhf.data.datasets import encode_demonstration, split_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.trainers import supervised
-from rlhf.trainers.sft import encode, forms, learnt, new_lm, train_sft, train_tokenizer
+from rlhf.trainers.sft import dataset_formats, encode, new_lm, train_sft, train_tokenizer, trained_token_count
 from rlhf.trainers.supervised import batch_at, steps_of
 
 THINGS = ["the film", "a story", "it", "the end", "a good film", "the dull story"]
@@ -226,7 +226,7 @@ def rows_of(**columns):
     [
         ({"label": ["a"]}, "x has the columns 'label', but demonstrations need 'text', 'messages', or 'prompt' and"),
         ({"prompt": ["a"]}, "x has the columns 'prompt', but demonstrations need"),
-        ({"prompt;completion": ["a;b"]}, "by semicolons in this file: save it with commas"),
+        ({"prompt;completion": ["a;b"]}, "by delimiter_hint in this file: save it with commas"),
         ({"text": ["the", None]}, "x, row 2: 'text' is null"),
         ({"text": [3, 4]}, "x, row 1: 'text' is 3, but must be text or a list of messages"),
         ({"text": ["the", " "]}, "x, row 2: 'text' is empty"),
@@ -248,7 +248,7 @@ def test_demonstrations_that_teach_nothing_are_refused(models, columns, message)
     ],
 )
 def test_the_form_that_says_most_is_learnt(columns, expected):
-    assert forms(rows_of(**{name: ["a"] for name in columns}), "x") == expected
+    assert dataset_formats(rows_of(**{name: ["a"] for name in columns}), "x") == expected
 
 
 def test_columns_that_are_not_learnt_are_named(sft_job, tmp_path, capsys):
@@ -263,8 +263,8 @@ def test_demonstrations_are_cut_at_the_limit(models):
     rows = rows_of(prompt=["the", "the film is"], completion=["good film", "good"])
     found = encode(load_tokenizer(str(models("llama"))), rows, 3, "x")
     assert found == [([7, 11, 8], [False, True, True])]
-    assert learnt(found[0]) == 2
-    assert learnt(([7, 8], [True, True])) == 1
+    assert trained_token_count(found[0]) == 2
+    assert trained_token_count(([7, 8], [True, True])) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- batches, scratch

@@ -1,0 +1,70 @@
+"""One run on several processes: opening the accelerator, raising on all ranks, ending a launched process."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rlhf.errors import UserError
+
+
+def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
+    """The accelerator of a run, with devices and processes as launched, and trackers that write to the run folder.
+
+    Args:
+        output: the run folder.
+        seed: seeds Python's, numpy's and torch's global generators, which a user's reward function may draw from.
+
+    Raises:
+        UserError: a tracker is not installed, or the launched processes do not find each other.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    for tracker in trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
+    # Without a GPU and without this argument, every launched process would believe that it is the only one.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {launched} processes, but only {accelerator.num_processes} of them are connected; "
+            "use a launcher file of configs/accelerate/"
+        )
+    set_seed(seed)
+    accelerator.wait_for_everyone()  # every process has checked the run folder before one of them creates it
+    return accelerator
+
+
+@contextmanager
+def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
+    """Raise the same UserError on every rank when the body raises one on any: alone, the others would wait forever."""
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        messages = [text for text in gather_object([failure and str(failure)]) if text is not None]
+        failure = failure or (UserError(messages[0]) if messages else None)
+    if failure is not None:
+        raise failure
+
+
+def exit_launched_process() -> None:
+    """End one of several processes whose work is done without finalising the interpreter.
+
+    Threads of gloo outlive their process group, and one that acquires the interpreter lock during finalisation aborts a
+    run that has finished: seen once in many runs on a busy machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

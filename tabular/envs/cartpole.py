@@ -1,7 +1,7 @@
-"""The dynamics of gymnasium's cart pole for many copies at once, equal to its own to the last bit.
+"""The dynamics of gymnasium's CartPole batched over many copies, bit-identical to gymnasium's own.
 
-Eight copies stepped one by one take two thirds of the time of acting with a small network; together they take a
-quarter of that. Only the arithmetic is repeated here: constants, resets and states stay with gymnasium's environments.
+Eight copies stepped one by one take two thirds of the time of acting with a small network; batched they take a quarter
+of that. Only the arithmetic is repeated here: constants, resets and states stay in gymnasium's environments.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,24 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from jaxtyping import Bool, Float, Int
 
 
-class CartPoles:
-    """The states [4, N] of N cart poles: position, velocity, angle, angular velocity. Barto et al. (1983)."""
+class BatchedCartPole:
+    """N cart poles with states [4, N]: position, velocity, angle, angular velocity. Barto et al. (1983)."""
 
     def __init__(self, envs: Sequence[gym.Env], time_limit: float | int) -> None:
         self.envs: list[Any] = [env.unwrapped for env in envs]
         self.time_limit = time_limit
-        self.states, self.ages = np.zeros((4, len(envs))), np.zeros(len(envs), dtype=int)
+        self.states = np.zeros((4, len(envs)))
+        self.elapsed_steps = np.zeros(len(envs), dtype=int)
 
-    def take(self, i: int, age: int) -> None:
-        """Copies the state of environment `i`, `age` steps after its reset."""
-        self.states[:, i], self.ages[i] = self.envs[i].state, age
+    def copy_state(self, i: int, elapsed_steps: int) -> None:
+        """Copies the state of environment `i`, `elapsed_steps` steps after its reset."""
+        self.states[:, i] = self.envs[i].state
+        self.elapsed_steps[i] = elapsed_steps
 
     def step(
         self, actions: Int[np.ndarray, "N"]
     ) -> tuple[Float[np.ndarray, "N 4"], Float[np.ndarray, "N"], Bool[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-        """Observations, rewards, terminations, time limits reached: by the operations of `CartPoleEnv.step`."""
+        """Observations, rewards, terminated and truncated, computed as in `CartPoleEnv.step`."""
         env = self.envs[0]
         x, x_dot, theta, theta_dot = self.states
         force = np.where(actions == 1, env.force_mag, -env.force_mag)
@@ -42,15 +44,15 @@ class CartPoles:
         x, x_dot = x + env.tau * x_dot, x_dot + env.tau * x_acc
         theta, theta_dot = theta + env.tau * theta_dot, theta_dot + env.tau * theta_acc
         self.states = np.stack((x, x_dot, theta, theta_dot))
-        self.ages += 1
+        self.elapsed_steps += 1
         terminated = (np.abs(x) > env.x_threshold) | (np.abs(theta) > env.theta_threshold_radians)
-        return self.states.T.astype(np.float32), np.ones(len(x)), terminated, self.ages >= self.time_limit
+        return self.states.T.astype(np.float32), np.ones(len(x)), terminated, self.elapsed_steps >= self.time_limit
 
 
-def together(envs: Sequence[gym.Env]) -> CartPoles | None:
-    """The environments as one, if they are cart poles with nothing around or changed in them; else None.
+def batched(envs: Sequence[gym.Env]) -> BatchedCartPole | None:
+    """The environments as one batch if they are unmodified cart poles, otherwise None.
 
-    From four on: for fewer, one by one is as quick.
+    None also for fewer than four, where stepping one by one is as fast.
     """
     time_limit: float | int = float("inf")
     env = envs[0]
@@ -62,4 +64,4 @@ def together(envs: Sequence[gym.Env]) -> CartPoles | None:
         return None
     if env.kinematics_integrator != "euler" or env._sutton_barto_reward:
         return None
-    return CartPoles(envs, time_limit)
+    return BatchedCartPole(envs, time_limit)

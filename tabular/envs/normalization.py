@@ -1,4 +1,4 @@
-"""Observations and rewards on a common scale, by statistics of everything seen so far."""
+"""Normalisation of observations and rewards by running statistics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,45 +11,59 @@ from jaxtyping import Float
 from tabular.envs.vector import Step, VectorEnv
 
 CLIP = 10.0
-"""Normalised observations and rewards are cut here: early statistics are of few samples."""
+"""Normalised observations and rewards are clipped to +-10, because early statistics come from few samples."""
+
 EPS = 1e-8
+"""Added to variances before the square root."""
 
 
 class RunningMoments:
-    """Mean and variance of all rows seen, joined batch by batch. Chan, Golub & LeVeque (1983)."""
+    """Mean and variance of all rows so far, updated batch by batch. Chan, Golub & LeVeque (1983)."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean, self.var, self.count = np.zeros(shape), np.ones(shape), 0
 
     def update(self, rows: Float[np.ndarray, "N ..."]) -> None:
-        n, mean, var = len(rows), rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64)
-        total, delta = self.count + n, mean - self.mean
+        n = len(rows)
+        mean = rows.mean(axis=0, dtype=np.float64)
+        var = rows.var(axis=0, dtype=np.float64)
+        total = self.count + n
+        delta = mean - self.mean
         sum_of_squares = self.var * self.count + var * n + delta**2 * self.count * n / total
-        self.mean, self.var, self.count = self.mean + delta * n / total, sum_of_squares / total, total
+        self.mean = self.mean + delta * n / total
+        self.var = sum_of_squares / total
+        self.count = total
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "var": self.var.tolist(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.mean, self.var, self.count = np.array(state["mean"]), np.array(state["var"]), state["count"]
+        self.mean = np.array(state["mean"])
+        self.var = np.array(state["var"])
+        self.count = state["count"]
 
 
 class NormalizedEnvs:
-    """A `VectorEnv` whose observations have mean 0 and variance 1, and whose rewards have returns of variance 1.
+    """A `VectorEnv` with observations of mean 0 and variance 1, and rewards whose discounted return has variance 1.
 
-    Rewards are divided by the standard deviation of the discounted return so far, never shifted: a shift would change
-    what is worth doing. Final observations are scaled by the same statistics as all others. The episodes that `step`
-    reports are in the environment's own rewards. Engstrom et al. (2020), arXiv 2005.12729.
+    Rewards are divided by the standard deviation of the discounted return so far, but not shifted: a shift would change
+    the optimal policy. Final observations are normalised by the same statistics as all others. The episodes that `step`
+    reports have the original rewards. Engstrom et al. (2020), arXiv 2005.12729.
+
+    Raises:
+        ValueError: for `observations` that are not float arrays.
     """
 
     def __init__(self, envs: VectorEnv, gamma: float | int, observations: bool = True, rewards: bool = True) -> None:
         if observations and not (isinstance(envs.observation_space, spaces.Box) and envs.obs.dtype == np.float32):
-            raise ValueError(f"normalize_observations needs observations of floats, got {envs.observation_space}")
+            raise ValueError(
+                f"observations are {envs.observation_space}, but must be floats for normalize_observations"
+            )
         self.envs, self.gamma = envs, gamma
         self.obs_moments = RunningMoments(envs.obs.shape[1:]) if observations else None
         self.return_moments = RunningMoments(()) if rewards else None
         self.returns = np.zeros(len(envs))
-        self._see(envs.obs)
+        self._observe(envs.obs)
 
     def __len__(self) -> int:
         return len(self.envs)
@@ -67,7 +81,7 @@ class NormalizedEnvs:
         return self.envs.masks
 
     def scale_obs(self, obs: np.ndarray) -> np.ndarray:
-        """Observations [N, ...] on the common scale; learns nothing from them."""
+        """Normalised observations [N, ...]; the statistics are not updated."""
         if self.obs_moments is None:
             return obs
         scaled = (obs - self.obs_moments.mean) / np.sqrt(self.obs_moments.var + EPS)
@@ -75,7 +89,7 @@ class NormalizedEnvs:
 
     def step(self, actions: np.ndarray) -> Step:
         step = self.envs.step(actions)
-        self._see(self.envs.obs)
+        self._observe(self.envs.obs)
         rewards = step.rewards
         if self.return_moments is not None:
             self.returns = self.gamma * self.returns + rewards
@@ -85,7 +99,7 @@ class NormalizedEnvs:
         next_obs = self.scale_obs(step.next_obs)
         return Step(next_obs, step.next_masks, rewards, step.terminated, step.truncated, step.episodes)
 
-    def _see(self, obs: np.ndarray) -> None:
+    def _observe(self, obs: np.ndarray) -> None:
         if self.obs_moments is not None:
             self.obs_moments.update(obs)
         self.obs = self.scale_obs(obs)
@@ -121,7 +135,7 @@ def make_envs(
     normalize_observations: bool,
     normalize_rewards: bool,
 ) -> Envs:
-    """Copies of an environment, normalised as asked."""
+    """A vector environment, with normalised observations and rewards if requested."""
     envs = VectorEnv(make_env, n_envs, seed)
     if normalize_observations or normalize_rewards:
         return NormalizedEnvs(envs, gamma, normalize_observations, normalize_rewards)

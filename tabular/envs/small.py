@@ -1,4 +1,4 @@
-"""The small worlds of the literature: line, random walk, short corridor, windy grid."""
+"""Small worlds of the literature: line, random walk, short corridor, windy grid."""
 
 from typing import Any
 
@@ -10,9 +10,12 @@ from tabular.planning.mdp import Outcome, line_table
 
 
 class LineWorld(TableEnv):
-    """The line of `mdp.line_world` to act in: states 0 to n-1, actions left (0) and right (1), goal at the right end.
+    """The MDP of `mdp.line_world`: states 0 to n-1, actions left (0) and right (1), goal at the right end.
 
-    Any action in the goal pays `goal_value` and ends the episode. Raises ValueError for options outside their range.
+    Any action in the goal pays `goal_value` and ends the episode.
+
+    Raises:
+        ValueError: for options out of range.
     """
 
     def __init__(
@@ -28,22 +31,25 @@ class LineWorld(TableEnv):
         check_option("goal_value", goal_value, float)
         check_option("step_reward", step_reward, float)
         table = line_table(n_states, success, goal_value, step_reward)
-        grid = _line("S" + "." * (n_states - 2) + "G", n_states)
+        grid = _line_grid("S" + "." * (n_states - 2) + "G", n_states)
         super().__init__(table, np.eye(n_states)[0], grid, render_mode)
 
 
 class RandomWalk(TableEnv):
-    """States in a line, an end on either side, start in the middle; one walks left (0) or right (1).
+    """States in a line with an end on either side, start in the middle, actions left (0) and right (1).
 
-    The right end pays 1, the left end `left_reward`. Sutton & Barto (2018), example 6.2 with 5 states and 0; example
-    7.1 with 19 states and -1. Raises ValueError unless the number of states is odd.
+    Stepping over the right end pays 1, over the left end `left_reward`. Sutton & Barto (2018), example 6.2 with 5
+    states and 0; example 7.1 with 19 states and -1.
+
+    Raises:
+        ValueError: for an even number of states.
     """
 
     def __init__(self, n_states: int = 5, left_reward: Number = 0.0, render_mode: str | None = None) -> None:
         check_option("n_states", n_states, int, 1)
         check_option("left_reward", left_reward, float)
         if n_states % 2 == 0:
-            raise ValueError(f"n_states must be odd, got {n_states}")
+            raise ValueError(f"n_states is {n_states}, but must be odd")
         table: Table = {
             s: {
                 0: [(1.0, max(s - 1, 0), float(left_reward) if s == 0 else 0.0, s == 0)],
@@ -51,25 +57,25 @@ class RandomWalk(TableEnv):
             }
             for s in range(n_states)
         }
-        grid = _line("." * (n_states // 2) + "S" + "." * (n_states // 2), n_states)
+        grid = _line_grid("." * (n_states // 2) + "S" + "." * (n_states // 2), n_states)
         super().__init__(table, np.eye(n_states)[n_states // 2], grid, render_mode)
 
 
 class ShortCorridor(TableEnv):
-    """Three cells and a goal; in the second one left is right and right is left. -1 a step, gamma 1.
+    """Three cells and a goal, -1 a step; in the second cell the actions left and right are swapped.
 
-    All cells look the same (`aliased`), so that no deterministic policy arrives: going right with probability
-    2 - sqrt 2 is best and earns -(6 + 4 sqrt 2). Sutton & Barto (2018), example 13.1.
+    With `aliased` all cells have the same observation, so that no deterministic policy gets from the start to the goal:
+    going right with probability 2 - sqrt 2 is optimal and returns -(6 + 4 sqrt 2). Sutton & Barto (2018), example 13.1.
     """
 
     def __init__(self, aliased: bool = True, render_mode: str | None = None) -> None:
         check_option("aliased", aliased, bool)
         neighbours = ((0, 1), (2, 0), (1, 3))
         table: dict[int, dict[int, list[Outcome]]] = {
-            s: {action: [(1.0, min(s2, 2), -1.0, s2 == 3)] for action, s2 in enumerate(reached)}
-            for s, reached in enumerate(neighbours)
+            s: {action: [(1.0, min(s2, 2), -1.0, s2 == 3)] for action, s2 in enumerate(next_states)}
+            for s, next_states in enumerate(neighbours)
         }
-        super().__init__(table, np.eye(3)[0], _line("S..G", 3), render_mode)
+        super().__init__(table, np.eye(3)[0], _line_grid("S..G", 3), render_mode)
         self.aliased = aliased
         if aliased:
             self.observation_space = gym.spaces.Discrete(1)
@@ -81,8 +87,8 @@ class ShortCorridor(TableEnv):
 class WindyGrid(TableEnv):
     """7 x 10 cells with an upward wind of 0 to 2 cells in each column; -1 a step until the goal.
 
-    Sutton & Barto (2018), example 6.5: the shortest way takes 15 steps, and 7 with `kings_moves` (8 directions).
-    `stochastic` wind, where it blows, is one cell more or less, a third of the time each (exercise 6.10).
+    Sutton & Barto (2018), example 6.5: the shortest path takes 15 steps, and 7 with `kings_moves` (8 directions). With
+    `stochastic`, wind that blows is one cell stronger or weaker, with probability 1/3 each (exercise 6.10).
     """
 
     WIND = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)
@@ -98,14 +104,14 @@ class WindyGrid(TableEnv):
             gusts = (-1, 0, 1) if stochastic and self.WIND[column] else (0,)
             table[state] = {}
             for action, (dr, dc) in enumerate(moves):
-                reached = [
+                next_cells = [
                     (
                         min(max(row + dr - self.WIND[column] - gust, 0), rows - 1),
                         min(max(column + dc, 0), columns - 1),
                     )
                     for gust in gusts
                 ]
-                table[state][action] = [(1 / len(gusts), r * columns + c, -1.0, (r, c) == goal) for r, c in reached]
+                table[state][action] = [(1 / len(gusts), r * columns + c, -1.0, (r, c) == goal) for r, c in next_cells]
         cells = tuple(
             "".join("S" if (r, c) == (3, 0) else "G" if (r, c) == goal else "." for c in range(columns))
             for r in range(rows)
@@ -115,5 +121,5 @@ class WindyGrid(TableEnv):
         super().__init__(table, np.eye(rows * columns)[30], Grid(cells, positions, arrows), render_mode)
 
 
-def _line(cells: str, n_states: int) -> Grid:
+def _line_grid(cells: str, n_states: int) -> Grid:
     return Grid((cells,), tuple((0, state) for state in range(n_states)), "←→")

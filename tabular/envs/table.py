@@ -1,4 +1,4 @@
-"""A gymnasium environment whose dynamics are a table, drawn as a grid: what all small worlds of this package are."""
+"""A gymnasium environment whose dynamics are a table and whose states are drawn on a grid; base of the small worlds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Number = float | int
 Table = Mapping[int, Mapping[int, Sequence[Outcome]]]
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
-"""Up, right, down, left: the actions 0 to 3 of every grid here, and of gymnasium's CliffWalking."""
+"""Row and column offsets of the actions up, right, down, left (0 to 3), in the order of gymnasium's CliffWalking."""
 
 COLOURS = {
     "#": (52, 58, 70),
@@ -22,22 +22,23 @@ COLOURS = {
     "C": (196, 78, 82),
     "H": (110, 150, 190),
 }
-"""Of the cells in pictures; any other cell is nearly white."""
+"""Colour (red, green, blue) of a cell in pictures; other cells have `FLOOR`."""
 
-FLOOR, AGENT = (244, 244, 240), (221, 132, 82)
+FLOOR = (244, 244, 240)
+AGENT = (221, 132, 82)
 CELL_PIXELS = 24
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the states of an environment lie, for text and pictures."""
+    """The positions of an environment's states, for text and pictures."""
 
     cells: tuple[str, ...]
     "rows of characters: # wall, S start, G goal, C cliff, H hole, anything else floor"
     positions: tuple[tuple[int, int], ...]
     "[S] row and column of each state"
     arrows: str = "↑→↓←"
-    "one character an action; empty where actions are no directions"
+    "one character for each action; empty where actions are not directions"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,29 +52,30 @@ class Grid:
         )
 
     def pixels(self, state: int | None) -> np.ndarray:
-        """The same as a picture [rows * 24, columns * 24, 3], uint8; None draws no agent."""
+        """The grid as an image [rows * 24, columns * 24, 3], uint8; with `state` None the agent is not drawn."""
         colours = np.array([[COLOURS.get(cell, FLOOR) for cell in line] for line in self.cells], dtype=np.uint8)
         image = colours.repeat(CELL_PIXELS, axis=0).repeat(CELL_PIXELS, axis=1)
         image[::CELL_PIXELS] = image[:, ::CELL_PIXELS] = (200, 200, 200)
         if state is not None:
-            top, left = (CELL_PIXELS * place for place in self.positions[state])
+            row, column = self.positions[state]
+            top, left = CELL_PIXELS * row, CELL_PIXELS * column
             image[top + 6 : top + CELL_PIXELS - 5, left + 6 : left + CELL_PIXELS - 5] = AGENT
         return image
 
 
 class TableEnv(gym.Env):
-    """Plays `table[state][action] = [(probability, next state, reward, terminated), ...]`.
+    """An environment with the dynamics `table[state][action] = [(probability, next state, reward, terminated), ...]`.
 
-    `P` and `initial_state_distrib` are named as in gymnasium's toy-text worlds, so that planning and the fast learners
-    treat both alike. An episode that terminates with the best reward of the whole table is a success, which
-    `info["success"]` says.
+    `P` and `initial_state_distrib` are named as in gymnasium's toy-text environments, so that planning and the compiled
+    learners treat both alike. `info["success"]` is True when an episode terminates with the largest reward of the
+    table.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  (gymnasium's way)
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  (gymnasium's convention)
 
     def __init__(self, table: Table, start: np.ndarray, grid: Grid, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be ansi, rgb_array or None, got {render_mode!r}")
+            raise ValueError(f"render_mode is {render_mode!r}, but must be ansi, rgb_array or None")
         self.P = table
         self.initial_state_distrib = start
         self.grid = grid
@@ -96,15 +98,15 @@ class TableEnv(gym.Env):
         return self.observe(), float(reward), bool(terminated), False, info
 
     def _draw(self, outcomes: Sequence[Outcome]) -> Any:
-        chance = self.np_random.random()
+        remaining = self.np_random.random()
         for outcome in outcomes:
-            chance -= outcome[0]
-            if chance < 0:
+            remaining -= outcome[0]
+            if remaining < 0:
                 return outcome
         return outcomes[-1]
 
     def observe(self) -> Any:
-        """What the agent sees of state `s`: the state itself."""
+        """The observation of the current state `s`: the state itself."""
         return self.s
 
     def info(self) -> dict[str, Any]:
@@ -116,26 +118,34 @@ class TableEnv(gym.Env):
         return self.grid.pixels(self.s) if self.render_mode == "rgb_array" else None
 
 
-def check_option(name: str, value: Any, kind: type, least: Number = -np.inf, most: Number = np.inf) -> None:
-    """Raises ValueError, naming the option, unless it is of a kind (bool, int or float) and from `least` to `most`.
+def check_option(name: str, value: Any, kind: type, minimum: Number = -np.inf, maximum: Number = np.inf) -> None:
+    """Checks the type and range of an environment's option.
 
-    A float may be any finite number; neither number may be a bool, which counts as one in Python.
+    Args:
+        name: the option, for the message.
+        value: its value; a bool is not accepted as a number, although it is one in Python.
+        kind: bool, int, or float for any finite number.
+        minimum: smallest number allowed.
+        maximum: largest number allowed.
+
+    Raises:
+        ValueError: if the value has another type or is out of range.
     """
-    wanted = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
+    requirement = {bool: "true or false", int: "a whole number", float: "a finite number"}[kind]
     if kind is bool:
-        good = isinstance(value, bool | np.bool_)
+        valid = isinstance(value, bool | np.bool_)
     else:
         numeric = int | np.integer if kind is int else int | float | np.integer | np.floating
-        good = isinstance(value, numeric) and not isinstance(value, bool)
-        good = good and least <= value <= most and abs(value) < np.inf
-    if least > -np.inf:
-        wanted += f" in [{least}, {most}]" if most < np.inf else f" from {least}"
-    if not good:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        valid = isinstance(value, numeric) and not isinstance(value, bool)
+        valid = valid and minimum <= value <= maximum and abs(value) < np.inf
+    if minimum > -np.inf:
+        requirement += f" in [{minimum}, {maximum}]" if maximum < np.inf else f" from {minimum}"
+    if not valid:
+        raise ValueError(f"{name} is {value!r}, but must be {requirement}")
 
 
 def grid_of(env: Any) -> Grid | None:
-    """The grid of an environment, also of gymnasium's FrozenLake and CliffWalking; None for one that has none."""
+    """The grid of an environment, also of gymnasium's FrozenLake and CliffWalking; None for one without a grid."""
     env = env.unwrapped
     if isinstance(getattr(env, "grid", None), Grid):
         return env.grid

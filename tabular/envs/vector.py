@@ -1,13 +1,13 @@
-"""Several copies of an environment, stepped in one plain loop, without the traps of automatic resets.
+"""A vector environment: several copies of an environment stepped in one loop, with correct transitions at resets.
 
-Gymnasium's vector environments by default answer an episode's end with a step that ignores the action and returns the
-reset observation; stored as a transition it is wrong. Here every step is a real one: `step` returns what the actions
-led to, final observations included, and `obs` is what to act on next, the first observation of a new episode where the
-old one ended. No row ever holds a step that did not happen, and no observation is lost.
+By default gymnasium's vector environments follow the end of an episode with a step that ignores the action and returns
+the reset observation; stored as a transition it is wrong. Here every step is a real one: `step` returns the result of
+the actions, including final observations, and `obs` is what to act on next, the first observation of a new episode
+where the old one ended.
 
-Every episode has a seed of its own, derived from the run's seed, the copy and the episode's number. So a state of the
-environments is saved as three numbers and the actions since the last reset, and restored by acting them out again:
-exact for every environment that is a function of its seed and its actions.
+Every episode has its own seed, derived from the run's seed, the copy and the episode's number. So the state of the
+environments is saved as the number of resets and the actions since the last one, and restored by replaying them: exact
+for every environment that is a function of its seed and its actions.
 """
 
 import warnings
@@ -19,48 +19,53 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Shaped
 
-from tabular.envs.arrays import not_finite
-from tabular.envs.cartpole import CartPoles, together
+from tabular.core.checks import check_at_least
+from tabular.envs.arrays import reward_error
+from tabular.envs.cartpole import BatchedCartPole, batched
 
 
 class Step(NamedTuple):
-    """What one action in each of N copies led to."""
+    """The result of one action in each of N copies."""
 
     next_obs: Shaped[np.ndarray, "N ..."]
-    "the observation after the action, the final one where an episode ended"
+    "the observation after the action; the final observation where an episode ended"
     next_masks: Bool[np.ndarray, "N A"] | None
     "legal actions there; all True where an episode ended"
     rewards: Float[np.ndarray, "N"]
     terminated: Bool[np.ndarray, "N"]
     truncated: Bool[np.ndarray, "N"]
-    "True where a time limit cut the episode and the state had a value still; never together with terminated"
+    "True where a time limit ended the episode; False where it also terminated"
     episodes: list[tuple[float, int]]
     "return and length of each episode that ended"
 
 
 class VectorEnv:
-    """N copies of what `make_env()` returns.
+    """N copies of the environment that `make_env()` returns.
 
-    Attributes: `obs` [N, ...] and `masks` ([N, A], True on legal actions, from `info["action_mask"]`; None if the
-    environment gives none) are what to act on next. Raises ValueError for `n_envs < 1`.
+    Attributes:
+        obs: observations [N, ...] to act on next.
+        masks: legal actions there [N, A], from `info["action_mask"]`; None if the environment has no masks.
+
+    Raises:
+        ValueError: for `n_envs` below 1, and for observations that are not arrays.
     """
 
     def __init__(self, make_env: Callable[..., gym.Env], n_envs: int, seed: int) -> None:
-        if n_envs < 1:
-            raise ValueError(f"n_envs must be at least 1, got {n_envs}")
+        check_at_least(1, n_envs=n_envs)
         self.envs = [make_env() for _ in range(n_envs)]
         self.observation_space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
         if self.observation_space.shape is None:
             raise ValueError(
-                f"observations must be arrays, got {self.observation_space}; "
-                "gymnasium.wrappers.FlattenObservation makes a Box of most others"
+                f"observations are {self.observation_space}, but must be arrays: wrap the environment in "
+                "gymnasium.wrappers.FlattenObservation"
             )
         self.seed = seed
         self.n_resets = [0] * n_envs
         self.actions: list[list[Any]] = [[] for _ in range(n_envs)]
-        "since the last reset, as the environment was given them"
+        "actions of each copy since its last reset, as passed to the environment"
         self.totals = np.zeros(n_envs)
-        self.cart_poles: CartPoles | None = together(self.envs)
+        "return of each copy's episode so far"
+        self.cart_poles: BatchedCartPole | None = batched(self.envs)
         space = self.observation_space
         self.dtype: Any = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
         self.obs = np.zeros((n_envs, *(space.shape or ())), dtype=self.dtype)
@@ -73,20 +78,21 @@ class VectorEnv:
         return len(self.envs)
 
     def step(self, actions: np.ndarray) -> Step:
-        """Acts once in every copy; `actions` [N, ...] are the environment's own, one a row.
+        """Takes one step in every copy, with one row of `actions` [N, ...] each.
 
-        Raises ValueError for a reward that is not finite.
+        Raises:
+            ValueError: for a reward that is not finite.
         """
         masks = None if self.masks is None else np.ones_like(self.masks)
-        # A list of Python's integers is quicker for environments than numpy's; rows stay arrays.
+        # Python integers are faster in most environments than numpy's.
         rows = actions.tolist() if actions.ndim == 1 else list(actions)
         if self.cart_poles is not None:
             obs, rewards, terminated, truncated = self.cart_poles.step(actions)
         else:
             obs, rewards, terminated, truncated = self._step_each(rows, masks)
         self.totals += rewards
-        for taken, action in zip(self.actions, rows, strict=True):
-            taken.append(action)
+        for history, action in zip(self.actions, rows, strict=True):
+            history.append(action)
         truncated &= ~terminated
         self.obs, self.masks = obs, masks
         episodes = []
@@ -99,7 +105,7 @@ class VectorEnv:
         return Step(obs, masks, rewards, terminated, truncated, episodes)
 
     def _step_each(self, actions: list[Any], masks: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        """Observations, rewards and ends; legal actions are written to `masks`."""
+        """Observations, rewards, terminated and truncated; legal actions are written to `masks`."""
         n = len(self.envs)
         obs, rewards = np.empty_like(self.obs), np.empty(n)
         terminated, truncated = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
@@ -109,11 +115,11 @@ class VectorEnv:
                 masks[i] = info["action_mask"]
         if not np.isfinite(rewards).all():
             i = int(np.isfinite(rewards).argmin())
-            raise not_finite(self.envs[i], rewards[i])
+            raise reward_error(self.envs[i], rewards[i])
         return obs, rewards, terminated, truncated
 
     def scale_obs(self, obs: np.ndarray) -> np.ndarray:
-        """The observations as they are; `NormalizedEnvs` does more."""
+        """The observations unchanged; `NormalizedEnvs` normalises them."""
         return obs
 
     def _reset(self, i: int) -> None:
@@ -121,7 +127,7 @@ class VectorEnv:
         self.actions[i], self.totals[i] = [], 0.0
         self.n_resets[i] += 1
         if self.cart_poles is not None:
-            self.cart_poles.take(i, age=0)
+            self.cart_poles.copy_state(i, elapsed_steps=0)
         if "action_mask" in info:
             if self.masks is None:
                 self.masks = np.ones((len(self.envs), len(info["action_mask"])), dtype=bool)
@@ -131,16 +137,23 @@ class VectorEnv:
         return int(np.random.SeedSequence((self.seed, i, self.n_resets[i])).generate_state(1)[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Resets so far, and the actions of each copy's present episode."""
+        """Resets so far, and the actions of each copy's current episode."""
         actions = [[a.tolist() if isinstance(a, np.ndarray) else a for a in row] for row in self.actions]
         return {"n_resets": list(self.n_resets), "actions": actions, "seed": self.seed, "obs": self.obs.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Acts the present episodes out again. Warns and begins a new one where that does not lead to the same
-        observation, because the environment is no function of its seed and its actions.
+        """Replays the current episodes.
+
+        Where that does not lead to the same observation, because the environment is not a function of its seed and its
+        actions, warns and starts a new episode.
+
+        Raises:
+            ValueError: for the state of another number of copies.
         """
         if len(state["actions"]) != len(self.envs):
-            raise ValueError(f"the state is of {len(state['actions'])} environments, here are {len(self.envs)}")
+            raise ValueError(
+                f"the saved state has {len(state['actions'])} environments, but n_envs is {len(self.envs)}"
+            )
         self.seed = state["seed"]
         for i, (n_resets, actions) in enumerate(zip(state["n_resets"], state["actions"], strict=True)):
             self.n_resets[i] = n_resets - 1
@@ -148,9 +161,9 @@ class VectorEnv:
             for action in actions:
                 self._replay(i, action)
             if self.cart_poles is not None:
-                self.cart_poles.take(i, age=len(actions))
+                self.cart_poles.copy_state(i, elapsed_steps=len(actions))
             if not np.array_equal(self.obs[i], np.array(state["obs"][i], dtype=self.obs.dtype), equal_nan=True):
-                warnings.warn(f"environment {i} did not repeat its episode; a new one begins", stacklevel=2)
+                warnings.warn(f"environment {i} did not repeat its episode, so a new one starts", stacklevel=2)
                 self._reset(i)
 
     def _replay(self, i: int, action: Any) -> None:

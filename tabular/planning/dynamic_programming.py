@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import eye_array
 from scipy.sparse.linalg import spsolve
 
+from tabular.core.checks import check_at_least, check_not_negative, check_positive
 from tabular.planning.mdp import MDP
 from tabular.planning.policies import Policy, greedy_actions, markov_chain
 from tabular.planning.sweeps import Sweeps
@@ -74,7 +75,8 @@ def iterative_policy_evaluation(mdp: MDP, policy: Policy, tol: float = 1e-10, ma
     Raises:
         ValueError: as `policy_evaluation` does, and for limits out of range.
     """
-    _check_limits(tol, max_sweeps)
+    check_positive(tol=tol)
+    check_at_least(1, max_sweeps=max_sweeps)
     transitions, rewards = markov_chain(mdp, policy)
     if mdp.gamma == 1:
         recurrent_states(transitions, rewards)
@@ -110,8 +112,7 @@ def policy_iteration(mdp: MDP, max_iterations: int = 1000) -> Solution:
         ValueError: with `gamma = 1` if from some state no policy surely ends, or if one collects reward forever; and
             for `max_iterations` below 1.
     """
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    check_at_least(1, max_iterations=max_iterations)
     policy = proper_policy(mdp) if mdp.gamma == 1 else np.zeros(mdp.n_states, dtype=int)
     iteration = 0
     while True:
@@ -149,7 +150,8 @@ def value_iteration(mdp: MDP, tol: float = 1e-10, max_sweeps: int = 100_000, ord
         ValueError: with `gamma = 1` if from some state no policy surely ends, or if one collects reward forever (its
             graph is searched after 1, 2, 4, ... sweeps); and for limits out of range.
     """
-    _check_limits(tol, max_sweeps)
+    check_positive(tol=tol)
+    check_at_least(1, max_sweeps=max_sweeps)
     if mdp.gamma == 1:
         return _undiscounted_value_iteration(mdp, tol, max_sweeps, order)
     threshold = max(tol * (1 - mdp.gamma), 4 * sys.float_info.epsilon * _scale(mdp.rewards) / (1 - mdp.gamma))
@@ -201,8 +203,7 @@ def finite_horizon_values(mdp: MDP, steps: int, policy: Policy | None = None) ->
     Raises:
         ValueError: for fewer than 0 steps.
     """
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}")
+    check_not_negative(steps=steps)
     values = np.zeros(mdp.n_states)
     transitions, rewards = markov_chain(mdp, policy) if policy is not None else (mdp.transitions, mdp.rewards)
     for _ in range(steps):
@@ -251,13 +252,6 @@ def _solution(mdp: MDP, values: np.ndarray, policy: np.ndarray, sweeps: int, cha
     elif error > tol:
         reason = f"after {sweeps} sweeps the values still changed by {change:.3g}"
     return Solution(values, policy, sweeps, _error_bound(mdp.gamma, change), error <= tol, reason)
-
-
-def _check_limits(tol: float, max_sweeps: int) -> None:
-    if not 0 < tol < np.inf:
-        raise ValueError(f"tol must be positive and finite, got {tol}")
-    if max_sweeps < 1:
-        raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
 
 
 def _scale(values: np.ndarray) -> float:

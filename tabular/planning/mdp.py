@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.sparse import csr_array, eye_array, kron
 
+from tabular.core.checks import check_at_least, check_fraction
+
 Number = float | int | np.number
 Outcome = tuple[Number, int | np.integer, Number, bool | np.bool_]
 """`(probability, next state, reward, terminated)`, as in the `P` table of gymnasium's toy-text environments."""
@@ -45,8 +47,7 @@ class MDP:
                 f"transitions must be [{n_states * n_actions}, {n_states}] to fit the rewards [{n_states}, "
                 f"{n_actions}], got {self.transitions.shape}"
             )
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        check_fraction(gamma=self.gamma)
         if not np.isfinite(self.rewards).all():
             raise ValueError("rewards must be finite")
         if not (self.transitions.data >= 0).all() or (self.transitions.sum(axis=1) > 1 + PROBABILITY_ERROR).any():
@@ -129,8 +130,7 @@ def with_random_actions(mdp: MDP, probability: float | int) -> MDP:
     Raises:
         ValueError: for a probability outside [0, 1].
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be in [0, 1], got {probability}")
+    check_fraction(probability=probability)
     uniform = np.full((mdp.n_actions, mdp.n_actions), probability / mdp.n_actions)
     mixture = kron(eye_array(mdp.n_states), uniform + (1 - probability) * np.eye(mdp.n_actions), format="csr")
     rewards = (mixture @ mdp.rewards.ravel()).reshape(mdp.rewards.shape)
@@ -175,10 +175,8 @@ def line_table(
     n_states: int, success: float | int, goal_value: float | int, step_reward: float | int
 ) -> dict[int, dict[int, list[Outcome]]]:
     """The table of `line_world`."""
-    if n_states < 2:
-        raise ValueError(f"a line needs at least 2 states, got {n_states}")
-    if not 0 <= success <= 1:
-        raise ValueError(f"success must be in [0, 1], got {success}")
+    check_at_least(2, n_states=n_states)
+    check_fraction(success=success)
     goal = n_states - 1
     table: dict[int, dict[int, list[Outcome]]] = {
         state: {

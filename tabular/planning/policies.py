@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
+from tabular.core.checks import check_fraction
 from tabular.planning.mdp import MDP, PROBABILITY_ERROR
 
 Policy = Int[np.ndarray, "S"] | Float[np.ndarray, "S A"]
@@ -71,7 +72,6 @@ def epsilon_greedy(q_values: Float[np.ndarray, "S A"], epsilon: float | int) -> 
     Raises:
         ValueError: for an epsilon outside [0, 1].
     """
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}")
+    check_fraction(epsilon=epsilon)
     best = greedy_actions(q_values)
     return (1 - epsilon) * best / best.sum(axis=1, keepdims=True) + epsilon / q_values.shape[1]

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from tabular.core.schedules import SCHEDULES, make_schedule
-from tabular.envs.arrays import compile_table, discrete, not_finite, time_limit
+from tabular.envs.arrays import compile_table, enumerate_space, reward_error, time_limit
 from tabular.history import History
 from tabular.td import kernels
 
@@ -117,8 +117,10 @@ class Control:
     def __init__(self, make_env: Callable[..., gym.Env], config: Any, seed: int) -> None:
         self.env, self.config, self.seed = make_env(), config, seed
         name = type(self).__name__
-        self.n_states, self.index = discrete(self.env.observation_space, f"{name} fits {self.fits}", "observations")
-        self.n_actions, _ = discrete(self.env.action_space, f"{name} fits {self.fits}", "actions")
+        self.n_states, self.index = enumerate_space(
+            self.env.observation_space, f"{name} fits {self.fits}", "observations"
+        )
+        self.n_actions, _ = enumerate_space(self.env.action_space, f"{name} fits {self.fits}", "actions")
         self.first_action = int(getattr(self.env.action_space, "start", 0))
         self.table = compile_table(self.env)
         self.limit = time_limit(self.env)
@@ -215,7 +217,7 @@ class Control:
             observation, reward, terminated, truncated, info = step_env(action + self.first_action)
             next_state, reward, terminated = index(observation), float(reward), bool(terminated)
             if not math.isfinite(reward):
-                raise not_finite(self.env, reward)
+                raise reward_error(self.env, reward)
             if "action_mask" in info:
                 masks[next_state] = info["action_mask"]
             next_action = -1

@@ -286,7 +286,7 @@ def learn(
         if a < 0:
             a = choose(q, s, table.masks, rule.softmax, exploration, behaviour)
         visits[s] += 1
-        outcome = draw(table.chance, table.first[s, a], table.count[s, a], world)
+        outcome = draw(table.cumulative, table.first[s, a], table.count[s, a], world)
         r, s2, terminated = table.reward[outcome], table.next_state[outcome], table.terminated[outcome]
         a2 = -1
         if on_policy and not terminated:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from tabular.envs.arrays import discrete
+from tabular.envs.arrays import enumerate_space
 from tabular.history import History
 from tabular.td import kernels
 
@@ -57,8 +57,8 @@ def record(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     env, generator = make_env(), np.random.default_rng(seed)
-    _, index = discrete(env.observation_space, "a log needs discrete observations", "observations")
-    _, action_index = discrete(env.action_space, "a log needs discrete actions", "actions")
+    _, index = enumerate_space(env.observation_space, "a log needs discrete observations", "observations")
+    _, action_index = enumerate_space(env.action_space, "a log needs discrete actions", "actions")
     rows = []
     observation, _ = env.reset(seed=int(generator.integers(2**31)))
     for _ in range(steps):

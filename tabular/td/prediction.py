@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tabular.compiled import compiled_with_allocation
-from tabular.envs.arrays import compile_table, discrete, not_finite, time_limit
+from tabular.envs.arrays import compile_table, enumerate_space, reward_error, time_limit
 from tabular.planning.policies import Policy, checked_policy
 from tabular.td.kernels import draw, make_rng
 
@@ -74,8 +74,8 @@ def predict(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     env = make_env()
-    n_states, index = discrete(env.observation_space, "prediction needs discrete observations", "observations")
-    n_actions, _ = discrete(env.action_space, "prediction needs discrete actions", "actions")
+    n_states, index = enumerate_space(env.observation_space, "prediction needs discrete observations", "observations")
+    n_actions, _ = enumerate_space(env.action_space, "prediction needs discrete actions", "actions")
     policy = checked_policy(policy, n_states, n_actions)
     cumulative = (np.eye(n_actions)[policy] if policy.ndim == 1 else policy).cumsum(axis=1, dtype=float)
 
@@ -122,7 +122,7 @@ def _play(
         states.append(index(observation))
         rewards.append(float(reward))
         if not math.isfinite(rewards[-1]):
-            raise not_finite(env, reward)
+            raise reward_error(env, reward)
     return np.array(states), np.array(rewards), bool(terminated)
 
 

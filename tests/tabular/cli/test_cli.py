@@ -116,7 +116,7 @@ def test_a_layout_that_is_no_maze(capsys, tmp_path):
     (tmp_path / "bad.txt").write_text("S#G\n")
     code, _, err = run(capsys, "solve", str(tmp_path / "bad.txt"))
     assert code == 2
-    assert "there is no way from S to G" in err
+    assert "there is no path from S to G" in err
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,10 @@ def test_without_matplotlib_only_the_pictures_are_missing(capsys, tmp_path, monk
         (["q_learning", "--env", "maze", "--alpha", "2"], "alpha must be in (0, 1], got 2"),
         (["q_learning", "--env", "maze", "--alpha", "big"], "--alpha must be a number, got 'big'"),
         (["q_learning", "--env", "maze", "--env.sise", "9"], "has no option --env.sise: did you mean size?"),
-        (["q_learning", "--env", "maze", "--env.size", "8"], "odd sides of at least 5, got 8 x 8"),
+        (
+            ["q_learning", "--env", "maze", "--env.size", "8"],
+            "the maze is 8 x 8, but its sides must be odd and at least 5",
+        ),
         (["q_learning", "--env", "maze", "--steps", "0"], "argument --steps: must be a whole number from 1, got '0'"),
         (["q_learning", "--env", "maze", "--seed", "-1"], "argument --seed: must be a whole number from 0"),
     ],

@@ -41,7 +41,7 @@ def refused(capsys, tmp_path, *argv):
 
 
 def test_an_unknown_map(capsys, tmp_path):
-    expected = "FrozenLake-v1 cannot be made with --env.map_name 9x9: KeyError: '9x9'"
+    expected = "--env.map_name of FrozenLake-v1 is '9x9', which it does not offer: there are 4x4, 8x8"
     assert refused(capsys, tmp_path, "solve", "FrozenLake-v1", "--env.map_name", "9x9") == expected
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_map(capsys, tmp_path):
 @pytest.mark.parametrize("command", [("solve",), ("run", "q_learning", "--env"), ("predict", "td", "--env")])
 def test_nothing_is_rendered(capsys, tmp_path, command, env):
     message = refused(capsys, tmp_path, *command, env, "--env.render_mode", "human")
-    assert message == "--env.render_mode: nothing is drawn here, leave it out; `tabular watch RUN` shows a policy"
+    assert message == "--env.render_mode is not used here, leave it out; `tabular watch RUN` shows a policy"
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,34 @@ def test_options_that_are_passed_on():
 @pytest.mark.parametrize(
     ("env", "option", "value", "message"),
     [
-        ("maze", "step_reward", "nan", "--env.step_reward of tabular/Maze-v0 must be a finite number, got 'nan'"),
-        ("maze", "step_reward", "1e999", "must be a finite number, got inf"),
-        ("maze", "slip", "nan", "--env.slip of tabular/Maze-v0 must be a finite number, got 'nan'"),
-        ("maze", "masked", "1", "--env.masked of tabular/Maze-v0 must be true or false, got 1"),
-        ("maze", "max_episode_steps", "0", "--env.max_episode_steps of tabular/Maze-v0 must be a whole number from 1"),
-        ("maze", "max_episode_steps", "x", "--env.max_episode_steps of tabular/Maze-v0 must be a whole number from 1"),
+        ("maze", "step_reward", "nan", "--env.step_reward of tabular/Maze-v0 is 'nan', but must be a finite number"),
+        ("maze", "step_reward", "1e999", "is inf, but must be a finite number"),
+        ("maze", "slip", "nan", "--env.slip of tabular/Maze-v0 is 'nan', but must be a finite number"),
+        ("maze", "masked", "1", "--env.masked of tabular/Maze-v0 is 1, but must be true or false"),
+        (
+            "maze",
+            "max_episode_steps",
+            "0",
+            "--env.max_episode_steps of tabular/Maze-v0 is 0, but must be a whole number from 1",
+        ),
+        (
+            "maze",
+            "max_episode_steps",
+            "x",
+            "--env.max_episode_steps of tabular/Maze-v0 is 'x', but must be a whole number from 1",
+        ),
         (
             "FrozenLake-v1",
             "is_slippery",
             "maybe",
-            "is_slippery of FrozenLake-v1 must be true or false, got 'maybe'",
+            "is_slippery of FrozenLake-v1 is 'maybe', but must be true or false",
         ),
-        ("RandomWalk", "n_states", "true", "--env.n_states of tabular/RandomWalk-v0 must be a finite number, got True"),
+        (
+            "RandomWalk",
+            "n_states",
+            "true",
+            "--env.n_states of tabular/RandomWalk-v0 is True, but must be a finite number",
+        ),
     ],
 )
 def test_options_of_the_wrong_kind(capsys, tmp_path, env, option, value, message):
@@ -111,11 +126,11 @@ def test_options_of_the_wrong_kind(capsys, tmp_path, env, option, value, message
 def test_kinds_that_only_the_constructor_knows():
     """In a process of its own, without the tests' type checker."""
     calls = [
-        ("maze", {"size": "abc"}, "size must be a whole number from 5, got 'abc'"),
-        ("maze", {"layout": "5"}, "layout must be a name, a file or the rows of a maze, got 5"),
-        ("maze", {"size": "9", "maze_seed": "-1"}, "maze_seed must be a whole number from 0, got -1"),
-        ("mazepool", {"slip": "nan"}, "slip must be a finite number in [0, 1], got 'nan'"),
-        ("lineworld", {"n_states": "2.5"}, "n_states must be a whole number from 2, got 2.5"),
+        ("maze", {"size": "abc"}, "size is 'abc', but must be a whole number from 5"),
+        ("maze", {"layout": "5"}, "layout is 5, but must be a name, a file or the rows of a maze"),
+        ("maze", {"size": "9", "maze_seed": "-1"}, "maze_seed is -1, but must be a whole number from 0"),
+        ("mazepool", {"slip": "nan"}, "slip is 'nan', but must be a finite number in [0, 1]"),
+        ("lineworld", {"n_states": "2.5"}, "n_states is 2.5, but must be a whole number from 2"),
     ]
     program = (
         "import sys\nfrom tabular.envs.registry import find_env, make_env\n"

@@ -1,4 +1,4 @@
-"""Running statistics are those of all that was seen; what they scale keeps its meaning."""
+"""Running statistics equal those of the whole data; rewards are scaled but not shifted."""
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +10,7 @@ from tabular.envs.vector import VectorEnv
 
 
 class Ramp(gym.Env):
-    """Observations 10, 12, 14, ...; rewards of 3; a time limit cuts after 4 steps."""
+    """Observations 10, 12, 14, ...; rewards of 3; a time limit of 4 steps."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = spaces.Discrete(2)
@@ -24,7 +24,7 @@ class Ramp(gym.Env):
         return np.array([10.0 + 2 * self.t]), 3.0, False, self.t == 4, {}
 
 
-def test_moments_joined_batch_by_batch_are_those_of_the_whole():
+def test_moments_updated_by_batches_equal_those_of_the_whole():
     rows = np.random.default_rng(0).normal(5, 3, (60, 2))
     moments = RunningMoments((2,))
     for batch in np.split(rows, [1, 2, 17]):
@@ -37,27 +37,27 @@ def test_moments_joined_batch_by_batch_are_those_of_the_whole():
     assert again.count == 60
 
 
-def test_observations_are_scaled_final_ones_too_and_rewards_never_shifted():
+def test_final_observations_are_normalised_and_rewards_are_not_shifted():
     envs = NormalizedEnvs(VectorEnv(Ramp, 1, seed=0), gamma=0.5)
-    seen, returns, running = [10.0], [], 0.0
+    observed, returns, running = [10.0], [], 0.0
     for t in range(1, 10):
         step = envs.step(np.array([0]))
-        cut = t % 4 == 0
-        final = 10.0 + 2 * (4 if cut else t % 4)
-        seen.append(10.0 if cut else final)
-        mean, std = np.mean(seen), np.std(seen)
+        truncated = t % 4 == 0
+        final = 10.0 + 2 * (4 if truncated else t % 4)
+        observed.append(10.0 if truncated else final)
+        mean, std = np.mean(observed), np.std(observed)
         np.testing.assert_allclose(step.next_obs[0, 0], np.clip((final - mean) / std, -10, 10), rtol=1e-4)
-        np.testing.assert_allclose(envs.obs[0, 0], (seen[-1] - mean) / std, rtol=1e-4)
+        np.testing.assert_allclose(envs.obs[0, 0], (observed[-1] - mean) / std, rtol=1e-4)
         running = 0.5 * running + 3.0
         returns.append(running)
         expected = 10.0 if t == 1 else min(3.0 / np.sqrt(np.var(returns) + 1e-8), 10.0)
         np.testing.assert_allclose(step.rewards[0], expected, rtol=1e-6)
-        running = 0.0 if cut else running
-        assert step.episodes == ([(12.0, 4)] if cut else [])
-        assert step.truncated[0] == cut
+        running = 0.0 if truncated else running
+        assert step.episodes == ([(12.0, 4)] if truncated else [])
+        assert step.truncated[0] == truncated
 
 
-def test_scaling_for_evaluation_learns_nothing():
+def test_scaling_for_evaluation_does_not_update_the_statistics():
     envs = NormalizedEnvs(VectorEnv(Ramp, 1, seed=0), gamma=0.5)
     envs.step(np.array([0]))
     before = envs.obs_moments.count
@@ -65,7 +65,7 @@ def test_scaling_for_evaluation_learns_nothing():
     assert envs.obs_moments.count == before
 
 
-def test_state_returns():
+def test_a_restored_state_continues_identically():
     envs = NormalizedEnvs(VectorEnv(Ramp, 2, seed=0), gamma=0.5)
     for _ in range(5):
         envs.step(np.zeros(2, dtype=int))
@@ -77,9 +77,9 @@ def test_state_returns():
     assert np.array_equal(envs.obs, other.obs)
 
 
-def test_only_what_is_asked_for_and_only_floats():
+def test_only_the_requested_parts_and_only_floats_are_normalised():
     assert isinstance(make_envs(Ramp, 1, 0, 0.9, False, False), VectorEnv)
     only_rewards = make_envs(Ramp, 1, 0, 0.9, False, True)
     assert only_rewards.obs.tolist() == [[10.0]]
-    with pytest.raises(ValueError, match="observations of floats"):
+    with pytest.raises(ValueError, match="must be floats for normalize_observations"):
         make_envs(lambda: gym.make("FrozenLake-v1"), 1, 0, 0.9, True, False)

@@ -1,4 +1,4 @@
-"""Every stored step really happened, ends are told apart, and a saved state comes back to the last bit."""
+"""Transitions are real steps, termination differs from truncation, and a saved state is restored exactly."""
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ from tabular.envs.vector import VectorEnv
 from tabular.history import History
 
 
-class Diary(gym.Env):
+class StepRecorder(gym.Env):
     """Observations say which episode and step they belong to; rewards repeat the action."""
 
     observation_space = spaces.Box(-1e6, 1e6, (2,), np.float32)
@@ -43,7 +43,7 @@ def cart_pole():
 
 
 def gymnasium_rows(envs, actions):
-    """The naive loop over gymnasium's vector environment: (observation, action, next observation) of every call."""
+    """Transitions of a loop over gymnasium's vector environment: (observation, action, next observation)."""
     obs, _ = envs.reset(seed=0)
     rows = []
     for action in actions:
@@ -53,9 +53,9 @@ def gymnasium_rows(envs, actions):
     return rows
 
 
-def test_no_step_is_stored_that_did_not_happen():
+def test_every_transition_is_a_real_step():
     actions = np.arange(8)[:, None] % 10
-    envs = VectorEnv(lambda: Diary(length=3), 1, seed=0)
+    envs = VectorEnv(lambda: StepRecorder(length=3), 1, seed=0)
     rows = []
     for action in actions:
         obs = envs.obs
@@ -65,17 +65,17 @@ def test_no_step_is_stored_that_did_not_happen():
     assert rows == real
     assert len(real) == len(actions)
     # Gymnasium's default: the step after an end ignores its action and leads from one episode into the next.
-    naive = gym.vector.SyncVectorEnv([lambda: Diary(length=3)])
-    trap = gymnasium_rows(naive, actions)
-    assert ([0.0, 3.0], 3, [1.0, 0.0]) in trap
+    naive = gym.vector.SyncVectorEnv([lambda: StepRecorder(length=3)])
+    transitions = gymnasium_rows(naive, actions)
+    assert ([0.0, 3.0], 3, [1.0, 0.0]) in transitions
     assert len(naive.envs[0].log) < len(actions)
     # SAME_STEP really steps, but what it returns at an end is the next episode's first observation.
-    same = gym.vector.SyncVectorEnv([lambda: Diary(length=3)], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    same = gym.vector.SyncVectorEnv([lambda: StepRecorder(length=3)], autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     assert ([0.0, 2.0], 2, [1.0, 0.0]) in gymnasium_rows(same, actions)
 
 
 def test_episodes_are_reported_once_with_their_return_and_length():
-    envs = VectorEnv(lambda: Diary(length=2), 2, seed=0)
+    envs = VectorEnv(lambda: StepRecorder(length=2), 2, seed=0)
     assert envs.step(np.array([1, 5])).episodes == []
     assert envs.step(np.array([2, 6])).episodes == [(3.0, 2), (11.0, 2)]
     assert envs.obs.tolist() == [[1, 0], [1, 0]]
@@ -88,15 +88,15 @@ def policy_and_network(envs):
 
 
 @pytest.mark.parametrize("truncates", [True, False])
-def test_truncation_bootstraps_the_final_observation_and_termination_does_not(truncates):
-    envs = VectorEnv(lambda: Diary(length=3, truncates=truncates), 2, seed=0)
+def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not(truncates):
+    envs = VectorEnv(lambda: StepRecorder(length=3, truncates=truncates), 2, seed=0)
     policy, network = policy_and_network(envs)
     generator = torch.Generator().manual_seed(0)
     trajectory = collect(envs, network.actor, policy, 4, 0.5, generator, History(), 0)
-    critic = torch.nn.Sequential(Second())
+    critic = torch.nn.Sequential(StepNumber())
     rewards, last = bootstrap(critic, trajectory, 0.5)
     expected = trajectory.actions.float()
-    # V is the step's number: 3 at the final observation, where the next episode's first is worth 0; 1 after the cut.
+    # V is the step's number: 3 at the final observation, where the next episode's first has 0; 1 after the last step.
     if truncates:
         expected[:, 2] += 0.5 * 3
     torch.testing.assert_close(rewards, expected)
@@ -105,13 +105,13 @@ def test_truncation_bootstraps_the_final_observation_and_termination_does_not(tr
     assert trajectory.final_obs.tolist() == ([[0, 3], [0, 3]] if truncates else [])
 
 
-class Second(torch.nn.Module):
+class StepNumber(torch.nn.Module):
     def forward(self, obs):
         return obs[..., 1]
 
 
-def test_an_end_that_is_both_counts_as_termination():
-    class Both(Diary):
+def test_terminated_and_truncated_counts_as_terminated():
+    class Both(StepRecorder):
         def step(self, action):
             obs, reward, end, _, info = super().step(action)
             return obs, reward, end, end, info
@@ -122,14 +122,14 @@ def test_an_end_that_is_both_counts_as_termination():
     assert step.truncated.tolist() == [False]
 
 
-def test_copies_and_episodes_have_different_seeds_and_the_same_run_repeats():
+def test_copies_and_episodes_have_different_seeds_and_a_run_is_reproducible():
     def first_obs(seed):
         return VectorEnv(cart_pole, 4, seed).obs
 
     a, b, c = first_obs(0), first_obs(0), first_obs(1)
     assert np.array_equal(a, b)
     assert len(np.unique(np.concatenate([a, c])[:, 0])) == 8
-    envs = VectorEnv(lambda: Diary(length=1), 1, seed=0)
+    envs = VectorEnv(lambda: StepRecorder(length=1), 1, seed=0)
     seeds = {envs._episode_seed(0)}
     for _ in range(3):
         envs.step(np.array([0]))
@@ -137,22 +137,22 @@ def test_copies_and_episodes_have_different_seeds_and_the_same_run_repeats():
     assert len(seeds) == 4
 
 
-def test_cart_poles_together_equal_gymnasiums(monkeypatch):
-    together = VectorEnv(cart_pole, 5, seed=0)
-    monkeypatch.setattr(vector, "together", lambda envs: None)
+def test_batched_cart_poles_equal_gymnasiums(monkeypatch):
+    batched = VectorEnv(cart_pole, 5, seed=0)
+    monkeypatch.setattr(vector, "batched", lambda envs: None)
     one_by_one = VectorEnv(cart_pole, 5, seed=0)
-    assert together.cart_poles is not None
+    assert batched.cart_poles is not None
     assert one_by_one.cart_poles is None
     generator, lengths = np.random.default_rng(0), []
     for t in range(3000):
         # Random actions at first, then a controller that lives up to the time limit.
         steer = (one_by_one.obs[:, 2] + 0.5 * one_by_one.obs[:, 3] > 0).astype(int)
         actions = generator.integers(0, 2, 5) if t < 1000 else steer
-        a, b = together.step(actions), one_by_one.step(actions)
+        a, b = batched.step(actions), one_by_one.step(actions)
         for name in ("next_obs", "rewards", "terminated", "truncated"):
             assert np.array_equal(getattr(a, name), getattr(b, name)), name
         assert a.episodes == b.episodes
-        assert np.array_equal(together.obs, one_by_one.obs)
+        assert np.array_equal(batched.obs, one_by_one.obs)
         lengths += [length for _, length in a.episodes]
     assert max(lengths) == 500
     assert len(lengths) > 150
@@ -166,12 +166,12 @@ def test_cart_poles_together_equal_gymnasiums(monkeypatch):
         lambda: gym.make("Acrobot-v1"),
     ],
 )
-def test_changed_cart_poles_are_stepped_one_by_one(make_env):
-    assert cartpole.together([make_env() for _ in range(4)]) is None
+def test_modified_cart_poles_are_not_batched(make_env):
+    assert cartpole.batched([make_env() for _ in range(4)]) is None
 
 
 @pytest.mark.parametrize("n_envs", [2, 5])
-def test_a_saved_state_continues_to_the_last_bit(n_envs):
+def test_a_restored_state_continues_bit_identically(n_envs):
     generator = np.random.default_rng(0)
     envs = VectorEnv(cart_pole, n_envs, seed=3)
     for _ in range(50):
@@ -187,18 +187,18 @@ def test_a_saved_state_continues_to_the_last_bit(n_envs):
         assert np.array_equal(envs.obs, other.obs)
 
 
-def test_an_environment_that_does_not_repeat_begins_anew_with_a_warning():
-    envs = VectorEnv(Diary, 1, seed=0)
+def test_an_environment_that_is_not_reproducible_starts_a_new_episode_with_a_warning():
+    envs = VectorEnv(StepRecorder, 1, seed=0)
     for _ in range(7):
         envs.step(np.array([0]))
-    other = VectorEnv(Diary, 1, seed=0)
-    with pytest.warns(UserWarning, match="a new one begins"):
+    other = VectorEnv(StepRecorder, 1, seed=0)
+    with pytest.warns(UserWarning, match="a new one starts"):
         other.load_state_dict(envs.state_dict())
     assert other.obs[0, 1] == 0
 
 
-def test_masks_come_along():
-    class Masked(Diary):
+def test_action_masks_are_recorded():
+    class Masked(StepRecorder):
         def reset(self, **kwargs):
             obs, _ = super().reset(**kwargs)
             return obs, {"action_mask": np.arange(10) == self.t}
@@ -216,12 +216,12 @@ def test_masks_come_along():
     assert torch.equal(trajectory.masks.int().argmax(-1), trajectory.actions)
 
 
-def test_at_least_one_copy():
-    with pytest.raises(ValueError, match="n_envs must be at least 1, got 0"):
-        VectorEnv(Diary, 0, seed=0)
+def test_fewer_than_one_copy_is_refused():
+    with pytest.raises(ValueError, match="n_envs is 0, but must be at least 1"):
+        VectorEnv(StepRecorder, 0, seed=0)
 
 
-def test_rewards_that_are_none_are_refused():
+def test_rewards_that_are_not_finite_are_refused():
     envs = VectorEnv(lambda: gym.wrappers.TransformReward(cart_pole(), lambda reward: float("nan")), 2, seed=0)
-    with pytest.raises(ValueError, match="CartPole-v1 paid the reward nan: rewards must be finite"):
+    with pytest.raises(ValueError, match="CartPole-v1 returned the reward nan, but rewards must be finite"):
         envs.step(np.array([0, 1]))

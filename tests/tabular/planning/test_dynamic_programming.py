@@ -245,9 +245,9 @@ def test_an_unreachable_tolerance_is_resulted_with_a_reachable_one(order):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"tol": -1.0}, "tol must be positive and finite, got -1"),
-        ({"tol": float("nan")}, "tol must be positive and finite, got nan"),
-        ({"max_sweeps": 0}, "max_sweeps must be at least 1, got 0"),
+        ({"tol": -1.0}, "tol is -1.0, but must be positive"),
+        ({"tol": float("nan")}, "tol is nan, but must be finite"),
+        ({"max_sweeps": 0}, "max_sweeps is 0, but must be at least 1"),
     ],
 )
 @pytest.mark.parametrize("gamma", [0.9, 1])
@@ -257,9 +257,9 @@ def test_limits_out_of_range_are_refused(limits, message, gamma):
         value_iteration(mdp, **limits)
     with pytest.raises(ValueError, match=message):
         iterative_policy_evaluation(mdp, np.array([0]), **limits)
-    with pytest.raises(ValueError, match="max_iterations must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_iterations is 0, but must be at least 1"):
         policy_iteration(mdp, max_iterations=0)
-    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="steps is -1, but must be at least 0"):
         finite_horizon_values(mdp, -1)
 
 

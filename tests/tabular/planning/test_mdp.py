@@ -59,14 +59,14 @@ ONE, TWO = np.ones(1), np.array([0.5, 0.5])
             lambda: MDP.from_table({**table_of((1.0, 0, 0.0, True)), 1: {}}, 0.9, TWO),
             "state 1 has 0 actions, state 0 has 1",
         ),
-        (lambda: MDP.from_table(table_of((1.0, 0, 0.0, True)), 1.5, ONE), r"gamma must be in \[0, 1\], got 1.5"),
+        (lambda: MDP.from_table(table_of((1.0, 0, 0.0, True)), 1.5, ONE), "gamma is 1.5, but must be between 0 and 1"),
         (lambda: MDP.from_table(table_of((1.0, 0, np.inf, True)), 0.9, ONE), "rewards must be finite"),
         (lambda: MDP.from_table(table_of((1.0, 0, 0.0, True)), 0.9, 0.5 * ONE), "sum to 1, got the sum 0.5"),
         (lambda: MDP(csr_array(2 * np.eye(1)), np.zeros((1, 1)), 0.9, ONE), "each row of transitions"),
         (lambda: MDP(csr_array(-np.eye(1)), np.zeros((1, 1)), 0.9, ONE), "each row of transitions"),
         (lambda: MDP(csr_array(np.eye(2)), np.zeros((2, 3)), 0.9, TWO), r"\[6, 2\] to fit .* got \(2, 2\)"),
-        (lambda: line_world(1), "at least 2 states, got 1"),
-        (lambda: line_world(success=1.2), r"success must be in \[0, 1\], got 1.2"),
+        (lambda: line_world(1), "n_states is 1, but must be at least 2"),
+        (lambda: line_world(success=1.2), "success is 1.2, but must be between 0 and 1"),
     ],
 )
 def test_invalid_processes_are_refused(make, message):

@@ -23,5 +23,5 @@ def test_epsilon_greedy_splits_ties_and_explores_with_greedy_actions_too():
 
 
 def test_an_epsilon_outside_0_to_1_is_refused():
-    with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match="epsilon is 2, but must be between 0 and 1"):
         epsilon_greedy(np.zeros((1, 2)), 2)

@@ -294,7 +294,7 @@ def test_rewards_that_are_none_are_refused(cls, reward):
         env.unwrapped.P[14][2][0] = (*env.unwrapped.P[14][2][0][:2], reward, True)  # pyright: ignore
         return env
 
-    message = f"FrozenLake-v1 paid the reward {reward}: rewards must be finite"
+    message = f"FrozenLake-v1 returned the reward {reward}, but rewards must be finite"
     with pytest.raises(ValueError, match=message):
         make(cls, broken)
     with pytest.raises(ValueError, match=message):

@@ -163,5 +163,5 @@ def test_rewards_that_are_none_are_refused():
     def broken():
         return gym.wrappers.TransformReward(walk(), lambda reward: float("nan"))
 
-    with pytest.raises(ValueError, match="RandomWalk-v0 paid the reward nan: rewards must be finite"):
+    with pytest.raises(ValueError, match="RandomWalk-v0 returned the reward nan, but rewards must be finite"):
         predict(broken, RANDOM, PredictionConfig(), 1, 0)

@@ -24,6 +24,7 @@ from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.folder import RunFolder, json_safe
 from rlhf.run.metrics import PhaseTimer, distinct_n, repetition
+from tabular.core.statistics import bootstrap_interval
 
 Answer = dict[str, Any]
 """One response: index, prompt, response, tokens, token_kl, token_logprobs, scores, truncated, repetition."""
@@ -125,12 +126,10 @@ def summarise(answers: Sequence[Answer], start: Sequence[dict[str, float]] | Non
     return found
 
 
-def _with_interval(name: str, values: Sequence[float], resamples: int = 2000) -> dict[str, float]:
-    """Mean and 95% percentile bootstrap interval (Efron, 1979)."""
-    array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(0, len(array), size=(resamples, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [0.025, 0.975])
-    return {name: float(array.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+def _with_interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean and 95% bootstrap interval."""
+    interval = bootstrap_interval(values)
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def samples(answers: Sequence[Answer], step: int, count: int) -> list[dict[str, Any]]:

@@ -1,326 +1,308 @@
-"""The `tabular` command: solve, predict, run, compare, judge, watch, list."""
+"""The `tabular` command. Each subcommand imports what it needs when it is called, so that help comes at once."""
 
-import argparse
-import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-# Everything heavy is imported where it is used: --help and a mistyped option should answer at once.
+from tabular.core.errors import UserError, report_user_errors
+
+if TYPE_CHECKING:
+    from tabular.cli.commands import TrainingRequest
+    from tabular.cli.options import CommandParser, Options
+
+COMMANDS = {
+    "list": "show environments and algorithms, or the settings of one of them",
+    "solve": "compute optimal values and policy, or the values of a policy, from an environment's table",
+    "predict": "estimate the values of a policy from episodes, beside the exact ones",
+    "run": "train an algorithm on several seeds",
+    "compare": "train several algorithms on the same environment and seeds",
+    "offline": "learn from a log of another policy's transitions",
+    "evaluate": "evaluate the greedy policies of a finished run, also with noise and in other environments",
+    "watch": "show the greedy policy of a run step by step",
+}
+
+RENAMED = {"judge": "evaluate"}
+"""Former names of commands."""
 
 METHODS = ("value_iteration", "in_place", "prioritised", "policy_iteration")
 
-PREDICTION_SETTINGS = (
-    "Settings, by --NAME VALUE: alpha (default: 0.1; step size, 0 averages all returns with monte_carlo), gamma (1.0; "
-    "discount), initial_value (0.0; of all states), lam (0.0; trace decay of td), n (4; steps that n_step looks ahead)"
-    ", first_visit (False; monte_carlo learns from the first visit of an episode only). --env.NAME VALUE gives the "
-    "environment an option: --env.n_states 19"
-)
+ENV_OPTIONS = "--env.NAME VALUE gives the environment an option (--env.size 21); `tabular list ENV` shows them."
 
+PREDICTION_SETTINGS = """\
+settings, by --NAME VALUE:
+  alpha           step size (default: 0.1); 0 averages all returns with monte_carlo
+  gamma           discount (default: 1.0)
+  initial_value   of all states (default: 0.0)
+  lam             trace decay of td (default: 0.0)
+  n               steps that n_step looks ahead (default: 4)
+  first_visit     monte_carlo learns from the first visit of an episode only (default: False)
 
-class UserError(ValueError):
-    """A mistake in the call; the message says what to do."""
+Several values of alpha, separated by commas, draw the error against alpha; with several values of lam or n, a curve
+for each: --alpha 0.1,0.2,0.4 --lam 0,0.5,0.9."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns the exit code: 0 done, 1 no solution within the limits, 2 a mistake in the call."""
-    # Small networks are fastest on one thread, and two that wait for each other on a busy machine are slow indeed.
+    """Entry point of the console command; returns the exit status: 0 done, 1 no solution within the limits.
+
+    Raises:
+        SystemExit: with status 2 for a user's mistake, after one line on standard error.
+    """
+    # Small networks are fastest on one thread; several threads that wait for each other on a busy machine are slow.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    words = list(sys.argv[1:] if argv is None else argv)
-    top, parsers = _parsers()
-    if not words:
-        top.print_help()
-        return 2
-    try:
-        if words[0].startswith("-"):
-            top.parse_args(words)
-        name, parser = words[0], parsers.get(words[0])
-        if parser is None:
-            near = difflib.get_close_matches(name, parsers)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(parsers)}"
-            raise UserError(f"unknown command {name!r}: {hint}")
-        known, own = _take_options(words[1:], parser)
-        args = parser.parse_intermixed_args(known)
-        args.command = name
-        args.options, args.env_options = _sort_options(own, args)
-        commands = {"solve": _solve, "predict": _predict, "run": _run, "compare": _run, "judge": _judge}
-        return (commands | {"watch": _watch, "list": _list})[name](args)
-    except ValueError as error:
-        print(f"tabular: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # of `| head`: what was to be written is written, and nobody listens any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: tabular COMMAND [options]\n\ncommands:")
+        print("\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items()))
+        print("\n`tabular COMMAND --help` lists a command's options; --config file.yaml reads them from a file")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(_version())
         return 0
-    except OSError as error:
-        print(f"tabular: {error.filename or words[0]}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        hint = f"; what was saved is carried on with `tabular run --resume {stop}`" if str(stop) else ""
-        print(f"\ntabular: interrupted{hint}", file=sys.stderr)
-        return 130
+    with report_user_errors(ValueError):
+        command = _command(argv[0])
+        try:
+            return command(argv[1:])
+        except BrokenPipeError:  # of `| head`: all files are written, and nobody reads the output any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            raise UserError(f"{error.filename or argv[0]}: {error.strerror or error}") from error
+        except KeyboardInterrupt as interrupt:
+            hint = f"; `tabular run --resume {interrupt}` continues from the last checkpoint" if str(interrupt) else ""
+            print(f"\ninterrupted{hint}", file=sys.stderr)
+            return 130
+    return 2
 
 
-class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Says the defaults that there are."""
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name in RENAMED:
+        raise UserError(f"`tabular {name}` is called `tabular {RENAMED[name]}` now")
+    if name not in COMMANDS:
+        from tabular.text import did_you_mean
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"unknown command {name!r}: {did_you_mean(name, COMMANDS)}")
+    return globals()[f"_{name}"]
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
-    """The parser that knows the commands' names, and that of each command."""
-    top = _Parser(prog="tabular", description="Classical reinforcement learning, small and exact.")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    env_option = "--env.NAME VALUE gives the environment an option (--env.size 21); `tabular list ENV` shows them"
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
 
-    def command(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            allow_abbrev=False,
-            formatter_class=_Defaults,
-            epilog=epilog,
-        )
-
-    solve = command("solve", "compute optimal values and policy from the environment's table", env_option)
-    solve.add_argument("env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
-    solve.add_argument("--gamma", type=_share, default=0.99, help="discount in [0, 1]")
-    solve.add_argument("--method", choices=METHODS, default="value_iteration", help="how to solve it")
-    solve.add_argument("--tol", type=_tol, default=1e-10, help="largest error of a value (not policy_iteration)")
-    solve.add_argument("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
-    solve.add_argument("--seed", type=_seed, default=0, help="unused: planning draws nothing")
-
-    predict = command("predict", "estimate the values of a policy from episodes, beside the exact ones")
-    predict.add_argument("methods", metavar="METHOD", nargs="*", help="td, n_step, monte_carlo: one or more")
-    predict.add_argument("--env", metavar="ENV", help="an environment with a table, or a maze's text file")
-    predict.add_argument("--policy", choices=("random", "optimal"), default="random", help="whose values")
-    predict.add_argument("--episodes", type=_count, default=100, help="episodes of each seed")
-    predict.add_argument("--seeds", type=_count, default=20, help="how many")
-    predict.add_argument("--seed", type=_seed, default=0, help="the first of them")
-    predict.add_argument("--output", type=Path, metavar="DIR", help="folder (default: a new one in runs/)")
-    predict.usage = "%(prog)s METHOD [METHOD ...] --env ENV [OPTION ...] [--NAME VALUE ...]"
-    predict.epilog = PREDICTION_SETTINGS
-
-    run = command("run", "train an algorithm on several seeds and report with intervals")
-    run.add_argument("algorithms", metavar="ALGORITHM", nargs="?", help="see `tabular list`; not with --resume")
-    run.add_argument("--resume", type=Path, metavar="RUN", help="carry on with the folder of a run or comparison")
-    compare = command("compare", "train several algorithms on the same environment and seeds")
-    compare.add_argument("algorithms", metavar="ALGORITHM", nargs="+", help="see `tabular list`")
-    for training in (run, compare):
-        training.add_argument("--env", metavar="ENV", help="a gymnasium environment, or a maze's text file")
-        training.add_argument("--steps", type=_count, default=100_000, help="environment steps of each seed")
-        training.add_argument("--seeds", type=_count, default=5 if training is compare else 1, help="how many")
-        training.add_argument("--seed", type=_seed, default=0, help="the first of them")
-        training.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: a new one in runs/)")
-        training.add_argument("--evaluate-every", type=_count, help="steps (default: a tenth of them)")
-        training.add_argument("--eval-episodes", type=_count, default=10, help="episodes of an evaluation")
-        training.add_argument("--threshold", type=_finite, help="return that counts as solved")
-        own = "--NAME VALUE gives the algorithm a setting (--alpha 0.5); `tabular list ALGORITHM` shows them"
-        training.epilog = f"{own}. {env_option}"
-
-    judge = command("judge", "judge a finished run's greedy policies, also in a changed world")
-    judge.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    judge.add_argument("--episodes", type=_count, default=100, help="of each seed's agent in each world")
-    judge.add_argument("--seed", type=_seed, default=0, help="seed of the episodes")
-    judge.add_argument("--noise", type=_share, help="also with this share of the actions replaced by random ones")
-    judge.add_argument("--threshold", type=_finite, help="return that counts as solved (default: the run's)")
-    judge.epilog = "--env.NAME VALUE: also in a changed environment, for instance --env.slip 0.2"
-
-    watch = command("watch", "show the greedy policy of a run step by step")
-    watch.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    watch.add_argument("--seed", type=_seed, help="which seed's agent (default: the first)")
-    watch.add_argument("--episode", type=_seed, default=0, help="seed of the episode")
-    watch.add_argument("--delay", type=_delay, default=0.2, help="seconds between steps")
-    watch.add_argument("--gif", type=Path, metavar="FILE", help="write an animation instead")
-
-    listing = command("list", "show environments and algorithms, or the settings of one")
-    listing.add_argument("name", metavar="ALGORITHM or ENV", nargs="?", help="show its settings")
-    return top, commands.choices
-
-
-def _number(text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+        return version("tabular-rlhf")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
 
 
-def _finite(text: str) -> float:
-    if not abs(number := _number(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
-    return number
+def _list(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser
+
+    parser = CommandParser("list", COMMANDS["list"])
+    parser.add_argument("name", metavar="ALGORITHM|ENV", nargs="?", help="show its settings or options")
+    options = parser.read(argv)
+    from tabular.cli.commands import show_list
+
+    return show_list(options.values["name"])
 
 
-def _delay(text: str) -> float:
-    if (delay := _finite(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return delay
+def _solve(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser, OneOf, fraction, positive, whole_numbers
+
+    parser = CommandParser("solve", COMMANDS["solve"], epilog=ENV_OPTIONS)
+    add = parser.add_argument
+    add("env", metavar="ENV", help="an environment with a table, see `tabular list`, or a maze's text file")
+    add("--gamma", type=fraction, default=0.99, help="discount in [0, 1]")
+    add("--method", type=OneOf(*METHODS), metavar="NAME", help=f"{', '.join(METHODS)} (default: {METHODS[0]})")
+    add("--policy", type=OneOf("random"), metavar="random", help="evaluate this policy instead of optimising")
+    add("--tol", type=positive, default=1e-10, help="largest error of a value (not policy_iteration)")
+    add("--sweeps", type=whole_numbers, metavar="K,K,...", help="show the values after these numbers of sweeps from 0")
+    add("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
+    options = parser.read(argv, env_options=True)
+    if options.values["policy"] is not None and "method" in options.given:
+        raise UserError("--policy evaluates a policy and takes no --method, which is for optimal values")
+    from tabular.cli.solve import solve
+
+    return solve(env_options=options.env_options, **options.values)
 
 
-def _share(text: str) -> float:
-    if not 0 <= (share := _number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
-    return share
+def _predict(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser, OneOf, count, seed, seed_count
 
+    usage = "tabular predict METHOD [METHOD ...] --env ENV [options] [--NAME VALUE ...]"
+    parser = CommandParser("predict", COMMANDS["predict"], f"{PREDICTION_SETTINGS}\n\n{ENV_OPTIONS}", usage)
+    add = parser.add_argument
+    add("methods", metavar="METHOD", nargs="*", help="td, n_step, monte_carlo: one or more")
+    add("--env", metavar="ENV", help="an environment with a table, or a maze's text file")
+    add("--policy", type=OneOf("random", "optimal"), default="random", metavar="NAME", help="random or optimal")
+    add("--episodes", type=count, default=100, metavar="N", help="episodes of each seed")
+    add("--seeds", type=seed_count, default=20, metavar="N", help="number of seeds")
+    add("--seed", type=seed, default=0, help="the first of them")
+    add("--output", type=Path, metavar="FOLDER", help="folder to write (default: a new one in runs/)")
+    options = parser.read(argv, settings=True, env_options=True)
+    values = options.values
+    if not values["methods"]:
+        raise UserError("`tabular predict` needs a METHOD: one or more of td, n_step, monte_carlo")
+    _need_env(values["env"], "RandomWalk")
+    from tabular.cli.predict import PredictionRequest, predict_values
 
-def _tol(text: str) -> float:
-    if not 0 < (tol := _number(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
-    return tol
-
-
-def _whole(text: str, least: int = 0) -> int:
-    digits = text.replace("_", "")
-    if not digits.isdigit() or int(digits) < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
-    return int(digits)
-
-
-def _seed(text: str) -> int:
-    if (seed := _whole(text)) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be below 2^32, got {text}")
-    return seed
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _take_options(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, str]]:
-    """The words that argparse knows, and the other options: `--alpha 0.5 --env.size=21` -> `{"alpha": "0.5",
-    "env.size": "21"}`. Before argparse, which would take the value of an option that it does not know for a name."""
-    actions, known, own, waiting = parser._option_string_actions, [], {}, list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            known.append(word)
-            continue
-        action = actions.get(name.replace("_", "-"))
-        if not equals and (action is None or action.nargs != 0):
-            if not waiting or waiting[0].startswith("--"):
-                raise UserError(
-                    f"option {name} " + ("misses its value" if action else "is unknown, or misses its value")
-                )
-            value = waiting.pop(0)
-        if action is None:
-            own[name[2:].replace("-", "_")] = value
-        else:
-            known.append(name.replace("_", "-") + (f"={value}" if action.nargs != 0 else ""))
-    return known, own
-
-
-def _sort_options(own: Mapping[str, str], args: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """Settings of algorithms and options of the environment. Raises UserError where the command takes none."""
-    options = {name: value for name, value in own.items() if not name.startswith("env.")}
-    env_options = {name.removeprefix("env."): value for name, value in own.items() if name.startswith("env.")}
-    if getattr(args, "resume", None) and own:
-        raise UserError(
-            f"--resume takes everything from the run's folder: leave {', '.join(f'--{n}' for n in own)} out"
+    return predict_values(
+        PredictionRequest(
+            methods=tuple(values["methods"]),
+            settings=options.settings,
+            env=values["env"],
+            env_options=options.env_options,
+            policy=values["policy"],
+            episodes=values["episodes"],
+            seeds=range(values["seed"], values["seed"] + values["seeds"]),
+            output=values["output"],
         )
-    takes_settings = args.command in ("predict", "run", "compare")
-    takes_env_options = takes_settings or args.command in ("solve", "judge")
-    for name in own:
-        if not (takes_env_options if name.startswith("env.") else takes_settings):
-            known = [k for k in vars(args) if k not in ("command", "env", "run", "algorithms", "name")]
-            near = difflib.get_close_matches(name, known)
-            hint = f": did you mean --{near[0].replace('_', '-')}?" if near else ""
-            raise UserError(f"unknown option --{name}{hint}")
-    return options, env_options
+    )
 
 
-def _solve(args: argparse.Namespace) -> int:
-    from tabular.cli import show
-    from tabular.envs.registry import find_env, make_env
-    from tabular.planning.dynamic_programming import action_values, policy_iteration, value_iteration
-    from tabular.planning.mdp import MDP, reachable
-    from tabular.planning.policies import greedy_actions
+def _run(argv: list[str]) -> int:
+    parser = _training_parser("run", "tabular run ALGORITHM --env ENV [options] [--NAME VALUE ...]", seeds=1)
+    parser.add_argument("algorithm", metavar="ALGORITHM", nargs="?", help="one of those below; not with --resume")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue a run or comparison; with more --steps extend it"
+    )
+    options = parser.read(argv, settings=True, env_options=True)
+    from tabular.cli.commands import resume, train
 
-    env_id, options = find_env(args.env, args.env_options)
-    env = make_env(env_id, options)
-    mdp = MDP.from_gym(env, args.gamma)
-    try:
-        if args.method == "policy_iteration":
-            found = policy_iteration(mdp)
-        else:
-            order = "synchronous" if args.method == "value_iteration" else args.method
-            found = value_iteration(mdp, args.tol, order=order)
-    except ValueError as error:
-        return _unsolved(f"{env_id}: {error}")
-    show.solution(env_id, env, mdp, found, "policies evaluated" if args.method == "policy_iteration" else "sweeps")
-    if args.plot is not None:
-        from tabular.experiments.plots import grid_values, new_file
-
-        grid = show.grid_of(env)
-        if grid is None:
-            raise UserError(f"{env_id} is no grid, so there is nothing to draw")
-        best = greedy_actions(action_values(mdp, found.values))
-        grid_values(new_file(args.plot), grid, found.values, best, reachable(mdp), f"{env_id}, gamma {args.gamma:g}")
-        print(f"drawn: {args.plot}")
-    if not found.converged:
-        return _unsolved(f"{env_id}: not solved to {args.tol:g}: {found.reason}")
-    return 0
+    if options.values["resume"] is not None:
+        settings = [*options.settings, *(f"env.{name}" for name in options.env_options)]
+        others = sorted({*options.given, *settings} - {"resume", "steps"})
+        if others:
+            names = ", ".join("ALGORITHM" if name == "algorithm" else f"--{name}" for name in others)
+            raise UserError(f"--resume takes everything but --steps from the run's folder: leave {names} out")
+        return resume(options.values["resume"], options.values["steps"] if "steps" in options.given else None)
+    algorithm = options.values["algorithm"]
+    if algorithm is None:
+        raise UserError("`tabular run` needs an ALGORITHM; `tabular list` shows them")
+    return train(_training_request([algorithm], options))
 
 
-def _unsolved(message: str) -> int:
-    print(f"tabular: {message}", file=sys.stderr)
-    return 1
+def _compare(argv: list[str]) -> int:
+    usage = "tabular compare ALGORITHM ALGORITHM [...] --env ENV [options] [--NAME VALUE ...]"
+    parser = _training_parser("compare", usage, seeds=5)
+    parser.add_argument("algorithms", metavar="ALGORITHM", nargs="*", help="two or more of those below")
+    options = parser.read(argv, settings=True, env_options=True)
+    if not options.values["algorithms"]:
+        raise UserError("`tabular compare` needs ALGORITHMs; `tabular list` shows them")
+    from tabular.cli.commands import train
+
+    return train(_training_request(options.values["algorithms"], options))
 
 
-def _predict(args: argparse.Namespace) -> int:
-    if not args.methods:
-        raise UserError("which METHOD? one or more of td, n_step, monte_carlo")
-    if args.env is None:
-        raise UserError("which environment? give --env, for instance --env RandomWalk; see `tabular list`")
-    from tabular.cli.predict import compare
+def _training_parser(name: str, usage: str, seeds: int) -> "CommandParser":
+    from tabular.cli.options import CommandParser, count, finite, seed, seed_count
+    from tabular.experiments.algorithms import SOURCES
 
-    return compare(args)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from tabular.cli import commands
-
-    if getattr(args, "resume", None):
-        usual = vars(_parsers()[1]["run"].parse_args([]))
-        given = [name for name in usual if name != "resume" and getattr(args, name) != usual[name]]
-        if given:
-            names = ", ".join("ALGORITHM" if name == "algorithms" else f"--{name}" for name in given).replace("_", "-")
-            raise UserError(f"--resume takes everything from the run's folder: leave {names} out")
-        return commands.resume(args.resume)
-    names = [args.algorithms] if isinstance(args.algorithms, str) else args.algorithms
-    if not names:
-        raise UserError("which ALGORITHM? `tabular list` shows them")
-    if args.env is None:
-        raise UserError("which environment? give --env, for instance --env CliffWalking-v1; see `tabular list`")
-    return commands.train(args, names)
+    algorithms = "\n".join(f"  {algorithm:<18} {source}" for algorithm, source in SOURCES.items())
+    own = "--NAME VALUE gives the algorithm a setting (--alpha 0.5); `tabular list ALGORITHM` shows them."
+    epilog = f"algorithms:\n{algorithms}\n\n{own}\n{ENV_OPTIONS}"
+    parser = CommandParser(name, COMMANDS[name], epilog, usage)
+    add = parser.add_argument
+    add("--env", metavar="ENV", help="a gymnasium environment, see `tabular list`, or a maze's text file")
+    add("--steps", type=count, default=100_000, metavar="N", help="environment steps of each seed")
+    add("--seeds", type=seed_count, default=seeds, metavar="N", help="number of seeds")
+    add("--seed", type=seed, default=0, help="the first of them")
+    add("--output", type=Path, metavar="FOLDER", help="run folder (default: a new one in runs/)")
+    add("--evaluate_every", type=count, metavar="N", help="steps between evaluations (default: a tenth of --steps)")
+    add("--eval_episodes", type=count, default=10, metavar="N", help="episodes of an evaluation")
+    add("--threshold", type=finite, metavar="RETURN", help="return that counts as solved (default: the environment's)")
+    return parser
 
 
-def _judge(args: argparse.Namespace) -> int:
-    from tabular.cli.evaluate import Judgement, judge
+def _training_request(algorithms: Sequence[str], options: "Options") -> "TrainingRequest":
+    from tabular.cli.commands import TrainingRequest
+
+    values = options.values
+    _need_env(values["env"], "CliffWalking-v1")
+    return TrainingRequest(
+        algorithms=tuple(algorithms),
+        settings=options.settings,
+        env=values["env"],
+        env_options=options.env_options,
+        steps=values["steps"],
+        seeds=range(values["seed"], values["seed"] + values["seeds"]),
+        evaluate_every=values["evaluate_every"] or max(1, values["steps"] // 10),
+        eval_episodes=values["eval_episodes"],
+        threshold=values["threshold"],
+        output=values["output"],
+    )
+
+
+def _need_env(env: str | None, example: str) -> None:
+    if env is None:
+        raise UserError(f"--env is missing, for instance --env {example}; `tabular list` shows all environments")
+
+
+def _offline(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser, OneOf, count, fraction, positive_fraction, seed
+
+    methods = ("q_learning", "double_q_learning")
+    parser = CommandParser("offline", COMMANDS["offline"], ENV_OPTIONS)
+    add = parser.add_argument
+    add("method", metavar="METHOD", nargs="?", type=OneOf(*methods), default=methods[0], help=" or ".join(methods))
+    add("--env", metavar="ENV", help="an environment with a table, or a maze's text file")
+    add("--epsilon", type=fraction, default=1.0, help="the logged policy acts at random with this probability, "
+        "else optimally")  # fmt: skip
+    add("--transitions", type=count, default=10_000, metavar="N", help="length of the log")
+    add("--epochs", type=count, default=20, metavar="N", help="passes over the log")
+    add("--gamma", type=fraction, default=0.95, help="discount in [0, 1]")
+    add("--alpha", type=positive_fraction, default=0.5, help="step size in (0, 1]")
+    add("--seed", type=seed, default=0, help="of the log and the learner")
+    add("--output", type=Path, metavar="FOLDER", help="folder to write (default: a new one in runs/)")
+    options = parser.read(argv, env_options=True)
+    _need_env(options.values["env"], "maze")
+    from tabular.cli.offline import learn_offline
+
+    return learn_offline(env_options=options.env_options, **options.values)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser, count, finite, fractions, seed
+
+    epilog = "--env.NAME VALUE evaluates in a changed environment, too: --env.slip 0.2."
+    parser = CommandParser("evaluate", COMMANDS["evaluate"], epilog)
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="folder of a run or comparison")
+    add("--episodes", type=count, default=100, metavar="N", help="episodes of each seed's agent in each environment")
+    add("--seed", type=seed, default=0, help="seed of the episodes")
+    add("--noise", type=fractions, default=(), metavar="P,P,...", help="also with these shares of the actions "
+        "replaced by random ones")  # fmt: skip
+    add("--threshold", type=finite, metavar="RETURN", help="return that counts as solved (default: the run's)")
+    options = parser.read(argv, env_options=True)
+    from tabular.cli.evaluate import EvaluationRequest, evaluate_runs
     from tabular.envs.registry import read_options
 
-    options = read_options(args.env_options) or None
-    return judge(args.run, Judgement(args.episodes, args.seed, args.noise, args.threshold, options))
+    folder = options.values.pop("run")
+    request = EvaluationRequest(env_options=read_options(options.env_options), **options.values)
+    return evaluate_runs(folder, request)
 
 
-def _watch(args: argparse.Namespace) -> int:
-    from tabular.cli import commands
+def _watch(argv: list[str]) -> int:
+    from tabular.cli.options import CommandParser, not_negative, seed
 
-    return commands.watch(args.run, args.seed, args.episode, args.delay, args.gif)
+    parser = CommandParser("watch", COMMANDS["watch"])
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="a run folder")
+    add("--seed", type=seed, help="which seed's agent (default: the first)")
+    add("--episode", type=seed, default=0, metavar="SEED", help="seed of the episode")
+    add("--delay", type=not_negative, default=0.2, metavar="SECONDS", help="between two steps")
+    add("--gif", type=Path, metavar="FILE", help="write an animation instead")
+    options = parser.read(argv)
+    from tabular.cli.commands import watch
 
-
-def _list(args: argparse.Namespace) -> int:
-    from tabular.cli import commands
-
-    return commands.show_list(args.name)
+    values = options.values
+    return watch(
+        folder=values["run"],
+        seed=values["seed"],
+        episode=values["episode"],
+        delay=values["delay"],
+        gif=values["gif"],
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ALGORITHMS = {
     "trpo": "tabular.deep.trpo:TRPO",
     "ppo": "tabular.deep.ppo:PPO",
 }
-"""Name -> module and class, in the order of the theory; a module is imported when its algorithm is asked for."""
+"""Name -> module and class, in the order of the theory; a module is imported when its algorithm is loaded."""
 
 SOURCES = {
     "q_learning": "off-policy TD control, Watkins (1989)",
@@ -61,8 +61,8 @@ def load(name: str) -> Any:
     return getattr(importlib.import_module(module), cls)
 
 
-def fits(name: str) -> str:
-    """The spaces that an algorithm takes, in words."""
+def needs(name: str) -> str:
+    """The spaces that an algorithm needs, in words."""
     if name in TABLES:
         return "discrete observations and actions"
     return (
@@ -108,7 +108,7 @@ def settings(config_class: Any, options: Mapping[str, str]) -> Any:
         values[name] = value = parse_value(text)
         if not _fits(value, hints[name]):
             if not _fits(text, hints[name]):
-                raise ValueError(f"--{name} must be {_describe(hints[name])}, got {text!r}")
+                raise ValueError(f"--{name} is {text!r}, but must be {_describe(hints[name])}")
             values[name] = text
     return config_class(**values)
 
@@ -121,7 +121,7 @@ def check_settings(config_class: Any, values: Mapping[str, Any]) -> None:
         if name not in known:
             raise ValueError(f"unknown setting {name}: {did_you_mean(name, known)}")
         if not _fits(value, hints[name]):
-            raise ValueError(f"{name} must be {_describe(hints[name])}, got {value!r}")
+            raise ValueError(f"{name} is {value!r}, but must be {_describe(hints[name])}")
     config_class(**values)
 
 

@@ -1,6 +1,6 @@
-"""An episode in motion: its pictures, as an animation or as a strip.
+"""Pictures of one episode, as an animation or as a strip.
 
-pillow comes with the `demo` extra; without it the functions that write files raise ValueError and say so.
+pillow comes with the `demo` extra; without it the functions that write files raise ValueError.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +19,21 @@ WIDEST = 2400
 NO_FRAMES = "this environment draws no pictures (render_mode rgb_array)"
 
 
-def episode_frames(learner: Any, make_env: Callable[..., gym.Env], seed: int, most: int = 200) -> list[np.ndarray]:
-    """The pictures [H, W, 3] of one episode of the greedy policy, `most` steps of it. Raises ValueError where the
-    environment draws none. Grid worlds are drawn here: gymnasium's own need pygame.
+def episode_frames(learner: Any, make_env: Callable[..., gym.Env], seed: int, max_steps: int = 200) -> list[np.ndarray]:
+    """The pictures [H, W, 3] of one episode of the greedy policy, at most `max_steps` of it.
+
+    Grid worlds are drawn by this package: gymnasium's own pictures of them need pygame.
+
+    Raises:
+        ValueError: the environment draws no pictures.
     """
-    return film_episode(learner, make_env, seed, most)[0]
+    return film_episode(learner, make_env, seed, max_steps)[0]
 
 
 def film_episode(
-    learner: Any, make_env: Callable[..., gym.Env], seed: int, most: int = 200
+    learner: Any, make_env: Callable[..., gym.Env], seed: int, max_steps: int = 200
 ) -> tuple[list[np.ndarray], bool]:
-    """The same pictures, and whether the policy came to an end within them."""
+    """The same pictures, and whether the episode terminated within them."""
     env = make_env()
     grid = grid_of(env)
     if grid is None and "rgb_array" not in env.metadata.get("render_modes", []):
@@ -38,10 +42,10 @@ def film_episode(
         env = env if grid is not None else make_env(render_mode="rgb_array")
         observation, info = env.reset(seed=seed)
         frames = [_frame(env, grid)]
-    except Exception as error:  # each environment has its own way of saying that it cannot
+    except Exception as error:  # environments raise many types when they cannot draw
         raise ValueError(f"{NO_FRAMES}: {error}") from error
     terminated = False
-    for _ in range(min(most, time_limit(env) or most)):
+    for _ in range(min(max_steps, time_limit(env) or max_steps)):
         observation, _, terminated, truncated, info = env.step(learner.act(observation, info.get("action_mask")))
         frames.append(_frame(env, grid))
         if terminated or truncated:

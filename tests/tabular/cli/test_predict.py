@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tabular.cli.main import PREDICTION_SETTINGS, main
-from tabular.cli.predict import _label, _marks
-from tabular.experiments import plots
+from tabular.cli.predict import _label, _snapshots
+from tabular.experiments import value_plots
 from tabular.planning.dynamic_programming import policy_evaluation
 from tabular.planning.mdp import MDP, reachable
 from tabular.td import prediction
@@ -21,19 +21,10 @@ WALK = ("--env", "RandomWalk", "--initial_value", "0.5", "--seeds", "3", "--epis
 TRUE = np.arange(1, 6) / 6
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-
-def run(capsys, *argv):
-    try:
-        code = main(["predict", *argv])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
+@pytest.fixture
+def predict_cli(cli):
+    """Calls `tabular predict`."""
+    return lambda *argv: cli("predict", *argv)
 
 
 def rows(file):
@@ -50,8 +41,8 @@ def cells(out):
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.split("\n") if line.startswith("│")]
 
 
-def test_the_random_walk(capsys, tmp_path):
-    code, out, err = run(capsys, "td", "n_step", "monte_carlo", *WALK, "--lam", "0.5", "--n", "2", "--gamma", "1")
+def test_the_random_walk(predict_cli, tmp_path):
+    code, out, err = predict_cli("td", "n_step", "monte_carlo", *WALK, "--lam", "0.5", "--n", "2", "--gamma", "1")
     assert (code, err) == (0, "")
     assert "\nrandom policy on tabular/RandomWalk-v0, gamma 1, 20 episodes, 3 seeds\n" in out
     assert [row[:2] for row in cells(out)[:5]] == [
@@ -79,8 +70,8 @@ def test_the_random_walk(capsys, tmp_path):
     }
 
 
-def test_errors_begin_at_the_initial_values_and_follow_predict(capsys, tmp_path):
-    code, out, _ = run(capsys, "td", *WALK, "--seed", "7", "--output", "walk")
+def test_errors_begin_at_the_initial_values_and_follow_predict(predict_cli, tmp_path):
+    code, out, _ = predict_cli("td", *WALK, "--seed", "7", "--output", "walk")
     assert code == 0
     errors = rows(tmp_path / "walk" / "errors.csv")
     assert [row["seed"] for row in errors] == ["7"] * 21 + ["8"] * 21 + ["9"] * 21
@@ -100,36 +91,36 @@ def test_errors_begin_at_the_initial_values_and_follow_predict(capsys, tmp_path)
     assert figures["mean of all"] == pytest.approx(curves[:, 1:].mean(), rel=1e-3)
 
 
-def test_the_same_seed_is_the_same_and_nothing_is_overwritten(capsys, tmp_path):
+def test_the_same_seed_is_the_same_and_nothing_is_overwritten(predict_cli, tmp_path):
     for seed in ("0", "0", "1"):
-        assert run(capsys, "td", *WALK, "--seed", seed)[0] == 0
+        assert predict_cli("td", *WALK, "--seed", seed)[0] == 0
     first, again, other = (tmp_path / "runs" / f"predict-RandomWalk-v0{number}" for number in ("", "-2", "-3"))
     for name in ("config.yaml", "errors.csv", "values.csv", "errors.png", "values.png"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
         assert (first / name).read_bytes() != (other / name).read_bytes()
-    code, _, err = run(capsys, "td", *WALK, "--output", str(first))
-    assert (code, err) == (2, f"tabular: {first} exists already: take another --output\n")
+    code, _, err = predict_cli("td", *WALK, "--output", str(first))
+    assert (code, err) == (2, f"error: {first} exists already: take another --output\n")
 
 
-def test_methods_learn_from_the_same_episodes(capsys, tmp_path):
+def test_methods_learn_from_the_same_episodes(predict_cli, tmp_path):
     """One-step TD is TD(0), to the last bit if it sees the same episodes."""
-    assert run(capsys, "td", "n_step", *WALK, "--n", "1", "--output", "walk")[0] == 0
+    assert predict_cli("td", "n_step", *WALK, "--n", "1", "--output", "walk")[0] == 0
     errors = rows(tmp_path / "walk" / "errors.csv")
     td, n_step = ([row["rms_error"] for row in errors if row["method"] == method] for method in ("td", "n_step"))
     assert len(td) == 3 * 21
     assert td == n_step
 
 
-def test_the_optimal_policy(capsys, tmp_path):
-    """Deterministic: averages are exact after one episode, and only the states on the way are judged."""
+def test_the_optimal_policy(predict_cli, tmp_path):
+    """Deterministic: averages are exact after one episode, and only the states on the way are compared."""
     argv = ("monte_carlo", "--alpha", "0", "--policy", "optimal", "--episodes", "1", "--seeds", "2")
-    code, out, _ = run(capsys, *argv, "--env", "lineworld", "--gamma", "0.9")
+    code, out, _ = predict_cli(*argv, "--env", "lineworld", "--gamma", "0.9")
     assert code == 0
     assert "monte_carlo, averages" in out
     values = rows(tmp_path / "runs" / "predict-LineWorld-v0" / "values.csv")
     assert column(values, "exact") == pytest.approx([7.29, 8.1, 9, 10])
     assert column(values, "monte_carlo") == pytest.approx([7.29, 8.1, 9, 10])
-    assert run(capsys, *argv, "--env", "CliffWalking-v1")[0] == 0
+    assert predict_cli(*argv, "--env", "CliffWalking-v1")[0] == 0
     values = rows(tmp_path / "runs" / "predict-CliffWalking-v1" / "values.csv")
     assert [row["state"] for row in values] == [*map(str, range(24, 37))]
     assert column(values, "exact").tolist() == column(values, "monte_carlo").tolist() == [*range(-12, 0), -13]
@@ -142,9 +133,9 @@ def test_states_of_a_policy():
     assert np.flatnonzero(reachable(mdp, up)).tolist() == [0, 12, 24, 36]
 
 
-def test_a_masked_maze_is_walked_without_its_walls(capsys, tmp_path):
+def test_a_masked_maze_is_walked_without_its_walls(predict_cli, tmp_path):
     argv = ("--gamma", "0.95", "--seeds", "1", "--episodes", "1")
-    assert run(capsys, "td", "--env", "maskedmaze", *argv)[0] == 0
+    assert predict_cli("td", "--env", "maskedmaze", *argv)[0] == 0
     env = gym.make("tabular/MaskedMaze-v0")
     masks = env.unwrapped.masks.astype(float)
     exact = policy_evaluation(MDP.from_gym(env, 0.95), masks / masks.sum(axis=1, keepdims=True))
@@ -152,8 +143,8 @@ def test_a_masked_maze_is_walked_without_its_walls(capsys, tmp_path):
     assert column(values, "exact") == pytest.approx(exact[[int(row["state"]) for row in values]])
 
 
-def test_many_states_are_only_summed_up(capsys, tmp_path):
-    code, out, _ = run(capsys, "td", "--env", "RandomWalk", "--env.n_states", "31", "--seeds", "2", "--episodes", "2")
+def test_many_states_are_summarised_only(predict_cli, tmp_path):
+    code, out, _ = predict_cli("td", "--env", "RandomWalk", "--env.n_states", "31", "--seeds", "2", "--episodes", "2")
     assert code == 0
     assert [row[0] for row in cells(out)] == ["at the start", "at the end", "mean of all"]
     folder = tmp_path / "runs" / "predict-RandomWalk-v0"
@@ -161,10 +152,10 @@ def test_many_states_are_only_summed_up(capsys, tmp_path):
     assert len(rows(folder / "values.csv")) == 31
 
 
-def test_a_time_limit_is_told_and_a_maze_is_kept(capsys, tmp_path):
+def test_the_time_limit_is_printed_and_the_maze_is_stored(predict_cli, tmp_path):
     (tmp_path / "my.txt").write_text("S..\n..G\n")
-    code, out, _ = run(
-        capsys, "td", "--env", "my.txt", "--env.max_episode_steps", "50", "--episodes", "3", "--output", "mine"
+    code, out, _ = predict_cli(
+        "td", "--env", "my.txt", "--env.max_episode_steps", "50", "--episodes", "3", "--output", "mine"
     )
     assert code == 0
     assert "exact: without the limit of 50 steps" in out
@@ -173,18 +164,18 @@ def test_a_time_limit_is_told_and_a_maze_is_kept(capsys, tmp_path):
     assert config["settings"] == {"alpha": 0.1, "gamma": 1.0, "lam": 0.0, "initial_value": 0.0}
 
 
-def test_the_pictures_show_what_was_learnt(tmp_path, monkeypatch):
-    figures = []
-    original = plots._figure
-    monkeypatch.setattr(plots, "_figure", lambda *args: figures.append(original(*args)) or figures[-1])
+def test_pictures_show_errors_and_estimates(tmp_path, monkeypatch):
+    drawn = []
+    original = value_plots.new_figure
+    monkeypatch.setattr(value_plots, "new_figure", lambda *args: drawn.append(original(*args)) or drawn[-1])
     errors = np.array([[0.5, 0.25, 0.0], [0.5, 0.75, 1.0]])
-    plots.error_curves(tmp_path / "errors.png", {"one": errors, "two": errors[:1]})
-    ax = figures[0][1][0, 0]
+    value_plots.error_curves(tmp_path / "errors.png", {"one": errors, "two": errors[:1]})
+    ax = drawn[0][1][0, 0]
     assert [line.get_ydata().tolist() for line in ax.get_lines()] == [[0.5, 0.5, 0.5], [0.5, 0.25, 0.0]]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
     groups = {"one": (np.zeros((2, 3)), np.ones(3)), "two": (np.ones((2, 3)), 9 * np.ones(3))}
-    plots.estimates(tmp_path / "values.png", np.array([3, 5, 8]), np.arange(3.0), groups, [0, 10])
-    left, right = figures[1][1][0]
+    value_plots.estimates(tmp_path / "values.png", np.array([3, 5, 8]), np.arange(3.0), groups, [0, 10])
+    left, right = drawn[1][1][0]
     assert [line.get_label() for line in right.get_lines()] == ["0", "10", "exact"]
     assert right.get_lines()[-1].get_ydata().tolist() == [0, 1, 2]
     assert [text.get_text() for text in right.get_xticklabels()] == ["3", "5", "8"]
@@ -193,31 +184,32 @@ def test_the_pictures_show_what_was_learnt(tmp_path, monkeypatch):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("errors.png", "values.png"))
 
 
-def test_without_matplotlib_only_the_pictures_are_missing(capsys, tmp_path, monkeypatch):
+def test_without_matplotlib_only_the_pictures_are_missing(predict_cli, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, _ = run(capsys, "td", *WALK, "--output", "walk")
+    code, out, _ = predict_cli("td", *WALK, "--output", "walk")
     assert code == 0
-    assert out.count("no picture: pictures need matplotlib: pip install 'tabular-rlhf[demo]'") == 2
+    assert out.count("no picture: pictures need matplotlib: pip install 'tabular-rlhf[demo]'") == 1
     assert {f.name for f in (tmp_path / "walk").iterdir()} == {"config.yaml", "errors.csv", "values.csv"}
 
 
-def test_labels_and_marks():
+def test_labels_and_snapshots():
     assert _label(PredictionConfig(lam=0.5)) == "td, lam 0.5"
     assert _label(PredictionConfig(method="monte_carlo", alpha=0, first_visit=True)) == (
         "monte_carlo, first visits, averages"
     )
-    assert _marks(1) == [0, 1]
-    assert _marks(250) == [0, 1, 10, 100, 250]
-    assert _marks(1000) == [0, 1, 10, 100, 1000]
+    assert _snapshots(1) == [0, 1]
+    assert _snapshots(250) == [0, 1, 10, 100, 250]
+    assert _snapshots(1000) == [0, 1, 10, 100, 1000]
 
 
-def test_the_help_names_every_setting(capsys):
+def test_the_help_names_every_setting(predict_cli):
     for field in fields(PredictionConfig):
         if field.name != "method":
-            assert f"{field.name} ({field.default};" in PREDICTION_SETTINGS.replace("default: ", "")
-    code, out, _ = run(capsys, "--help")
+            (line,) = [line for line in PREDICTION_SETTINGS.splitlines() if line.startswith(f"  {field.name} ")]
+            assert f"(default: {field.default})" in line
+    code, out, _ = predict_cli("--help")
     assert code == 0
     assert "trace decay of td" in out
 
@@ -225,28 +217,31 @@ def test_the_help_names_every_setting(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which METHOD? one or more of td, n_step, monte_carlo"),
-        (["td"], "which environment? give --env"),
+        ([], "`tabular predict` needs a METHOD: one or more of td, n_step, monte_carlo"),
+        (["td"], "--env is missing, for instance --env RandomWalk"),
         (["n_stp", *WALK], "unknown method 'n_stp': did you mean n_step?"),
         (["q_learning", *WALK], "unknown method 'q_learning': there are td, n_step, monte_carlo"),
         (["td", "n_step", "td", *WALK], "td is named twice: each method is compared once"),
         (["td", "--env", "RandomWlk"], "did you mean tabular/RandomWalk-v0?"),
         (["td", *WALK, "--env.n_stats", "7"], "has no option --env.n_stats: did you mean n_states?"),
-        (["td", *WALK, "--alhpa", "1"], "unknown option --alhpa: did you mean alpha?"),
+        (["td", *WALK, "--alhpa", "1"], "unknown option --alhpa: did you mean --alpha?"),
         (["td", *WALK, "--method", "n_step"], "unknown option --method"),
-        (["td", "n_step", *WALK, "--first_visit", "true"], "--first_visit is read by monte_carlo only, which is not"),
-        (["monte_carlo", *WALK, "--lam", "0.5"], "--lam is read by td only, which is not among monte_carlo"),
-        (["td", *WALK, "--n", "2"], "--n is read by n_step only"),
+        (
+            ["td", "n_step", *WALK, "--first_visit", "true"],
+            "--first_visit is a setting of monte_carlo only, which is not",
+        ),
+        (["monte_carlo", *WALK, "--lam", "0.5"], "--lam is a setting of td only, which is not among monte_carlo"),
+        (["td", *WALK, "--n", "2"], "--n is a setting of n_step only"),
         (["td", *WALK, "--alpha", "2"], "td: alpha must be in (0, 1], got 2"),
         (["monte_carlo", "n_step", *WALK, "--alpha", "0"], "n_step: alpha must be in (0, 1], got 0"),
-        (["td", *WALK, "--alpha", "big"], "--alpha must be a number, got 'big'"),
-        (["n_step", *WALK, "--n", "2.5"], "--n must be an integer, got '2.5'"),
-        (["td", *WALK, "--policy", "best"], "argument --policy: invalid choice: 'best'"),
-        (["td", *WALK, "--episodes", "0"], "argument --episodes: must be a whole number from 1, got '0'"),
-        (["td", *WALK, "--seeds", "0"], "argument --seeds: must be a whole number from 1, got '0'"),
+        (["td", *WALK, "--alpha", "big"], "--alpha is 'big', but must be a number"),
+        (["n_step", *WALK, "--n", "2.5"], "--n is '2.5', but must be an integer"),
+        (["td", *WALK, "--policy", "best"], "--policy is 'best', but must be one of random, optimal"),
+        (["td", *WALK, "--episodes", "0"], "--episodes is '0', but must be a whole number from 1"),
+        (["td", *WALK, "--seeds", "0"], "--seeds is '0', but must be a whole number from 1"),
         (["td", "--env", "CartPole-v1"], "CartPole-v1: estimates are compared with exact values"),
         (["td", "--env", "ShortCorridor"], "From Python, tabular.td.prediction.predict"),
-        (["td", "--env", "Taxi-v4", "--env.fickle_passenger", "true"], "transition table `P` is all there is to it"),
+        (["td", "--env", "Taxi-v4", "--env.fickle_passenger", "true"], "transition table `P` describes it completely"),
         (
             ["td", "--env", "lineworld", "--env.success", "0", "--env.step_reward=-1"],
             "with gamma 1 the policy has no value: from state 0 it never ends",
@@ -257,8 +252,8 @@ def test_the_help_names_every_setting(capsys):
         ),
     ],
 )
-def test_mistakes_end_before_anything_is_played(capsys, tmp_path, argv, message):
-    code, out, err = run(capsys, *argv)
+def test_mistakes_end_before_an_episode_is_played(predict_cli, tmp_path, argv, message):
+    code, out, err = predict_cli(*argv)
     assert code == 2
     assert message in err
     assert out == ""
@@ -271,19 +266,19 @@ def test_mistakes_end_before_anything_is_played(capsys, tmp_path, argv, message)
         (["--env", "lineworld", "--env.success", "0"], "does this policy ever end?"),
         (
             ["--env", "CliffWalking-v1", "--lam", "1", "--alpha", "0.5"],
-            "td, lam 1: the estimates grew without bound in episode 1 of seed 0: take a smaller --alpha or --lam",
+            "td, lam 1: the estimates diverged in episode 1 of seed 0: take a smaller --alpha or --lam",
         ),
         (["--env", "RandomWalk", "--episodes", "1" + 17 * "0"], "000 episodes of 5 states do not fit into"),
     ],
 )
-def test_what_goes_wrong_on_the_way_leaves_no_folder(capsys, tmp_path, argv, message):
-    code, _, err = run(capsys, "td", *argv)
+def test_a_failure_while_learning_leaves_no_folder(predict_cli, tmp_path, argv, message):
+    code, _, err = predict_cli("td", *argv)
     assert code == 2
     assert message in err
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupted(capsys, tmp_path, monkeypatch):
+def test_interrupted(predict_cli, tmp_path, monkeypatch):
     """A Ctrl-C while numba hands arrays over comes as SystemError from SystemError from KeyboardInterrupt."""
 
     def stop(*_):
@@ -293,17 +288,17 @@ def test_interrupted(capsys, tmp_path, monkeypatch):
             raise SystemError("returned a result with an exception set") from error
 
     monkeypatch.setattr(prediction, "sample", stop)
-    code, _, err = run(capsys, "td", *WALK)
-    assert (code, err) == (130, "\ntabular: interrupted\n")
+    code, _, err = predict_cli("td", *WALK)
+    assert (code, err) == (130, "\ninterrupted\n")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(prediction, "sample", lambda *_: exec("raise SystemError('another')"))
     with pytest.raises(SystemError, match="another"):
         main(["predict", "td", *WALK])
 
 
-def test_a_prediction_is_no_run(capsys, tmp_path):
+def test_a_prediction_is_no_run(cli, tmp_path):
     argv = ("td", "--env", "RandomWalk", "--seeds", "1", "--episodes", "2", "--output", "walk")
-    assert run(capsys, *argv)[0] == 0
-    for command in (("watch", "walk"), ("run", "--resume", "walk"), ("judge", "walk")):
-        assert main(command) == 2
-        assert capsys.readouterr().err == "tabular: walk is of `tabular predict`: there is no agent in it\n"
+    assert cli("predict", *argv)[0] == 0
+    for command in (("watch", "walk"), ("run", "--resume", "walk"), ("evaluate", "walk")):
+        status, _, err = cli(*command)
+        assert (status, err) == (2, "error: walk is a folder of `tabular predict`: it holds no agent\n")

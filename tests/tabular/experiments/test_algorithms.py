@@ -49,21 +49,21 @@ def test_texts_become_values():
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("size", "1.5", "--size must be an integer, got '1.5'"),
-        ("size", "true", "--size must be an integer, got 'true'"),
-        ("rate", "fast", "--rate must be a number, got 'fast'"),
-        ("flag", "1", "--flag must be true or false, got '1'"),
-        ("layers", "64", r"--layers must be a tuple like \(64,64\), got '64'"),
-        ("kind", "kll", "--kind must be clip or kl, got 'kll'"),
+        ("size", "1.5", "--size is '1.5', but must be an integer"),
+        ("size", "true", "--size is 'true', but must be an integer"),
+        ("rate", "fast", "--rate is 'fast', but must be a number"),
+        ("flag", "1", "--flag is '1', but must be true or false"),
+        ("layers", "64", r"--layers is '64', but must be a tuple like \(64,64\)"),
+        ("kind", "kll", "--kind is 'kll', but must be clip or kl"),
         ("raet", "1", "unknown option --raet: did you mean rate"),
     ],
 )
-def test_texts_that_do_not_fit(name, text, message):
+def test_texts_of_the_wrong_type(name, text, message):
     with pytest.raises(ValueError, match=message):
         settings(Everything, {name: text})
 
 
-def test_names():
+def test_algorithms_by_name():
     assert load("q_learning").__name__ == "QLearning"
     with pytest.raises(ValueError, match="unknown algorithm 'Q-Learning': did you mean q_learning"):
         load("Q-Learning")
@@ -71,7 +71,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_setting_says_what_it_is(name):
+def test_every_setting_is_described(name):
     rows = algorithms.describe(load(name).Config)
     assert [row[0] for row in rows] == [field.name for field in fields(load(name).Config)]
     assert all(default and meaning for _, default, meaning in rows)

@@ -6,39 +6,22 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tabular.cli import commands
-from tabular.cli.main import main
-from tabular.experiments import plots, runs
+from tabular.experiments import pictures, runs
 
 PICTURES = {"learning_curve.png", "metrics.png", "policy.png", "visits.png", "episode.gif", "episode.png"}
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-
-
-def run(capsys, *argv):
-    try:
-        code = main(argv)
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_run(capsys, tmp_path):
+def test_run(cli, tmp_path):
     argv = (
         "run", "q_learning", "--env", "CliffWalking-v1", "--seeds", "3", "--steps", "20000", "--alpha", "0.5",
         "--eval-episodes", "1",
     )  # fmt: skip
-    code, out, err = run(capsys, *argv)
+    code, out, err = cli(*argv)
     assert (code, err) == (0, "")
     assert "q_learning on CliffWalking-v1, 20000 steps, 3 seeds" in out
     assert "│ greedy return                     │ -13 " in out
     assert "│ training episode length, last 100 │ " in out
-    assert "greedy: means of 1 episode a seed" in out
+    assert "greedy: means of 1 episode per seed" in out
     folder = tmp_path / "runs" / "q_learning-CliffWalking-v1"
     assert f"written: {folder.relative_to(tmp_path)}" in out
     assert {file.name for file in folder.iterdir()} == {
@@ -50,23 +33,23 @@ def test_run(capsys, tmp_path):
     assert config.evaluate_every == 2000
 
     before = (folder / "summary.json").read_bytes()
-    assert run(capsys, *argv)[0] == 0  # again: a new folder
+    assert cli(*argv)[0] == 0  # again: a new folder
     again = tmp_path / "runs" / "q_learning-CliffWalking-v1-2"
     assert (again / "summary.json").read_bytes() == before  # the same seeds are the same run
-    code, _, err = run(capsys, *argv, "--output", str(folder))
+    code, _, err = cli(*argv, "--output", str(folder))
     assert code == 2
-    assert "exists already: take another --output, or carry on with --resume" in err
+    assert "exists already: take another --output, or continue it with --resume" in err
 
 
-def test_seeds_begin_where_they_are_told(capsys, tmp_path):
+def test_seed_is_the_first_of_the_seeds(cli, tmp_path):
     argv = ("run", "sarsa", "--env", "maze", "--steps", "500", "--seed", "7", "--seeds", "2", "--eval-episodes", "1")
-    assert run(capsys, *argv, "--evaluate-every", "500")[0] == 0
+    assert cli(*argv, "--evaluate-every", "500")[0] == 0
     assert sorted(f.name for f in (tmp_path / "runs" / "sarsa-Maze-v0").glob("seed_*")) == ["seed_7", "seed_8"]
 
 
-def test_compare(capsys, tmp_path):
-    code, out, _ = run(
-        capsys, "compare", "q_learning", "n_step_sarsa", "--env", "CliffWalking-v1", "--steps", "5000", "--seeds", "2",
+def test_compare(cli, tmp_path):
+    code, out, _ = cli(
+        "compare", "q_learning", "n_step_sarsa", "--env", "CliffWalking-v1", "--steps", "5000", "--seeds", "2",
         "--eval-episodes", "1", "--n", "2", "--gamma", "1", "--output", "both",
     )  # fmt: skip
     assert code == 0
@@ -76,37 +59,37 @@ def test_compare(capsys, tmp_path):
     }
     assert runs.read_config(tmp_path / "both" / "q_learning").settings == {"gamma": 1}  # n is not one of its settings
     assert runs.read_config(tmp_path / "both" / "n_step_sarsa").settings == {"gamma": 1, "n": 2}
-    code, _, err = run(capsys, "compare", "q_learning", "sarsa", "--env", "maze", "--output", "both")
+    code, _, err = cli("compare", "q_learning", "sarsa", "--env", "maze", "--output", "both")
     assert (code, err) == (
-        2, "tabular: both exists already: take another --output, or carry on with `run --resume both`\n"
+        2, "error: both exists already: take another --output, or continue it with `run --resume both`\n"
     )  # fmt: skip
 
 
-def test_resume(capsys, tmp_path):
+def test_resume(cli, tmp_path):
     argv = ("run", "q_learning", "--env", "FrozenLake-v1", "--steps", "4000", "--seeds", "2", "--eval-episodes", "1")
-    assert run(capsys, *argv, "--output", "whole")[0] == 0
+    assert cli(*argv, "--output", "whole")[0] == 0
     config = runs.read_config(tmp_path / "whole")
     runs.create(tmp_path / "parts", config)
     learner = config.make_learner(0)
     for _ in range(3):
         learner.advance(config.evaluate_every)
     runs.save(tmp_path / "parts" / "seed_0", learner, [])
-    code, _, _ = run(capsys, "run", "--resume", "parts")
+    code, _, _ = cli("run", "--resume", "parts")
     assert code == 0
     for name in ("episodes.csv", "metrics.jsonl"):
         for seed in (0, 1):
             parts = [tmp_path / folder / f"seed_{seed}" / name for folder in ("whole", "parts")]
             assert parts[0].read_bytes() == parts[1].read_bytes()
-    code, _, err = run(capsys, "run", "q_learning", "--resume", "parts")
+    code, _, err = cli("run", "q_learning", "--resume", "parts")
     assert code == 2
-    assert "--resume takes everything from the run's folder" in err
-    assert "is no run folder" in run(capsys, "run", "--resume", "nowhere")[2]
+    assert "--resume takes everything but --steps from the run's folder" in err
+    assert "is no run folder" in cli("run", "--resume", "nowhere")[2]
 
 
-def test_an_interrupted_comparison_is_carried_on_as_a_whole(capsys, tmp_path, monkeypatch):
+def test_resuming_a_comparison_trains_all_its_runs(cli, tmp_path, monkeypatch):
     argv = ("compare", "sarsa", "q_learning", "--env", "maze", "--steps", "2000", "--seeds", "2")
     argv = (*argv, "--eval-episodes", "1", "--alpha", "0.5")
-    assert run(capsys, *argv, "--output", "whole")[0] == 0
+    assert cli(*argv, "--output", "whole")[0] == 0
 
     original, saved = runs.save, []
 
@@ -118,12 +101,12 @@ def test_an_interrupted_comparison_is_carried_on_as_a_whole(capsys, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "save", interrupt_the_second_algorithm)
-        code, _, err = run(capsys, *argv, "--output", "parts")
+        code, _, err = cli(*argv, "--output", "parts")
     assert code == 130
-    assert "carried on with `tabular run --resume parts`" in err
+    assert "`tabular run --resume parts` continues from the last checkpoint" in err
     assert len(saved) == 20
 
-    code, out, _ = run(capsys, "run", "--resume", "parts")
+    code, out, _ = cli("run", "--resume", "parts")
     assert code == 0
     assert out.index("sarsa") < out.index("q_learning")  # in the order of the call
     files = sorted(file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.*"))
@@ -133,11 +116,11 @@ def test_an_interrupted_comparison_is_carried_on_as_a_whole(capsys, tmp_path, mo
             assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
     (tmp_path / "parts" / "comparison.yaml").write_text("algorithms: 3\n")
-    assert "comparison.yaml is damaged" in run(capsys, "run", "--resume", "parts")[2]
+    assert "comparison.yaml is damaged" in cli("run", "--resume", "parts")[2]
 
 
 @pytest.mark.parametrize("observation", ["state", "image"])
-def test_a_network_is_asked_in_each_state_of_a_grid(observation, tmp_path, monkeypatch):
+def test_a_network_is_evaluated_in_each_state_of_a_grid(observation, tmp_path, monkeypatch):
     """The agent goes right in columns 1 and 2, else down, and values a state by its column."""
 
     class Agent:
@@ -153,8 +136,8 @@ def test_a_network_is_asked_in_each_state_of_a_grid(observation, tmp_path, monke
     options = {"layout": "#####\n#S..#\n#.#.#\n#..G#\n#####\n", "observation": observation}
     config = runs.RunConfig("dqn", "tabular/Maze-v0", options)
     env, drawn = config.make_env().unwrapped, []
-    monkeypatch.setattr(plots, "grid_values", lambda *args, **rest: drawn.append(args))
-    commands._draw_grid(tmp_path, config, Agent())
+    monkeypatch.setattr(pictures, "grid_values", lambda *args, **rest: drawn.append(args))
+    pictures.draw_policy(tmp_path, config, Agent())
     ((file, grid, values, actions, known, title),) = drawn
     assert file.name == "policy.png"
     assert title == "dqn on tabular/Maze-v0, seed 0: values and greedy policy"
@@ -165,22 +148,22 @@ def test_a_network_is_asked_in_each_state_of_a_grid(observation, tmp_path, monke
     assert (actions[known].sum(axis=1) == 1).all()
 
 
-def test_the_chances_of_a_stochastic_policy_are_drawn(tmp_path, monkeypatch):
+def test_the_probabilities_of_a_stochastic_policy_are_drawn(tmp_path, monkeypatch):
     config, drawn = runs.RunConfig("ppo", "tabular/Maze-v0"), []
     learner = config.make_learner(0)
-    monkeypatch.setattr(plots, "grid_values", lambda *args, **rest: drawn.append((*args, rest["chances"])))
-    commands._draw_grid(tmp_path, config, learner)
+    monkeypatch.setattr(pictures, "grid_values", lambda *args, **rest: drawn.append((*args, rest["probabilities"])))
+    pictures.draw_policy(tmp_path, config, learner)
     ((_, _, _, _, known, title, chances),) = drawn
     assert title == "ppo on tabular/Maze-v0, seed 0: values and most probable actions"
     assert (chances[known] >= 0.25).all()  # the largest of four
     assert (chances[known] < 1).all()
 
 
-def test_one_seed_has_no_interval_and_narrow_screens_lose_no_name(capsys, monkeypatch):
+def test_one_seed_has_no_interval_and_narrow_screens_show_all_names(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     names = ("q_learning", "sarsa", "expected_sarsa", "double_q_learning", "monte_carlo", "n_step_sarsa")
     argv = ("--env", "CliffWalking-v1", "--steps", "300", "--seeds", "1", "--eval-episodes", "1")
-    code, out, _ = run(capsys, "compare", *names, *argv)
+    code, out, _ = cli("compare", *names, *argv)
     assert code == 0
     assert "1 seed" in out
     assert "1 seeds" not in out
@@ -191,9 +174,8 @@ def test_one_seed_has_no_interval_and_narrow_screens_lose_no_name(capsys, monkey
     assert max(len(line) for line in out.splitlines() if "┃" in line) <= 80
 
 
-def test_watch(capsys, tmp_path):
-    run(
-        capsys,
+def test_watch(cli, tmp_path):
+    cli(
         "run",
         "q_learning",
         "--env",
@@ -205,39 +187,39 @@ def test_watch(capsys, tmp_path):
         "--output",
         "agent",
     )
-    code, out, _ = run(capsys, "watch", "agent", "--delay", "0")
+    code, out, _ = cli("watch", "agent", "--delay", "0")
     assert code == 0
     assert "step 1: action " in out
-    assert "return 1 in 14 steps: it terminated" in out
+    assert "return 1 in 14 steps: terminated" in out
     assert "@.#....#." in out  # the start
-    assert run(capsys, "watch", "agent", "--gif", "film.gif")[0] == 0
+    assert cli("watch", "agent", "--gif", "film.gif")[0] == 0
     assert (tmp_path / "film.gif").read_bytes()[:3] == b"GIF"
-    assert "has the seeds 0, not 5" in run(capsys, "watch", "agent", "--seed", "5")[2]
-    assert "film.gif exists already" in run(capsys, "watch", "agent", "--gif", "film.gif")[2]
+    assert "has the seeds 0, not 5" in cli("watch", "agent", "--seed", "5")[2]
+    assert "film.gif exists already" in cli("watch", "agent", "--gif", "film.gif")[2]
 
 
-def test_watching_what_cannot_be_drawn(capsys):
-    run(capsys, "run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "2000", "--output", "agent")
-    code, out, _ = run(capsys, "watch", "agent", "--delay", "0")
+def test_watching_an_environment_without_pictures(cli):
+    cli("run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "2000", "--output", "agent")
+    code, out, _ = cli("watch", "agent", "--delay", "0")
     assert code == 0
     assert "observation [" in out
 
 
-def test_an_environment_without_pictures_is_a_run_all_the_same(capsys, tmp_path):
-    code, _, _ = run(capsys, "run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "2000")
+def test_an_environment_without_pictures_can_be_run(cli, tmp_path):
+    code, _, _ = cli("run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "2000")
     assert code == 0
     folder = tmp_path / "runs" / "monte_carlo-Blackjack-v1"
     assert {"learning_curve.png", "metrics.png"} == {file.name for file in folder.glob("*.*g*")}
 
 
-def test_without_matplotlib_only_the_pictures_are_missing(capsys, tmp_path, monkeypatch):
+def test_without_matplotlib_only_the_pictures_are_missing(cli, tmp_path, monkeypatch):
     import sys
 
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, _ = run(
-        capsys, "run", "q_learning", "--env", "maze", "--steps", "1000", "--evaluate-every", "1000", "--output", "run"
+    code, out, _ = cli(
+        "run", "q_learning", "--env", "maze", "--steps", "1000", "--evaluate-every", "1000", "--output", "run"
     )
     assert code == 0
     assert out.count("no picture: pictures need matplotlib: pip install 'tabular-rlhf[demo]'") == 1
@@ -252,47 +234,50 @@ def test_without_matplotlib_only_the_pictures_are_missing(capsys, tmp_path, monk
         (["q_learning", "--env", "CliffWalking-v0"], "did you mean CliffWalking-v1"),
         (["q_learning", "--env", "Taxi-v3"], "did you mean Taxi-v4?"),
         (["q_learning", "--env", "mase"], "did you mean tabular/Maze-v0?"),
-        (["q_learning"], "which environment? give --env"),
-        ([], "which ALGORITHM?"),
-        (["q_learning", "--env", "maze", "--alhpa", "1"], "unknown option --alhpa for q_learning: did you mean alpha?"),
+        (["q_learning"], "--env is missing, for instance --env CliffWalking-v1"),
+        ([], "`tabular run` needs an ALGORITHM"),
+        (
+            ["q_learning", "--env", "maze", "--alhpa", "1"],
+            "unknown option --alhpa for q_learning: did you mean --alpha?",
+        ),
         (["q_learning", "--env", "maze", "--n", "1"], "unknown option --n for q_learning"),
         (["q_learning", "--env", "maze", "--alpha", "2"], "alpha must be in (0, 1], got 2"),
-        (["q_learning", "--env", "maze", "--alpha", "big"], "--alpha must be a number, got 'big'"),
+        (["q_learning", "--env", "maze", "--alpha", "big"], "--alpha is 'big', but must be a number"),
         (["q_learning", "--env", "maze", "--env.sise", "9"], "has no option --env.sise: did you mean size?"),
         (
             ["q_learning", "--env", "maze", "--env.size", "8"],
-            "the maze is 8 x 8, but its sides must be odd and at least 5",
+            "the maze is 8 x 8, but its sides must be odd and at least",
         ),
-        (["q_learning", "--env", "maze", "--steps", "0"], "argument --steps: must be a whole number from 1, got '0'"),
-        (["q_learning", "--env", "maze", "--seed", "-1"], "argument --seed: must be a whole number from 0"),
+        (["q_learning", "--env", "maze", "--steps", "0"], "--steps is '0', but must be a whole number from 1"),
+        (["q_learning", "--env", "maze", "--seed", "-1"], "--seed is '-1', but must be a whole number from 0"),
     ],
 )
-def test_mistakes_end_before_a_folder_is_made(capsys, tmp_path, argv, message):
-    code, out, err = run(capsys, "run", *argv)
+def test_mistakes_end_before_a_folder_is_made(cli, tmp_path, argv, message):
+    code, out, err = cli("run", *argv)
     assert code == 2
     assert message in err
     assert out == ""
     assert not list(tmp_path.iterdir())
 
 
-def test_a_continuous_action_space_names_the_algorithms_that_fit(capsys):
-    code, _, err = run(capsys, "run", "q_learning", "--env", "Pendulum-v1")
+def test_a_continuous_action_space_names_the_algorithms_that_fit(cli):
+    code, _, err = cli("run", "q_learning", "--env", "Pendulum-v1")
     assert code == 2
-    assert "q_learning fits discrete observations and actions, but Pendulum-v1 has observations Box" in err
+    assert "q_learning needs discrete observations and actions, but Pendulum-v1 has observations Box" in err
     assert err.endswith("algorithms that fit: reinforce, actor_critic, a2c, npg, trpo, ppo\n")
-    err = run(capsys, "run", "sarsa", "--env", "CartPole-v1")[2]
+    err = cli("run", "sarsa", "--env", "CartPole-v1")[2]
     assert err.endswith("algorithms that fit: dqn, reinforce, actor_critic, a2c, npg, trpo, ppo\n")
 
 
-def test_success_is_nan_free_where_nobody_defines_it(capsys, tmp_path):
-    """The summary leaves a success rate out that nobody knows."""
-    run(capsys, "run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "1000", "--output", "run")
+def test_no_success_rate_where_none_is_defined(cli, tmp_path):
+    """The summary leaves the success rate out."""
+    cli("run", "monte_carlo", "--env", "Blackjack-v1", "--steps", "1000", "--output", "run")
     assert "success rate" not in json.loads((tmp_path / "run" / "summary.json").read_text())
     assert gym.make("Blackjack-v1").spec is not None
 
 
 class Parts(gym.Env):
-    """A cart pole that says what it sees in parts."""
+    """A cart pole whose observation has two parts."""
 
     def __init__(self):
         self.pole = gym.make("CartPole-v1")
@@ -313,24 +298,24 @@ class Parts(gym.Env):
 
 
 @pytest.mark.parametrize("algorithm", ["dqn", "ppo"])
-def test_networks_see_the_parts_of_an_observation_as_one_vector(capsys, tmp_path, monkeypatch, algorithm):
-    """And learn from them what they learn from the vector itself."""
+def test_networks_get_the_parts_of_an_observation_as_one_vector(cli, tmp_path, monkeypatch, algorithm):
+    """They learn the same as from the vector itself."""
     for name, make in (("Parts", Parts), ("Whole", lambda: gym.make("CartPole-v1").unwrapped)):
         monkeypatch.setitem(gym.registry, f"tests/{name}-v0", gym.envs.registration.EnvSpec(f"tests/{name}-v0", make))
     argv = ("run", algorithm, "--steps", "3000", "--eval-episodes", "2")
     for name in ("Parts", "Whole"):
         options = () if name == "Parts" else ("--env.max_episode_steps", "500")
-        assert run(capsys, *argv, "--env", f"tests/{name}-v0", *options, "--output", name)[0] == 0
+        assert cli(*argv, "--env", f"tests/{name}-v0", *options, "--output", name)[0] == 0
     parts, whole = ((tmp_path / name / "seed_0" / "episodes.csv").read_bytes() for name in ("Parts", "Whole"))
     assert parts == whole
-    assert run(capsys, "watch", "Parts", "--delay", "0")[0] == 0
-    assert run(capsys, "judge", "Parts", "--episodes", "1", "--noise", "0.1")[0] == 0
-    assert run(capsys, "run", algorithm, "--env", "Blackjack-v1", "--steps", "1100", "--eval-episodes", "1")[0] == 0
+    assert cli("watch", "Parts", "--delay", "0")[0] == 0
+    assert cli("evaluate", "Parts", "--episodes", "1", "--noise", "0.1")[0] == 0
+    assert cli("run", algorithm, "--env", "Blackjack-v1", "--steps", "1100", "--eval-episodes", "1")[0] == 0
 
 
-def test_what_diverges_ends_with_a_reason_and_keeps_what_was_saved(capsys, tmp_path):
+def test_divergence_ends_with_a_reason(cli, tmp_path):
     argv = ("run", "ppo", "--env", "CartPole-v1", "--steps", "512", "--lr", "1e30", "--output", "run")
-    code, _, err = run(capsys, *argv)
+    code, _, err = cli(*argv)
     assert code == 2
     assert "learning has diverged: the gradient's norm is" in err
     assert "take a smaller learning rate" in err

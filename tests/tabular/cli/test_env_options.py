@@ -8,7 +8,6 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from tabular.cli.main import main
 from tabular.envs.registry import find_env, make_env
 
 
@@ -25,30 +24,35 @@ class Picky(gym.Env):
 
 
 @pytest.fixture(autouse=True)
-def _picky(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def _picky():
     gym.register("Picky-v0", Picky)
     yield
     del gym.registry["Picky-v0"]
 
 
-def refused(capsys, tmp_path, *argv):
-    assert main(argv) == 2
-    assert list(tmp_path.iterdir()) == []
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1, error
-    return error[0].removeprefix("tabular: ")
+@pytest.fixture
+def error_of(cli, tmp_path):
+    """The error message of a call that must fail in one line, and write nothing."""
+
+    def call(*argv):
+        status, _, err = cli(*argv)
+        assert status == 2
+        assert list(tmp_path.iterdir()) == []
+        (line,) = err.splitlines()
+        return line.removeprefix("error: ")
+
+    return call
 
 
-def test_an_unknown_map(capsys, tmp_path):
+def test_an_unknown_map(error_of):
     expected = "--env.map_name of FrozenLake-v1 is '9x9', which it does not offer: there are 4x4, 8x8"
-    assert refused(capsys, tmp_path, "solve", "FrozenLake-v1", "--env.map_name", "9x9") == expected
+    assert error_of("solve", "FrozenLake-v1", "--env.map_name", "9x9") == expected
 
 
 @pytest.mark.parametrize("env", ["maze", "CliffWalking-v1"])
 @pytest.mark.parametrize("command", [("solve",), ("run", "q_learning", "--env"), ("predict", "td", "--env")])
-def test_nothing_is_rendered(capsys, tmp_path, command, env):
-    message = refused(capsys, tmp_path, *command, env, "--env.render_mode", "human")
+def test_nothing_is_rendered(error_of, command, env):
+    message = error_of(*command, env, "--env.render_mode", "human")
     assert message == "--env.render_mode is not used here, leave it out; `tabular watch RUN` shows a policy"
 
 
@@ -59,9 +63,9 @@ def test_nothing_is_rendered(capsys, tmp_path, command, env):
         ("n_step_sarsa", "n", "n 1000000000000 would take"),
     ],
 )
-def test_more_memory_than_there_is(capsys, tmp_path, algorithm, option, message):
+def test_more_memory_than_there_is(error_of, algorithm, option, message):
     call = "run", algorithm, "--env", "CliffWalking-v1", f"--{option}", "1000000000000"
-    assert message in refused(capsys, tmp_path, *call)
+    assert message in error_of(*call)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +123,8 @@ def test_options_that_are_passed_on():
         ),
     ],
 )
-def test_options_of_the_wrong_kind(capsys, tmp_path, env, option, value, message):
-    assert message in refused(capsys, tmp_path, "solve", env, f"--env.{option}", value)
+def test_options_of_the_wrong_kind(error_of, env, option, value, message):
+    assert message in error_of("solve", env, f"--env.{option}", value)
 
 
 def test_kinds_that_only_the_constructor_knows():

@@ -5,17 +5,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tabular.cli.main import main
-
-
-def run(capsys, *argv):
-    try:
-        code = main(argv)
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
 
 def grid(out, title):
     """The rows of cells printed under a title."""
@@ -37,8 +26,8 @@ def field(out, name):
         ("policy_iteration", "policies evaluated", 2, 20),
     ],
 )
-def test_frozen_lake(capsys, method, unit, least, most):
-    code, out, err = run(capsys, "solve", "FrozenLake-v1", "--method", method)
+def test_frozen_lake(cli, method, unit, least, most):
+    code, out, err = cli("solve", "FrozenLake-v1", "--method", method)
     assert code == 0
     assert err == ""
     assert float(field(out, "value at the start")) == pytest.approx(0.542025932000, abs=1e-10)
@@ -52,69 +41,67 @@ def test_frozen_lake(capsys, method, unit, least, most):
     assert grid(out, "values")[3] == ["H", "0.7417", "0.8628", "G"]
 
 
-def test_cliff_walking_undiscounted(capsys):
-    code, out, _ = run(capsys, "solve", "CliffWalking-v1", "--gamma", "1")
+def test_cliff_walking_undiscounted(cli):
+    code, out, _ = cli("solve", "CliffWalking-v1", "--gamma", "1")
     assert code == 0
     assert float(field(out, "value at the start")) == -13
     assert grid(out, "policy")[2:] == [["→"] * 11 + ["↓"], ["↑"] + ["C"] * 10 + ["G"]]
     assert grid(out, "values")[2:] == [[str(v) for v in range(-12, 0)], ["-13"] + ["C"] * 10 + ["G"]]
 
 
-def test_an_environment_without_a_grid(capsys):
-    code, out, _ = run(capsys, "solve", "Taxi-v4", "--gamma", "0.9")
+def test_an_environment_without_a_grid(cli):
+    code, out, _ = cli("solve", "Taxi-v4", "--gamma", "0.9")
     assert code == 0
     assert field(out, "states x actions") == "500 x 6"
     assert "policy" not in out
 
 
-def test_tolerance_is_used(capsys):
-    bounds = [
-        float(field(run(capsys, "solve", "FrozenLake-v1", "--tol", tol)[1], "error bound")) for tol in ("0.1", "1e-6")
-    ]
+def test_tolerance_is_used(cli):
+    bounds = [float(field(cli("solve", "FrozenLake-v1", "--tol", tol)[1], "error bound")) for tol in ("0.1", "1e-6")]
     assert 1e-6 < bounds[0] <= 0.1
     assert bounds[1] <= 1e-6
 
 
-def test_list(capsys):
-    code, out, _ = run(capsys, "list")
+def test_list(cli):
+    code, out, _ = cli("list")
     assert code == 0
     for env_id, size in [("FrozenLake-v1", "16"), ("CliffWalking-v1", "48"), ("Taxi-v4", "500")]:
         assert field(out, env_id) == size
     assert field(out, "tabular/Maze-v0") == "47"
-    assert "Blackjack" not in out
+    assert field(out, "CartPole-v1") == "4 numbers"
     assert "double_q_learning" in out
     assert "Watkins" in out
 
 
-def test_list_of_settings(capsys):
-    code, out, _ = run(capsys, "list", "sarsa")
+def test_list_of_settings(cli):
+    code, out, _ = cli("list", "sarsa")
     assert code == 0
     assert "--epsilon" in out
     assert "0.1" in out
-    _, _, err = run(capsys, "list", "sarsaa")
-    assert err == "tabular: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
+    _, _, err = cli("list", "sarsaa")
+    assert err == "error: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
 
 
-def test_the_maze_by_short_name_file_and_size(capsys, tmp_path):
-    code, out, _ = run(capsys, "solve", "maze", "--gamma", "0.95", "--plot", str(tmp_path / "maze.png"))
+def test_the_maze_by_short_name_file_and_size(cli, tmp_path):
+    code, out, _ = cli("solve", "maze", "--gamma", "0.95", "--plot", str(tmp_path / "maze.png"))
     assert code == 0
     assert float(field(out, "value at the start")) == pytest.approx(0.95**13)
     assert grid(out, "policy")[0][6:] == ["↓", "#", "G"]
     assert (tmp_path / "maze.png").stat().st_size > 5000
-    code, _, err = run(capsys, "solve", "maze", "--plot", str(tmp_path / "maze.png"))
-    assert (code, err) == (2, f"tabular: {tmp_path / 'maze.png'} exists already: give another name\n")
+    code, _, err = cli("solve", "maze", "--plot", str(tmp_path / "maze.png"))
+    assert (code, err) == (2, f"error: {tmp_path / 'maze.png'} exists already: take another name\n")
 
     (tmp_path / "mine.txt").write_text("S.\n#G\n")
-    code, out, _ = run(capsys, "solve", str(tmp_path / "mine.txt"))
+    code, out, _ = cli("solve", str(tmp_path / "mine.txt"))
     assert grid(out, "policy") == [["→", "↓"], ["#", "G"]]
-    code, out, _ = run(capsys, "solve", "maze", "--env.size", "9", "--env.step_reward=-1", "--gamma", "1")
+    code, out, _ = cli("solve", "maze", "--env.size", "9", "--env.step_reward=-1", "--gamma", "1")
     assert code == 0
     assert len(grid(out, "values")) == 9
 
 
-def test_a_layout_that_is_no_maze(capsys, tmp_path):
+def test_a_layout_that_is_no_maze(cli, tmp_path):
     (tmp_path / "bad.txt").write_text("S#G\n")
-    code, _, err = run(capsys, "solve", str(tmp_path / "bad.txt"))
+    code, _, err = cli("solve", str(tmp_path / "bad.txt"))
     assert code == 2
     assert "there is no path from S to G" in err
 
@@ -132,8 +119,8 @@ def test_a_layout_that_is_no_maze(capsys, tmp_path):
         ("no_such_module:Env-v0", "no_such_module"),
     ],
 )
-def test_environments_that_cannot_be_solved(capsys, env_id, message):
-    code, out, err = run(capsys, "solve", env_id)
+def test_environments_that_cannot_be_solved(cli, env_id, message):
+    code, out, err = cli("solve", env_id)
     assert code == 2
     assert message in err
     assert out == ""
@@ -142,27 +129,30 @@ def test_environments_that_cannot_be_solved(capsys, env_id, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--gamma", "1.5"], "argument --gamma: must be in [0, 1], got 1.5"),
-        (["--gamma", "nan"], "argument --gamma: must be in [0, 1], got nan"),
-        (["--gamma", "high"], "argument --gamma: must be a number, got 'high'"),
-        (["--tol", "0"], "argument --tol: must be positive and finite, got 0"),
-        (["--method", "magic"], "argument --method: invalid choice: 'magic'"),
+        (["--gamma", "1.5"], "--gamma is 1.5, but must be between 0 and 1"),
+        (["--gamma", "nan"], "--gamma is nan, but must be between 0 and 1"),
+        (["--gamma", "high"], "--gamma is 'high', but must be a number"),
+        (["--tol", "0"], "--tol is 0, but must be positive and finite"),
+        (
+            ["--method", "magic"],
+            "--method is 'magic', but must be one of value_iteration, in_place, prioritised, policy_iteration",
+        ),
         (["--speed", "9"], "unknown option --speed"),
         (["--gama", "9"], "unknown option --gama: did you mean --gamma?"),
-        (["--gama"], "option --gama is unknown, or misses its value"),
-        (["now"], "unrecognized arguments: now"),
+        (["--gama"], "option --gama is unknown, or needs a value"),
+        (["now"], "`tabular solve` takes no argument 'now'"),
         (["--env.is_slipery", "0"], "FrozenLake-v1 has no option --env.is_slipery: did you mean is_slippery?"),
     ],
 )
-def test_bad_options(capsys, argv, message):
-    code, out, err = run(capsys, "solve", "FrozenLake-v1", *argv)
+def test_bad_options(cli, argv, message):
+    code, out, err = cli("solve", "FrozenLake-v1", *argv)
     assert code == 2
     assert message in err
     assert out == ""
 
 
-def test_no_command_shows_the_help(capsys):
-    code, out, _ = run(capsys)
+def test_no_command_shows_the_help(cli):
+    code, out, _ = cli()
     assert code == 2
     assert "solve" in out
     assert "list" in out
@@ -187,16 +177,16 @@ def register_loop():
     gym.registry.pop("Loop-v0")
 
 
-def test_a_process_without_a_solution_exits_with_1(capsys, register_loop):
+def test_a_process_without_a_solution_exits_with_1(cli, register_loop):
     register_loop((1.0, 0, -1.0, False))
-    code, out, err = run(capsys, "solve", "Loop-v0", "--gamma", "1")
+    code, out, err = cli("solve", "Loop-v0", "--gamma", "1")
     assert code == 1
     assert "Loop-v0: with gamma 1 there is no solution" in err
     assert out == ""
 
 
-def test_a_tolerance_out_of_reach_exits_with_1_and_still_reports(capsys):
-    code, out, err = run(capsys, "solve", "FrozenLake-v1", "--tol", "1e-17")
+def test_a_tolerance_out_of_reach_exits_with_1_and_still_reports(cli):
+    code, out, err = cli("solve", "FrozenLake-v1", "--tol", "1e-17")
     assert code == 1
     assert "FrozenLake-v1: not solved to 1e-17: after" in err
     assert 1e-17 < float(field(out, "error bound")) < 1e-12

@@ -17,6 +17,19 @@ from tabular.experiments.runs import RunConfig, SeedResult
 from tabular.experiments.summary import summarise, write_summary
 from tabular.text import did_you_mean
 
+OTHER_METHODS = (
+    ("solve", "value_iteration", "planning by synchronous sweeps, Bellman (1957)"),
+    ("solve", "in_place", "the same, each state from the newest values"),
+    ("solve", "prioritised", "the same, the largest error first, Moore & Atkeson (1993)"),
+    ("solve", "policy_iteration", "planning by evaluation and improvement, Howard (1960)"),
+    ("predict", "td", "TD(lambda), Sutton (1988)"),
+    ("predict", "n_step", "n-step TD, Sutton & Barto (2018), section 7.1"),
+    ("predict", "monte_carlo", "averages of returns, Sutton & Barto (2018), section 5.1"),
+    ("offline", "q_learning", "Q-learning from a log of another policy"),
+    ("offline", "double_q_learning", "the same with two tables"),
+)
+"""Command, name and description of the methods that no run trains."""
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
@@ -211,7 +224,12 @@ def show_list(name: str | None) -> int:
     """
     if name is None:
         show.environments({env_id: short for short, env_id in SHORT_NAMES.items()})
-        show.algorithms([(name, algorithms.needs(name), source) for name, source in algorithms.SOURCES.items()])
+        show.algorithms(
+            [
+                *[(*row, "an environment's table") for row in OTHER_METHODS],
+                *[("run", name, source, algorithms.needs(name)) for name, source in algorithms.SOURCES.items()],
+            ]
+        )
         return 0
     if name in algorithms.ALGORITHMS:
         show.options(name, algorithms.describe(algorithms.load(name).Config))

@@ -199,13 +199,13 @@ def _describe_space(space: gym.Space[Any]) -> str:
     return "x".join(map(str, shape)) + " picture"
 
 
-def algorithms(rows: Sequence[tuple[str, str, str]]) -> None:
-    """A table of algorithms: name, the spaces they need, what they are."""
-    table = Table("algorithm", "needs", "what it is")
+def algorithms(rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """A table of algorithms: the command that takes them, name, what they are, what they need."""
+    table = Table("command", "algorithm", "what it is", "needs")
     for row in rows:
         table.add_row(*row)
     console().print(table)
-    console().print("`tabular list ALGORITHM` shows its settings.")
+    console().print("`tabular list ALGORITHM` shows the settings of those that `run` and `compare` train.")
 
 
 def options(name: str, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -79,6 +79,15 @@ def steps_axis(ax: Any) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: thousands(x)))
 
 
+def plain_log_ticks(ax: Any) -> None:
+    """Ticks of a logarithmic y axis at 10, 20, 50, 100, ..., as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: thousands(y)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def thousands(steps: float | int) -> str:
     """500, 2.5k, 100k, 1.25M."""
     size, unit = next(pair for pair in ((1e6, "M"), (1e3, "k"), (1, "")) if abs(steps) >= pair[0] or pair[0] == 1)

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from tabular.envs.table import TableEnv, grid_of
+from tabular.envs.table import Grid, TableEnv, grid_of
 from tabular.experiments import frames, plots
+from tabular.experiments.exact import exact_action_values
 from tabular.experiments.figures import draw_all
 from tabular.experiments.runs import RunConfig, SeedResult
-from tabular.experiments.value_plots import grid_values
+from tabular.experiments.value_plots import grid_comparison, grid_values
 from tabular.planning.mdp import MDP, reachable
+from tabular.planning.policies import greedy_actions
 
 
 def run_pictures(folder: Path, config: RunConfig, results: list[SeedResult]) -> list[Callable[[], None]]:
@@ -57,6 +59,22 @@ def draw_policy(folder: Path, config: RunConfig, learner: Any) -> None:
         grid_values(folder / "visits.png", grid, counts, None, visits > 0, f"{subject}: visits", "visits")
         title = f"{subject}: values and greedy policy"
         grid_values(folder / "policy.png", grid, table.max(axis=1), best, visits > 0, title)
+        _draw_comparison(folder, config, learner, grid, subject)
+
+
+def _draw_comparison(folder: Path, config: RunConfig, learner: Any, grid: Grid, subject: str) -> None:
+    """`exact.png`: learned values and greedy actions beside the exact ones, where these are what is learned."""
+    exact = exact_action_values(config, learner.config.gamma)
+    if exact is None:
+        return
+    q_values, used = exact
+    panels = {
+        name: (table.max(axis=1), greedy_actions(table))
+        for name, table in (("learned", learner.action_values), ("exact", q_values))
+    }
+    error = np.abs(learner.action_values - q_values)[used].max()
+    title = f"{subject}: largest error of an action value {error:.2g}"
+    grid_comparison(folder / "exact.png", grid, panels, np.asarray(used.any(axis=1)), title)
 
 
 def _network_values(env: Any, learner: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:

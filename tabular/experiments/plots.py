@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from tabular.experiments.figures import LARGEST, add_legend, new_figure, set_range, steps_axis
+from tabular.experiments.figures import LARGEST, add_legend, new_figure, plain_log_ticks, set_range, steps_axis
 from tabular.experiments.statistics import learning_curve, seed_interval
 from tabular.history import History
 
@@ -56,6 +56,8 @@ def learning_curves(
     if lengths and max(lengths) > LONG * min(lengths):
         below.set_yscale("log")
         below.set_ylim(min(lengths) / 1.2, max(lengths) * 1.2)
+    if below.get_yscale() == "log":
+        plain_log_ticks(below)
     below.sharex(above)
     above.tick_params(labelbottom=False)
     steps_axis(below)

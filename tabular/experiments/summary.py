@@ -10,6 +10,7 @@ import numpy as np
 
 from tabular.core.statistics import Interval, iqm, mean, median
 from tabular.experiments.evaluation import state_coverage
+from tabular.experiments.exact import exact_action_values
 from tabular.experiments.runs import RunConfig, SeedResult
 from tabular.experiments.statistics import (
     NOT_REACHED,
@@ -43,6 +44,11 @@ def summarise(config: RunConfig, results: list[SeedResult]) -> dict[str, Interva
     visited = coverage(config, results)
     if visited:
         figures["state coverage"] = visited, mean
+    exact = exact_action_values(config, getattr(results[0].learner.config, "gamma", 1))
+    if exact is not None:
+        q_values, used = exact
+        errors = [float(np.abs(result.learner.action_values - q_values)[used].max()) for result in results]
+        figures["largest error of an action value"] = errors, mean
     return {
         name: seed_interval(values, statistic)
         for name, (values, statistic) in figures.items()

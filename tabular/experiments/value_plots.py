@@ -122,41 +122,92 @@ def grid_values(
     Raises:
         ValueError: numbers too large to draw.
     """
-    if (np.abs(values[shown]) > LARGEST).any():
-        raise ValueError(f"{file.name}: the {label}s are too large to draw")
     rows, columns = grid.shape
     figure, axes = new_figure(size=(max(NARROWEST, 1.2 + 0.45 * columns), 1.0 + 0.45 * rows))
-    (ax,) = axes.ravel()
-    places = np.array(grid.positions)
-    cells = np.full((rows, columns), np.nan)
-    cells[tuple(places[shown].T)] = values[shown]
-    picture = ax.imshow(np.ma.masked_invalid(cells), cmap="viridis")
-    ax.set_facecolor("0.92")
-    figure.colorbar(picture, ax=ax, shrink=0.8, label=label)
-    middle = np.nanmean([picture.norm.vmin, picture.norm.vmax])
-    _draw_cells(ax, grid)
+    picture = _draw_heat_map(file, axes[0, 0], grid, values, shown, label)
     if actions is not None and grid.arrows:
-        for state in np.flatnonzero(shown):
-            row, column = grid.positions[state]
-            text = "".join(arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen)
-            colour = "white" if cells[row, column] < middle else "black"
-            size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
-            ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-            if probabilities is not None:
-                probability = f"{probabilities[state]:.2f}".removeprefix("0")
-                ax.text(column, row + 0.36, probability, ha="center", va="center", color=colour, fontsize=6)
-    ax.set(xticks=[], yticks=[])
+        _draw_arrows(axes[0, 0], grid, values, actions, shown, probabilities)
+    figure.colorbar(picture, ax=axes[0, 0], shrink=0.8, label=label)
     set_title(figure, title)
     figure.savefig(file, dpi=110)
 
 
-def _draw_cells(ax: Any, grid: Grid) -> None:
-    """Walls, and the letters of start, goal, cliff and holes."""
+def grid_comparison(
+    file: Path,
+    grid: Grid,
+    panels: Mapping[str, tuple[Float[np.ndarray, "S"], Bool[np.ndarray, "S A"]]],
+    shown: Bool[np.ndarray, "S"],
+    title: str,
+) -> None:
+    """Heat maps of values with arrows for actions, beside each other with the same colours.
+
+    Args:
+        file: PNG file.
+        grid: the grid world.
+        panels: title of a panel -> its values, and the actions to draw arrows for.
+        shown: the states to draw.
+        title: title of the picture.
+
+    Raises:
+        ValueError: numbers too large to draw.
+    """
+    rows, columns = grid.shape
+    size = (1.0 + len(panels) * (0.3 + 0.42 * columns), 1.2 + 0.42 * rows)
+    figure, axes = new_figure(1, len(panels), size)
+    shown_values = np.concatenate([values[shown] for values, _ in panels.values()])
+    for ax, (name, (values, actions)) in zip(axes.ravel(), panels.items(), strict=True):
+        picture = _draw_heat_map(file, ax, grid, values, shown, "value")
+        picture.set_clim(shown_values.min(), shown_values.max())
+        if grid.arrows:
+            _draw_arrows(ax, grid, values, actions, shown, middle=float(picture.norm.vmin + picture.norm.vmax) / 2)
+        ax.set_title(name, fontsize=10)
+        if ax is axes[0, -1]:
+            figure.colorbar(picture, ax=ax, shrink=0.8, label="value")
+    set_title(figure, title)
+    figure.savefig(file, dpi=110)
+
+
+def _draw_heat_map(
+    file: Path, ax: Any, grid: Grid, values: Float[np.ndarray, "S"], shown: Bool[np.ndarray, "S"], label: str
+) -> Any:
+    """The numbers of the states as colours, the walls, and the letters of start, goal, cliff and holes."""
     from matplotlib.patches import Rectangle
 
+    if (np.abs(values[shown]) > LARGEST).any():
+        raise ValueError(f"{file.name}: the {label}s are too large to draw")
+    places = np.array(grid.positions)
+    cells = np.full(grid.shape, np.nan)
+    cells[tuple(places[shown].T)] = values[shown]
+    picture = ax.imshow(np.ma.masked_invalid(cells), cmap="viridis")
+    ax.set_facecolor("0.92")
+    ax.set(xticks=[], yticks=[])
     for row, line in enumerate(grid.cells):
         for column, cell in enumerate(line):
             if cell == "#":
                 ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color="0.2"))
             elif cell in "SGCH":
                 ax.text(column - 0.33, row - 0.28, cell, ha="center", va="center", fontsize=7, color="tab:red")
+    return picture
+
+
+def _draw_arrows(
+    ax: Any,
+    grid: Grid,
+    values: Float[np.ndarray, "S"],
+    actions: Bool[np.ndarray, "S A"],
+    shown: Bool[np.ndarray, "S"],
+    probabilities: Float[np.ndarray, "S"] | None = None,
+    middle: float | None = None,
+) -> None:
+    """An arrow for each of the actions, white on dark cells, and the probability of the arrow below it."""
+    if middle is None:
+        middle = float(values[shown].min() + values[shown].max()) / 2 if shown.any() else 0.0
+    for state in np.flatnonzero(shown):
+        row, column = grid.positions[state]
+        text = "".join(arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen)
+        colour = "white" if values[state] < middle else "black"
+        size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
+        ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+        if probabilities is not None:
+            probability = f"{probabilities[state]:.2f}".removeprefix("0")
+            ax.text(column, row + 0.36, probability, ha="center", va="center", color=colour, fontsize=6)

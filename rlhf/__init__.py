@@ -22,7 +22,7 @@ _HOME = {
     "make_rollout": "rollouts.external",
     "train_sft": "trainers.sft",
     "train_reward_model": "trainers.reward_model",
-    "evaluate_policy": "evaluation.held_out",
+    "evaluate_policy": "evaluation.command",
     "write_report": "report.report",
 }
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -19,7 +19,7 @@ from rlhf.config.jobs import CheckpointConfig
 from rlhf.config.parsing import from_dict, read_yaml
 from rlhf.errors import report_user_errors
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.rewards import sources as rewards
+from rlhf.rewards import models as reward_models
 from rlhf.rollouts import rollout
 from rlhf.rollouts import sampling as generation
 
@@ -61,7 +61,7 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
         for _ in range(2):
             trainer.step()  # warm up
         rollout.sample = spent.wrap(generation.sample, "sampling")
-        rewards.sequence_scores = spent.wrap(rewards.sequence_scores, "reward model's forward")
+        reward_models.sequence_scores = spent.wrap(reward_models.sequence_scores, "reward model's forward")
         Reference.states = spent.wrap(Reference.states, "reference's forward")
         Reference.head = spent.wrap(Reference.head, "reference's forward")
         ActorCritic.forward = spent.wrap(ActorCritic.forward, reading)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.jobs import DataConfig, GenerationConfig
-from rlhf.data.datasets import encode_prompts, load_rows, pad, pad_id, prepare_prompts, render_chat
+from rlhf.data.datasets import load_rows
+from rlhf.data.encoding import encode_prompts, pad, padding_id, render_chat
+from rlhf.data.prompts import prepare_prompts
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.loading import context_length_of, load_policy
+from rlhf.models.loading import context_length_of
 from rlhf.records import Prompts
 from rlhf.rollouts.rollout import Sampler, sample_responses
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run.metrics import PhaseTimer
+from rlhf.run.saved_policy import load_policy
 
 
 def complete(
@@ -48,7 +51,7 @@ def complete(
     policy, sampler = ActorCritic(lm, critic=None), Sampler.of(tokenizer, lm, config)
 
     def say(prompts: list[Any], turn: int = 0) -> list[str]:
-        ids, mask = pad(encode_prompts(tokenizer, prompts), pad_id(tokenizer), "left")
+        ids, mask = pad(encode_prompts(tokenizer, prompts), padding_id(tokenizer), "left")
         context_length = context_length_of(lm.config)
         if context_length is not None and ids.shape[1] + max_new_tokens > context_length:
             raise UserError(
@@ -65,7 +68,7 @@ def complete(
     prompts: list[Any] = [prompt]
     if file is not None:
         limit = DataConfig(path=file, max_prompt_length=10**9)
-        prompts = prepare_prompts(tokenizer, load_rows(file, "train"), limit, pad_id(tokenizer)).prompts
+        prompts = prepare_prompts(tokenizer, load_rows(file, "train"), limit, padding_id(tokenizer)).prompts
     prompts = [p for p in prompts for _ in range(count)]
     said = [text for i in range(0, len(prompts), 64) for text in say(prompts[i : i + 64], i)]
     rows = [{"prompt": p, "response": text} for p, text in zip(prompts, said, strict=True)]

@@ -99,12 +99,13 @@ def _evaluate(argv: list[str]) -> None:
 
     from rich.console import Console
 
-    from rlhf.evaluation.held_out import compare, side_by_side, table
+    from rlhf.evaluation.command import evaluate_with_samples
+    from rlhf.evaluation.tables import responses_table, summary_table
 
-    result, kept = compare(job)
+    result, samples = evaluate_with_samples(job)
     console = Console()
-    console.print(table(result.get("before"), result["after"]))
-    console.print(side_by_side(kept, step=1))
+    console.print(summary_table(result.get("before"), result["after"]))
+    console.print(responses_table(samples, step=1))
     print(json.dumps(result))
 
 

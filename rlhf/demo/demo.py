@@ -104,7 +104,7 @@ def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
     """
     from rich.console import Console
 
-    from rlhf.evaluation.held_out import side_by_side, table
+    from rlhf.evaluation.tables import responses_table, summary_table
     from rlhf.run.folder import RunFolder
     from rlhf.trainers.ppo import PPOTrainer
     from rlhf.trainers.reward_model import train_reward_model
@@ -128,8 +128,10 @@ def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
     rows = RunFolder(ppo.output, "auto").read("eval")
     start, end = rows[0], next(row for row in rows if row["step"] == trainer.state.best_step)
     accuracy = RunFolder(reward.output, "auto").read("eval")[-1]["accuracy"]
-    console.print(table({k: v for k, v in start.items() if k != "step"}, {k: v for k, v in end.items() if k != "step"}))
-    console.print(side_by_side(RunFolder(ppo.output, "auto").read("samples"), end["step"]))
+    console.print(
+        summary_table({k: v for k, v in start.items() if k != "step"}, {k: v for k, v in end.items() if k != "step"})
+    )
+    console.print(responses_table(RunFolder(ppo.output, "auto").read("samples"), end["step"]))
     reached = goals(start, end, accuracy)
     for goal in reached:
         sign = ">=" if goal.at_least else "<="

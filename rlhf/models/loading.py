@@ -11,11 +11,11 @@ from torch import nn
 
 from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, disable_dropout, is_critic_weight, unwrap_peft
+from rlhf.models.actor_critic import ActorCritic, disable_dropout, unwrap_peft
 from rlhf.models.adapters import CRITIC, POLICY, has_adapters
 
-FACTS = "facts.json"
-"""Beside a reward adapter: what is known of its scores, which a whole model has in its config."""
+SCORE_STATISTICS = "score_statistics.json"
+"""Beside a reward adapter: mean and deviation of its scores, which a whole model has in its config."""
 
 
 def resolve(path: str) -> str:
@@ -212,9 +212,9 @@ def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
 
 
 def load_score_statistics(path: str) -> dict[str, Any]:
-    """What `rlhf reward` knew of a reward adapter's scores."""
-    facts = Path(resolve(path)) / FACTS
-    return json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+    """What `rlhf reward` measured of a reward adapter's scores; empty for adapters from elsewhere."""
+    file = Path(resolve(path)) / SCORE_STATISTICS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def peft_config(path: str) -> Any:
@@ -256,33 +256,6 @@ def attach_reward_adapter(lm: Any, path: str, name: str) -> nn.Linear:
     head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
     head.load_state_dict({"weight": weight})
     return head.requires_grad_(False)
-
-
-def load_policy(path: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a model folder, a run folder, or a checkpoint inside a run folder."""
-    from rlhf.config.jobs import PPOJob, SFTJob
-    from rlhf.config.parsing import from_dict, read_yaml
-    from rlhf.run.checkpoint import WEIGHTS, load_weights
-
-    place = Path(path)
-    if not (place / WEIGHTS).exists():
-        return load_causal_lm(ModelConfig(path=path)), load_tokenizer(path)
-    run = place.resolve().parents[1]
-    settings = read_yaml(run / "config.yaml")
-    if "ppo" in settings:
-        config = from_dict(PPOJob, settings).model
-        whole: Any = ActorCritic(add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM"), critic=None)
-    else:
-        config = from_dict(SFTJob, settings).model
-        if config.path is None:
-            raise UserError(
-                f"{path} is a checkpoint of a model from scratch: its tokenizer lies in the finished run only"
-            )
-        whole = nn.ModuleDict({"lm": add_lora(load_causal_lm(config), config.lora, "CAUSAL_LM")})
-    assert config.path is not None
-    known = {name: p for name, p in whole.named_parameters() if p.requires_grad}
-    load_weights(place / WEIGHTS, known, beside=is_critic_weight)
-    return whole.lm, load_tokenizer(config.path, config.chat_template, config.trust_remote_code)
 
 
 def export(policy: ActorCritic, tokenizer: Any, folder: Path, config: ModelConfig, rates: Mapping[str, float]) -> None:

@@ -7,7 +7,6 @@ like. The same folder gives the same bytes; the page needs nothing from outside 
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from rlhf.report.charts import (
     smoothing_window,
     stack,
 )
+from rlhf.run.files import write_bytes
 
 LEVELS = (0.1, 0.5, 1.0, 2.0)
 """|log pi - log pi_ref| in nats from which a token is drawn in the next stronger colour."""
@@ -48,12 +48,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     page = render(load(run_dir))
     output = output or run_dir / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(page.encode("utf-8", errors="replace"))  # a sampled text may hold lone surrogates
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_bytes(output, page.encode("utf-8", errors="replace"))  # a sampled text may hold lone surrogates
     return output
 
 

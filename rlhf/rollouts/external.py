@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf.config.ppo import PPOConfig
-from rlhf.data.datasets import make_prompts, pad
+from rlhf.data.encoding import pad
+from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.records import Rollout, pad_to_width, to_device
 from rlhf.rollouts.rollout import decode, unscored_rollout

@@ -18,7 +18,8 @@ from rlhf.models.actor_critic import (
     token_positions,
 )
 from rlhf.records import Prompts, Rollout, microbatches, select, trim
-from rlhf.rewards.sources import RewardSource, apply_rules
+from rlhf.rewards.penalties import apply_penalties
+from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.sampling import StopStrings, make_logit_transform, sample, stop_ids
 from rlhf.run.metrics import PhaseTimer
 from tabular.core.distributions import logprob_and_entropy
@@ -142,7 +143,7 @@ def score(rollout: Rollout, source: RewardSource, config: RewardConfig, max_new_
     said = source(rollout.prompts.prompts, rollout.completions, rollout.prompts.columns)
     scores = torch.tensor(said, dtype=torch.float32, device=rollout.response_ids.device)
     lengths = rollout.response_mask.sum(-1)
-    return replace(rollout, scores=apply_rules(scores, lengths, rollout.truncated, config, max_new_tokens))
+    return replace(rollout, scores=apply_penalties(scores, lengths, rollout.truncated, config, max_new_tokens))
 
 
 def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Tensor) -> list[str]:

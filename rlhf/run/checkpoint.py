@@ -1,11 +1,10 @@
-"""Save and resume: a folder a step, complete or not there at all.
+"""Save and resume: one folder for each checkpoint, which exists only once it is complete.
 
 Sampling, the order of the prompts and the shuffles are functions of the seed and the step, so a resumed run needs the
-weights, the optimizer and a few numbers; the generators' states are kept for reward functions that draw from them.
+weights, the optimizer and a few numbers; the generators' states are saved for reward functions that draw from them.
 """
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from rlhf.errors import UserError
+from rlhf.run.files import replacing, write_text
 
 WEIGHTS = "weights.safetensors"
 _PARTS = (WEIGHTS, "optimizer.pt", "rng.pt", "state.json")
@@ -28,20 +28,20 @@ class TrainState:
     """All that a resume needs beside weights and optimizers."""
 
     step: int = 0
-    """Steps done."""
+    """Finished steps."""
     episodes: int = 0
-    """Responses sampled so far: where the stream of prompts goes on."""
+    """Responses sampled so far: the position in the stream of prompts."""
     kl_coef: dict[str, float] = field(default_factory=dict)
-    """The KL coefficient's controller."""
+    """State of the KL coefficient's controller."""
     beta: dict[str, float] = field(default_factory=dict)
-    """The KL penalty's coefficient, where the policy loss has one."""
+    """State of the KL penalty's coefficient, where the policy loss has one."""
     scale: dict[str, float] = field(default_factory=dict)
-    """The running scale of scores: how many, their mean, and their squared deviations."""
+    """Running statistics of scores: their count, mean, and sum of squared deviations."""
     pretraining_rollouts: int = 0
-    """Rollouts from which the critic learnt before the first step; 0 where that is still to come."""
+    """Rollouts that the critic was pretrained on; 0 before pretraining."""
     best_step: int | None = None
+    """The step with the best held-out score so far."""
     best_score: float | None = None
-    """The best held-out score so far, and the step that had it."""
 
 
 def save(
@@ -54,50 +54,50 @@ def save(
 ) -> Path | None:
     """Write `checkpoints/step_XXXXXX` and point `checkpoints/latest` at it. Called on every rank; rank 0 writes.
 
-    Returns None, after saying so, where the disk refuses: the run goes on, and earlier checkpoints stay.
+    Args:
+        keep: delete all but this many of the newest checkpoints.
+
+    Returns:
+        The checkpoint's folder; None on other ranks, and after a warning where it cannot be written, so that a full
+        disk does not end the run.
     """
-    states = gather_rng(accelerator)
+    generators = gather_rng(accelerator)
     if not accelerator.is_main_process:
         return None
     folder = run / "checkpoints" / f"step_{state.step:06d}"
-    partial = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_weights(weights, partial / WEIGHTS)
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
-        torch.save(states, partial / "rng.pt")
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():  # the same step of a run that was resumed before it
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        _point(folder.with_name("latest"), folder.name)
+        with replacing(folder) as partial:
+            partial.mkdir(parents=True)
+            save_weights(weights, partial / WEIGHTS)
+            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+            torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
+            torch.save(generators, partial / "rng.pt")
+            write_text(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
+        with replacing(folder.with_name("latest")) as link:
+            link.symlink_to(folder.name)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        accelerator.print(f"warning: no checkpoint at step {state.step}: {error}; training goes on")
+        accelerator.print(f"warning: no checkpoint at step {state.step}: {error}; training continues")
         return None
     if keep is not None:
-        # Later steps are of a run that went back to an earlier checkpoint: they are not the oldest, and not this run's.
+        # Checkpoints of later steps were written by a run that this one was resumed before: they do not count.
         for old in [c for c in list_checkpoints(run) if _step_of(c) <= state.step][:-keep]:
             shutil.rmtree(old)
     return folder
 
 
 def save_best(run: Path, weights: dict[str, nn.Parameter], step: int) -> None:
-    """Keep the weights with the best held-out score so far, and their step, in `checkpoints/best`."""
+    """Save the weights with the best held-out score so far, and their step, in `checkpoints/best`."""
     folder = run / "checkpoints" / "best"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        save_weights(weights, folder / f"{WEIGHTS}.partial")
-        os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
-        (folder / "step").write_text(f"{step}\n", encoding="utf-8")
+        with replacing(folder / WEIGHTS) as partial:
+            save_weights(weights, partial)
+        write_text(folder / "step", f"{step}\n")
     except OSError as error:
-        (folder / f"{WEIGHTS}.partial").unlink(missing_ok=True)
-        print(f"warning: the best weights were not saved: {error}; training goes on")
+        print(f"warning: the best weights were not saved: {error}; training continues")
 
 
-def best_saved(run: Path) -> int | None:
+def best_saved_step(run: Path) -> int | None:
     """The step whose weights `checkpoints/best` holds."""
     path = run / "checkpoints" / "best" / "step"
     return int(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -109,16 +109,23 @@ def save_weights(weights: dict[str, nn.Parameter], path: Path) -> None:
     save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, str(path))
 
 
-def load_weights(path: Path, weights: dict[str, nn.Parameter], beside: Callable[[str], bool] | None = None) -> None:
-    """Fill parameters from a file; `UserError` where it does not hold exactly them, names that are `beside` aside."""
+def load_weights(path: Path, weights: dict[str, nn.Parameter], ignored: Callable[[str], bool] | None = None) -> None:
+    """Fill parameters from a file.
+
+    Args:
+        ignored: whether a weight of the file, by name, may be absent from `weights`.
+
+    Raises:
+        UserError: the file is missing, or its other weights differ from `weights` in name or shape.
+    """
     from safetensors.torch import load_file
 
     if not path.exists():
         raise UserError(f"{path} is missing")
-    stored = {name: x for name, x in load_file(str(path)).items() if beside is None or not beside(name)}
+    stored = {name: x for name, x in load_file(str(path)).items() if ignored is None or not ignored(name)}
     if set(stored) != set(weights):
-        odd = sorted(set(stored) ^ set(weights))
-        raise UserError(f"{path} does not fit this model: {len(odd)} weights differ, such as {odd[0]}")
+        unmatched = sorted(set(stored) ^ set(weights))
+        raise UserError(f"{path} does not fit this model: {len(unmatched)} weights differ, such as {unmatched[0]}")
     with torch.no_grad():
         for name, parameter in weights.items():
             if stored[name].shape != parameter.shape:
@@ -136,10 +143,13 @@ def _step_of(folder: Path) -> int:
 
 
 def find(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint that `resume` means: None, `auto` for the one that was saved last, or a folder's name.
+    """The checkpoint to resume from; None where there is none.
+
+    Args:
+        resume: `auto` for the checkpoint that was saved last, a checkpoint's folder, or None.
 
     Raises:
-        UserError: the named folder is no checkpoint, or a part of it is missing.
+        UserError: a part of the checkpoint is missing.
     """
     if resume is None:
         return None
@@ -157,7 +167,14 @@ def find(run: Path, resume: str | None) -> Path | None:
 
 
 def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, accelerator: Any) -> TrainState:
-    """Restore weights, optimizer, generators and state in place."""
+    """Restore weights, optimizer and random generators in place.
+
+    Returns:
+        The checkpoint's state.
+
+    Raises:
+        UserError: a part of the checkpoint is damaged or does not fit this run.
+    """
     part = "state.json"
     try:
         state = read_state(folder)
@@ -174,7 +191,7 @@ def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, acceler
             _set_rng(states[accelerator.process_index])
     except UserError:
         raise
-    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+    except Exception as error:  # readers of damaged files raise many kinds
         raise UserError(
             f"cannot resume from {folder}: {part} is damaged or does not fit this run "
             f"({type(error).__name__}: {error}); name an earlier checkpoint with --resume"
@@ -187,17 +204,17 @@ def read_state(folder: Path) -> TrainState:
 
 
 def gather_rng(accelerator: Any) -> list[dict[str, Any]]:
-    """The generators' states of every rank."""
+    """The states of Python's, numpy's and torch's random generators, of every rank."""
     from accelerate.utils import gather_object
 
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the user's reward function may draw from it
-    mine = {
+    states = {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),  # pyright: ignore[reportAttributeAccessIssue]
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-    return gather_object([mine])
+    return gather_object([states])
 
 
 def _set_rng(states: dict[str, Any]) -> None:
@@ -206,11 +223,3 @@ def _set_rng(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def _point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, in one move."""
-    partial = link.with_name(f".{link.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target)
-    os.replace(partial, link)

@@ -1,4 +1,4 @@
-"""The folder of one run: what it was asked, what it measured, what it said. Only the main process writes."""
+"""The folder of one run: its config, environment, metrics and samples. Only the main process writes."""
 
 import difflib
 import json
@@ -15,48 +15,52 @@ import yaml
 
 from rlhf.config.parsing import flat, read_yaml, to_yaml
 from rlhf.errors import UserError
+from rlhf.run.files import write_text
 
 
 class RunFolder:
     """`config.yaml`, `environment.json`, and files of one JSON object a line, flushed as they are written."""
 
     def __init__(self, path: str, resume: str | None):
-        """Claims a folder.
+        """Check that a run may write to this path; nothing is created before `start`.
 
         Raises:
-            UserError: it exists and `resume` is not set, or cannot be made.
+            UserError: the folder exists and `resume` is not set, is not a run folder, or cannot be created.
         """
         self.path = Path(path).expanduser()
         self._unwritten: dict[str, list[str]] = {}
-        if resume is None and self.path.exists() and (not self.path.is_dir() or self._holds_something()):
+        if resume is None and self.path.exists() and (not self.path.is_dir() or self._is_in_use()):
             raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
         if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
-            raise UserError(f"{path} exists but is no run folder (it has no config.yaml); name another with --output")
+            raise UserError(
+                f"{path} exists but is not a run folder (it has no config.yaml); name another with --output"
+            )
         parent = next(p for p in (self.path, *self.path.parents) if p.exists())
         if not parent.is_dir():
-            raise UserError(f"run folder {path} cannot be made: {parent} is a file")
+            raise UserError(f"run folder {path} cannot be created: {parent} is a file")
         if not os.access(parent, os.W_OK):
             raise UserError(f"run folder {path} cannot be written: no permission in {parent}")
 
-    def _holds_something(self) -> bool:
-        """Anything but what a run leaves that failed before its first measurement: that one may be started again."""
-        names, first = {item.name for item in self.path.iterdir()}, {"config.yaml", "environment.json"}
-        return bool(names) and not first <= names <= first | {"rlhf"}
+    def _is_in_use(self) -> bool:
+        """Whether it has any content but that of a run that failed before its first step, which may start again."""
+        names = {item.name for item in self.path.iterdir()}
+        written_at_start = {"config.yaml", "environment.json"}
+        return bool(names) and not written_at_start <= names <= written_at_start | {"rlhf"}
 
     def start(self, job: Any, resumed_step: int | None, accelerator: Any, model: Any) -> None:
-        """Make the folder, write what is known before the first step, open the trackers. Called on every rank.
+        """Create the folder, write the config and the environment, open the trackers. Called on every rank.
 
         Args:
-            resumed_step: the step that a checkpoint had reached; what the folder says of later ones is dropped, for
-                it will be written again.
+            resumed_step: the step of the checkpoint that the run resumes from; rows of later steps are dropped, since
+                these steps are run again. None for a run from the start.
         """
         config = to_yaml(job)
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._tell_changes(config)
+            self._print_changes(config)
             self._drop_after(-1 if resumed_step is None else resumed_step)
             write_text(self.path / "config.yaml", config)
-            facts = {
+            environment = {
                 "command": " ".join(map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "platform": platform.platform(),
@@ -67,7 +71,7 @@ class RunFolder:
                 "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "versions": versions(),
             }
-            write_text(self.path / "environment.json", json.dumps(facts, indent=2) + "\n")
+            write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         accelerator.wait_for_everyone()
         accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat(job).items()})
 
@@ -79,7 +83,7 @@ class RunFolder:
         accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Add rows to `name`.jsonl. What a full disk refuses is kept in memory, and written with a later row."""
+        """Add rows to `name`.jsonl. Rows that cannot be written wait in memory, and are written with later ones."""
         waiting = self._unwritten.setdefault(name, [])
         waiting += [json.dumps(json_safe(row), ensure_ascii=False) + "\n" for row in rows]
         path = self.path / f"{name}.jsonl"
@@ -89,13 +93,13 @@ class RunFolder:
                 file.writelines(waiting)
         except OSError as error:
             if path.exists():
-                os.truncate(path, size)  # no half of a row stays behind
+                os.truncate(path, size)  # leave no partial row
             print(f"warning: {path} cannot be written: {error}; its rows wait in memory", file=sys.stderr)
         else:
             waiting.clear()
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The complete rows of `name`.jsonl; a line that a kill cut short is left out."""
+        """The complete rows of `name`.jsonl; a line that a killed run left unfinished is skipped."""
         path = self.path / f"{name}.jsonl"
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         rows = []
@@ -107,21 +111,21 @@ class RunFolder:
         return rows
 
     def _drop_after(self, step: int) -> None:
-        # What a critic learnt before the first step was learnt before any checkpoint.
+        # A critic is pretrained before the first checkpoint, so a resumed run keeps the rows of its pretraining.
         for name in ("metrics", "eval", "samples", "start", *(["pretraining"] if step < 0 else [])):
             rows = self.read(name)
             if rows:
-                kept = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
-                write_text(self.path / f"{name}.jsonl", "".join(kept))
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
+                write_text(self.path / f"{name}.jsonl", "".join(lines))
 
     def changed(self, job: Any, *sections: str) -> bool:
-        """Whether any of these sections of the job differs from the one that the folder's run began with."""
+        """Whether any of these sections of the job differs from the config in the folder."""
         path = self.path / "config.yaml"
         before, now = (read_yaml(path) if path.exists() else {}), yaml.safe_load(to_yaml(job))
         return any(before.get(section) != now[section] for section in sections)
 
-    def _tell_changes(self, config: str) -> None:
-        """Say which settings differ from those that the folder's run began with."""
+    def _print_changes(self, config: str) -> None:
+        """Print which settings differ from the config in the folder."""
         path = self.path / "config.yaml"
         if path.exists():
             lines = difflib.unified_diff(
@@ -132,39 +136,39 @@ class RunFolder:
                 print("settings that changed since this run began:", *changed, sep="\n  ")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one move: a reader sees the old text or the new, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(place).free
+    """Check that a folder's disk has space for `needed` bytes.
+
+    Args:
+        what: needs the space, for the error message.
+
+    Raises:
+        UserError: it has less.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
-            f"{place} has {free / 2**20:,.0f} MB free, but {what} takes about {needed / 2**20:,.0f} MB; "
+            f"{existing} has {free / 2**20:,.0f} MB free, but {what} takes about {needed / 2**20:,.0f} MB; "
             "free some space or name another --output"
         )
 
 
 def versions() -> dict[str, str]:
-    """What a run depends on."""
+    """Versions of Python and of the packages that a run depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "tabular-rlhf"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def json_safe(value: Any) -> Any:
-    """JSON has no nan and no infinity: they become null."""
+    """A value with nan and infinity, which JSON does not have, replaced by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

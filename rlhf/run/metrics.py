@@ -1,6 +1,6 @@
-"""What a step reports: statistics of the rollout, and the losses' own metrics reduced over microbatches and ranks.
+"""Metrics of a step: statistics of the rollout, and the losses' metrics summed over microbatches and ranks.
 
-The README's table says for each name what it is and which values are healthy.
+The documentation's table of metrics holds the formula and the healthy range of each.
 """
 
 import resource
@@ -21,7 +21,7 @@ Metrics = dict[str, Tensor]
 
 
 class PhaseTimer:
-    """Seconds spent in named parts of a step; waits for the device, so that the right part pays."""
+    """Seconds spent in named phases of a step, each measured until the device has finished its work."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -38,7 +38,7 @@ class PhaseTimer:
 
 
 def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) -> dict[str, float]:
-    """Statistics of a whole rollout batch; per-response ones are sums over a response's tokens, then means."""
+    """Statistics of a rollout batch; those of a response are sums over its tokens, averaged over responses."""
     rollout, mask = batch.rollout, batch.rollout.response_mask
     responses = len(rollout)
     k1, k3 = (kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, kind) for kind in ("k1", "k3"))
@@ -57,31 +57,31 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) ->
         values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, mask)
         values["value/mean"] = masked_mean(rollout.old_values, mask)
     if rollout.sampler_logprobs is not None:
-        apart = (rollout.sampler_logprobs - rollout.old_logprobs).abs()
-        values["policy/sampler_mismatch"] = masked_mean(apart, mask)
+        mismatch = (rollout.sampler_logprobs - rollout.old_logprobs).abs()
+        values["policy/sampler_mismatch"] = masked_mean(mismatch, mask)
     return {name: float(value) for name, value in values.items()} | {"objective/kl_coef": float(kl_coef)}
 
 
 def repetition(ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:
-    """The share of a response's token pairs that stood in it before; 0 where it has fewer than two tokens."""
+    """The share of a response's token pairs that occur earlier in it; 0 for fewer than two tokens."""
     if ids.shape[1] < 2:
         return torch.zeros(len(ids), device=ids.device)
     real = mask[:, 1:]
-    # Places without a pair get numbers of their own below 0, so that they repeat nothing.
-    alone = -1 - torch.arange(real.shape[1], device=ids.device).expand_as(real)
-    pairs = torch.where(real, ids[:, :-1] * (int(ids.max()) + 1) + ids[:, 1:], alone).sort(dim=-1).values
+    # Positions without a pair get distinct negative numbers, so that they repeat nothing.
+    no_pair = -1 - torch.arange(real.shape[1], device=ids.device).expand_as(real)
+    pairs = torch.where(real, ids[:, :-1] * (int(ids.max()) + 1) + ids[:, 1:], no_pair).sort(dim=-1).values
     repeated = (pairs[:, 1:] == pairs[:, :-1]).sum(-1)
     return repeated / real.sum(-1).clamp(min=1)
 
 
 def distinct_n(responses: Sequence[Sequence[Any]], n: int) -> float:
-    """Different n-grams over all n-grams of a set of responses (Li et al., 2016); nan where there is none."""
+    """Distinct n-grams divided by all n-grams of a set of responses (Li et al., 2016); nan where there is none."""
     grams = [tuple(tokens[i : i + n]) for tokens in responses for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
 def sum_microbatches(parts: Sequence[Metrics]) -> Metrics:
-    """The metrics of a minibatch from those of its microbatches: sums, and maxima where the name ends in `_max`."""
+    """Metrics of a minibatch from those of its microbatches: sums, or maxima where the name ends in `_max`."""
     return {
         name: torch.stack([p[name] for p in parts]).amax()
         if name.endswith("_max")
@@ -91,7 +91,7 @@ def sum_microbatches(parts: Sequence[Metrics]) -> Metrics:
 
 
 def sum_over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:
-    """The same over all ranks: they sum, maxima aside."""
+    """Metrics summed over all ranks, or their maxima where the name ends in `_max`."""
     if accelerator.num_processes == 1:
         return metrics
     names = sorted(metrics)
@@ -102,7 +102,7 @@ def sum_over_ranks(accelerator: Any, metrics: Metrics) -> Metrics:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory used so far: of the GPU by tensors, else of the process."""
+    """Peak memory so far: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs, and how a person stops it."""
+"""Progress display of a run on the terminal, and requests to stop it."""
 
 import os
 import signal
@@ -11,7 +11,13 @@ from typing import Any
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0, visible: bool = True) -> Iterator["Bar"]:
-    """A bar with the time left and live numbers on a terminal; a plain line every tenth of the way elsewhere."""
+    """A bar with the time left and live numbers on a terminal; elsewhere a plain line every tenth of the steps.
+
+    Args:
+        total: steps of the run.
+        done: steps that are finished already.
+        visible: False shows nothing, as on ranks other than 0.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -40,10 +46,18 @@ def progress(title: str, total: int, done: int = 0, visible: bool = True) -> Ite
 
 
 class Bar:
+    """The display of one run's progress."""
+
     def __init__(self, bar: Any, task: Any, title: str, total: int, done: int, plain: bool):
-        self._bar, self._task, self._title, self._total, self._done, self._plain = bar, task, title, total, done, plain
+        self._bar = bar
+        self._task = task
+        self._title = title
+        self._total = total
+        self._done = done
+        self._plain = plain
 
     def advance(self, live: str) -> None:
+        """Count one more step, and show its numbers."""
         self._done += 1
         self._bar.update(self._task, completed=self._done, live=live)
         if self._plain and (self._done == 1 or self._done % max(1, self._total // 10) == 0):
@@ -52,42 +66,46 @@ class Bar:
 
 @contextmanager
 def stop_requests() -> Iterator["StopRequest"]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop after the current step; the second one ends the process."""
-    request, before = StopRequest(), {}
+    """Turn the first SIGINT or SIGTERM into a request to stop after the current step; the second one interrupts."""
+    request = StopRequest()
+    previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, request.ask)
-    except ValueError:  # only the main thread may handle signals; elsewhere they keep their usual meaning
+            previous[number] = signal.signal(number, request.handle)
+    except ValueError:  # only the main thread may set signal handlers; elsewhere signals keep their default effect
         pass
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 class StopRequest:
-    def __init__(self) -> None:
-        self.asked = False
+    """Whether this process received a signal to stop."""
 
-    def ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+    def __init__(self) -> None:
+        self.received = False
+
+    def handle(self, number: int, frame: Any) -> None:
+        """The signal handler."""
+        if self.received:
             raise KeyboardInterrupt
-        self.asked = True
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        self.received = True
+        print("\nstopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def anywhere(self, accelerator: Any) -> bool:
-        """Whether any process was asked: all must stop together, or the others wait for ever."""
+        """Whether any process received a signal: all must stop together, or the others wait forever."""
         if accelerator.num_processes == 1:
-            return self.asked
+            return self.received
         import torch
 
-        mine = torch.tensor([float(self.asked)], device=accelerator.device)
-        return bool(accelerator.gather(mine).sum() > 0)
+        received = torch.tensor([float(self.received)], device=accelerator.device)
+        return bool(accelerator.gather(received).sum() > 0)
 
 
 def silence_libraries() -> None:
-    """Keep the libraries' own chatter out of the progress display; warnings that matter are ours to give."""
+    """Keep warnings and progress bars of other libraries out of the progress display."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's spinning threads slow a busy machine down tenfold
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*|.*gradient_checkpointing_enable.*")

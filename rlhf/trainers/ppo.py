@@ -10,15 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import PPOJob, SourceConfig
-from rlhf.data.datasets import load_prompts, make_prompts
+from rlhf.config.jobs import PPOJob
+from rlhf.data.prompts import load_prompts, make_prompts
 from rlhf.errors import UserError
-from rlhf.evaluation import held_out as evaluation
+from rlhf.evaluation.responses import evaluate_responses, held_out_indices
+from rlhf.evaluation.summary import sample_rows, summarise
 from rlhf.models.actor_critic import Reference, check_head, disable_dropout
 from rlhf.models.build import build_policy
 from rlhf.models.loading import check_causal, context_length_of, export, load_causal_lm, load_tokenizer, resolve
 from rlhf.records import PPOBatch, Prompts, Rollout
-from rlhf.rewards.sources import AdapterReward, FunctionReward, RewardSource
+from rlhf.rewards.functions import FunctionReward
+from rlhf.rewards.sources import RewardSource, attach_sources, open_sources
 from rlhf.rollouts.collector import Collector, check_reference_matches_policy
 from rlhf.rollouts.external import check_rollout
 from rlhf.rollouts.rollout import Sampler
@@ -84,7 +86,7 @@ class PPOTrainer:
                 )
             self.longest = max(map(len, self.prompts.ids + (self.held_out.ids if self.held_out else [])))
             self.check_context_length(self.longest, job.generation.max_new_tokens)
-        self.eval_indices = evaluation.choose(len(self.held_out), job.eval) if self.held_out else []
+        self.eval_indices = held_out_indices(len(self.held_out), job.eval) if self.held_out else []
         if job.critic.init not in (None, "reward"):
             resolve(job.critic.init)  # a folder that is not there should not wait for the policy to load
         if job.ptx.path is not None:
@@ -100,19 +102,17 @@ class PPOTrainer:
 
     def _load_models(self, source: RewardSource | None) -> None:
         job, device = self.job, self.accelerator.device
-        given = {} if source is None else {"score": source}
-        asked = SourceConfig() if given else job.reward
-        self.scorers = given | evaluation.open_sources(asked, job.eval, device, job.model)
-        self.source = self.scorers.get("score")
+        configs = {"score": job.reward, "judge": job.eval.judge} if source is None else {"judge": job.eval.judge}
+        sources = ({} if source is None else {"score": source}) | open_sources(configs, device, job.model)
 
         lm = load_causal_lm(job.model)
         self.sampler = Sampler.of(self.tokenizer, lm, job.generation)
         self.dropout_rates = disable_dropout(lm)
         check_head(lm)
         self.policy = build_policy(job, lm)
-        for source_of_scores in self.scorers.values():
-            if isinstance(source_of_scores, AdapterReward):
-                source_of_scores.attach(self.policy.lm)
+        sources |= attach_sources(configs, device, job.model, self.policy.lm)
+        self.scorers = {name: sources[name] for name in ("score", "judge") if name in sources}
+        self.source = self.scorers.get("score")
         self.reference = Reference.of(self.policy.lm).to(device)
         self.learner = Learner(job, self.policy, self.reference, self.sampler.decoding, self.accelerator, self.texts)
         self.collector = Collector(
@@ -294,7 +294,7 @@ class PPOTrainer:
 
     def _keep_best_if_comparable(self) -> None:
         """Forget the best score so far where its weights are gone, or where it was measured otherwise."""
-        if checkpoint.best_saved(self.run.path) != self.state.best_step or self._eval_settings_changed():
+        if checkpoint.best_saved_step(self.run.path) != self.state.best_step or self._eval_settings_changed():
             self.state.best_step = self.state.best_score = None
 
     def _plan(self) -> str:
@@ -311,28 +311,28 @@ class PPOTrainer:
         """Answer the held-out prompts, compare with the start, keep the weights if they are the best so far."""
         if not self.held_out:
             return {}
-        answers = evaluation.answer(
+        responses = evaluate_responses(
             self.policy,
             self.reference,
             self.sampler,
-            self.held_out,
-            self.eval_indices,
-            self.scorers,
-            self.job.eval,
-            self.job.seed,
-            self.accelerator,
+            prompts=self.held_out,
+            indices=self.eval_indices,
+            sources=self.scorers,
+            batch_size=self.job.eval.batch_size,
+            seed=self.job.seed,
+            accelerator=self.accelerator,
         )
         state = self.state
-        found = evaluation.summarise(answers, self.start_scores)
+        found = summarise(responses, self.start_scores)
         best = state.best_score is None or found["score"] > state.best_score
         if best:
             state.best_step, state.best_score = state.step, found["score"]
         if state.step == 0:
-            self.start_scores = [a["scores"] for a in answers]
+            self.start_scores = [response.scores for response in responses]
         if self.accelerator.is_main_process:
             if state.step == 0:
                 self.run.append("start", self.start_scores or [])
-            self.run.append("samples", evaluation.samples(answers, state.step, self.job.eval.samples))
+            self.run.append("samples", sample_rows(responses, state.step, self.job.eval.samples))
             if best:
                 checkpoint.save_best(self.run.path, self.weights, state.step)
         self.run.log(self.accelerator, state.step, found, "eval")

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from rlhf.config.jobs import PTXConfig
-from rlhf.data.datasets import load_rows, pad, pad_id
+from rlhf.data.datasets import load_rows
+from rlhf.data.encoding import pad, padding_id
 from rlhf.errors import UserError
 from rlhf.records import Tokens
 from rlhf.trainers.sft import Demonstration, encode, trained_token_count
@@ -40,7 +41,7 @@ class TextStream:
             raise UserError(
                 f"{config.path} holds {len(examples)} texts, fewer than ptx.batch_size = {config.batch_size}; lower it"
             )
-        return cls(examples, config, pad_id(tokenizer), seed)
+        return cls(examples, config, padding_id(tokenizer), seed)
 
     def batch(self, number: int) -> list[Demonstration]:
         """The texts of the `number`-th optimizer step of a run; each pass drops those that fill no last batch."""

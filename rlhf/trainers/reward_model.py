@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlhf.config.jobs import RewardJob
-from rlhf.data.datasets import column, encode_answers, pad, pad_id, split_rows
+from rlhf.data.datasets import checked_column, split_rows
+from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import sequence_scores, unwrap_peft
 from rlhf.models.loading import (
-    FACTS,
+    SCORE_STATISTICS,
     add_lora,
     check_causal,
     context_length_of,
@@ -22,7 +23,8 @@ from rlhf.models.loading import (
     load_tokenizer,
 )
 from rlhf.run.distributed import open_accelerator
-from rlhf.run.folder import RunFolder, write_text
+from rlhf.run.files import write_text
+from rlhf.run.folder import RunFolder
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 
@@ -81,7 +83,7 @@ def train_reward_model(job: RewardJob) -> bool:
     check_lengths(map(length, pairs + tests), context_length_of(config), job.data.path)
 
     model = Scorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
-    filler, device = pad_id(tokenizer), accelerator.device
+    filler, device = padding_id(tokenizer), accelerator.device
 
     def scores(scorer: nn.Module, texts: list[list[int]]) -> Tensor:
         ids, mask = pad(texts, filler, "right")
@@ -149,9 +151,9 @@ def new_reward_model(job: RewardJob) -> Any:
 
 def encode_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Pair]:
     """Tokenised pairs, each answer with its prompt before it; `UserError` for a row that says nothing."""
-    chosen, rejected = (column(rows, name, path) for name in ("chosen", "rejected"))
-    prompts = column(rows, "prompt", path) if "prompt" in rows.column_names else [""] * len(chosen)
-    texts = [encode_answers(tokenizer, prompts, answers, True, limit) for answers in (chosen, rejected)]
+    chosen, rejected = (checked_column(rows, name, path) for name in ("chosen", "rejected"))
+    prompts = checked_column(rows, "prompt", path) if "prompt" in rows.column_names else [""] * len(chosen)
+    texts = [encode_for_scoring(tokenizer, prompts, answers, True, limit) for answers in (chosen, rejected)]
     return [Pair(*pair) for pair in zip(*texts, strict=True)]
 
 
@@ -162,7 +164,7 @@ def save(model: Any, tokenizer: Any, run: RunFolder, facts: dict[str, Any], as_a
     """
     if as_adapter:
         model.save_pretrained(run.path / "model")
-        write_text(run.path / "model" / FACTS, json.dumps(facts, indent=2) + "\n")
+        write_text(run.path / "model" / SCORE_STATISTICS, json.dumps(facts, indent=2) + "\n")
     else:
         whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         for name, value in facts.items():

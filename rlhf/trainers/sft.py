@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rlhf.config.jobs import ScratchConfig, SFTJob
-from rlhf.data.datasets import column, delimiter_hint, encode_demonstration, pad, pad_id, read_column, split_rows
+from rlhf.data.datasets import checked_column, delimiter_hint, read_column, split_rows
+from rlhf.data.encoding import encode_demonstration, pad, padding_id
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import check_head, compute_logits, trunk_inputs, unwrap_peft
 from rlhf.models.loading import add_lora, check_causal, context_length_of, export_lm, load_causal_lm, load_tokenizer
@@ -55,7 +56,7 @@ def train_sft(job: SFTJob) -> bool:
             raise UserError(f"the tokenizer of {job.model.path} has no eos_token, so no text could be taught to end")
     else:
         tokenizer = train_tokenizer(_texts(rows, job.data.path), job.scratch)
-    filler = pad_id(tokenizer)
+    filler = padding_id(tokenizer)
     learnt_from, *ignored = dataset_formats(rows, job.data.path)
     if ignored and accelerator.is_main_process:
         others = ", ".join(name for names in ignored for name in names)
@@ -121,7 +122,7 @@ def dataset_formats(rows: Any, path: str | None) -> list[list[str]]:
 def encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demonstration]:
     """Tokenised demonstrations, cut at `limit`; `UserError` for a row that says nothing."""
     needed = dataset_formats(rows, path)[0]
-    values = [column(rows, name, path) for name in needed]
+    values = [checked_column(rows, name, path) for name in needed]
     examples = []
     for row in zip(*values, strict=True):
         ids, learn = encode_demonstration(tokenizer, dict(zip(needed, row, strict=True)))

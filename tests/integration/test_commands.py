@@ -198,7 +198,7 @@ def test_bad_settings_of_ppo(capsys, config, tmp_path, monkeypatch, options, mes
     ("content", "message"),
     [
         ("", "is empty"),
-        ("[]", "holds no rows"),
+        ("[]", "has no rows"),
         ("not json at all\n", "cannot read data from"),
         ('{"text": "a"}\n', "has no column 'prompt'; it has 'text'"),
         ('{"prompt": "a"}\n{"prompt": null}\n', "row 2: 'prompt' is null"),
@@ -293,7 +293,7 @@ def test_an_existing_run_folder_is_left_alone(capsys, config, job):
     (folder / "diary.txt").write_text("mine")
     message = refused(capsys, "ppo", "--config", config)
     assert "exists; continue it with --resume auto, or name another with --output" in message
-    assert "is no run folder" in refused(capsys, "ppo", "--config", config, "--resume", "auto")
+    assert "is not a run folder" in refused(capsys, "ppo", "--config", config, "--resume", "auto")
     assert [p.name for p in folder.iterdir()] == ["diary.txt"]
 
 

@@ -224,12 +224,12 @@ def seen(job, output, capsys, monkeypatch):
 
         return call
 
-    from rlhf.rewards import sources as rewards
+    from rlhf.rewards import models as reward_models
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "trunk_states", counted(models.trunk_states))
         patch.setattr(models, "compute_logits", counted(models.compute_logits))
-        patch.setattr(rewards, "sequence_scores", counted(rewards.sequence_scores))
+        patch.setattr(reward_models, "sequence_scores", counted(reward_models.sequence_scores))
         patch.setattr("rlhf.rollouts.sampling.compute_logits", counted(models.compute_logits))
         AcceleratorState._reset_state(True)  # each run here stands for a process of its own
         try:

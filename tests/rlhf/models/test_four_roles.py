@@ -8,7 +8,8 @@ import torch
 
 from rlhf.config.jobs import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, RewardJob, TrainingConfig
 from rlhf.errors import UserError
-from rlhf.rewards.sources import AdapterReward, ModelReward
+from rlhf.rewards.adapters import AdapterReward
+from rlhf.rewards.models import ModelReward
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.reward_model import train_reward_model
 
@@ -80,7 +81,7 @@ def test_the_reward_adapter_is_neither_trained_nor_exported(job, change, reward_
 def test_a_reward_adapter_is_merged_where_the_policy_cannot_carry_it(job, change, reward_run):
     whole = PPOTrainer(change(job, reward={"model": reward_run, "function": None}))
     assert type(whole.source) is ModelReward
-    assert whole.source.std != 1.0  # the facts beside the adapter are read
+    assert whole.source.std != 1.0  # the statistics beside the adapter are read
 
 
 def test_what_is_no_reward_adapter(job, change, reward_job, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf.config.jobs import LoraConfig, ModelConfig
-from rlhf.data.datasets import pad_id
+from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference, check_head, compute_logits, disable_dropout
 from rlhf.models.loading import add_lora, check_causal, export, export_lm, load_causal_lm, load_tokenizer, resolve
@@ -315,8 +315,8 @@ def test_models_that_continue_no_text_are_refused(reward_folder):
 def test_tokenizer_is_the_one_that_was_saved_whatever_the_family(models, family):
     tokenizer = load_tokenizer(str(models(family)))
     assert tokenizer("the film<|end|>good  é").input_ids == [7, 8, 1, 11, 0]
-    assert pad_id(tokenizer) == 2
-    assert pad_id(load_tokenizer(str(models(family, pad=None)))) == 1
+    assert padding_id(tokenizer) == 2
+    assert padding_id(load_tokenizer(str(models(family, pad=None)))) == 1
 
 
 def test_chat_template_can_come_from_a_file(models, tmp_path):

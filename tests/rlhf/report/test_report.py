@@ -359,7 +359,7 @@ def test_a_failure_keeps_the_old_page(run_dir, monkeypatch):
     def fail(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr("rlhf.report.report.os.replace", fail)
+    monkeypatch.setattr("rlhf.run.files.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         write_report(run_dir)
     assert path.read_bytes() == old

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.config.jobs import GenerationConfig, ModelConfig
-from rlhf.data.datasets import pad
+from rlhf.data.encoding import pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, and all that a run goes on from."""
+"""Checkpoints: complete or absent, and resumed bit for bit."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def accelerator():
 
 
 class Training:
-    """Two layers, and an optimizer that has memory."""
+    """Two layers, and an optimizer with state."""
 
     def __init__(self, accelerator, width=3):
         torch.manual_seed(0)
@@ -59,8 +59,8 @@ def names(run):
     return [folder.name for folder in list_checkpoints(run)]
 
 
-def test_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(training, accelerator, tmp_path):
-    """Weights, the optimizer's memory, the state and every generator come back, bit for bit."""
+def test_resumed_run_equals_the_uninterrupted_one(training, accelerator, tmp_path):
+    """Weights, the optimizer's state, the train state and every random generator are restored bit for bit."""
     for _ in range(3):
         training.step()
     training.state.kl_coef = {"coef": 0.125}
@@ -81,7 +81,7 @@ def test_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(traini
         assert all(torch.equal(a[name], b[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
 
 
-def test_latest_points_at_the_newest_by_a_relative_link(training, tmp_path):
+def test_latest_is_a_relative_link_to_the_newest(training, tmp_path):
     """So that a run folder can be moved."""
     for step in (1, 2):
         assert training.save(tmp_path / "run", step) == tmp_path / "run" / "checkpoints" / f"step_{step:06d}"
@@ -99,14 +99,14 @@ def test_only_the_oldest_checkpoints_are_deleted(training, tmp_path, keep, left)
     assert names(tmp_path) == [f"step_{step:06d}" for step in left]
 
 
-def test_newest_is_by_number_not_by_letters(training, tmp_path):
+def test_newest_checkpoint_is_by_step_number(training, tmp_path):
     for step in (999_999, 1_000_000):
         training.save(tmp_path, step, keep=1)
     assert find(tmp_path, "auto").name == "step_1000000"
 
 
-def test_what_was_just_saved_outlives_the_later_steps_of_a_run_that_went_back(training, tmp_path):
-    """Resumed from step 2, a run has no step 6 any more: what it saves at step 4 is its newest."""
+def test_new_checkpoint_is_not_deleted_for_later_steps_of_an_earlier_run(training, tmp_path):
+    """After resuming from step 2, the newest checkpoint is step 4, not the step 6 of the earlier run."""
     for step in (2, 6):
         training.save(tmp_path, step)
     folder = training.save(tmp_path, 4, keep=1)
@@ -115,8 +115,8 @@ def test_what_was_just_saved_outlives_the_later_steps_of_a_run_that_went_back(tr
     assert find(tmp_path, "auto") == folder
 
 
-def test_folder_that_was_not_finished_is_no_checkpoint(training, tmp_path, monkeypatch):
-    """Killed between two parts: the name is given when all parts are there, and what lies there is cleared later."""
+def test_unfinished_checkpoint_is_ignored_and_replaced(training, tmp_path, monkeypatch):
+    """A run killed between two parts leaves a partial folder, which the next checkpoint of that step replaces."""
     training.save(tmp_path, 1)
 
     class Killed(BaseException):
@@ -146,12 +146,9 @@ def test_same_step_is_replaced(training, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(stored.numbers(), training.numbers(), strict=True))
 
 
-# ----------------------------------------------------------------------------------------------- what cannot be resumed
-
-
 @pytest.mark.parametrize("part", ["weights.safetensors", "optimizer.pt", "rng.pt", "state.json"])
 @pytest.mark.parametrize("resume", ["auto", "named"])
-def test_missing_part_is_named(training, tmp_path, part, resume):
+def test_missing_part_is_reported(training, tmp_path, part, resume):
     folder = training.save(tmp_path, 1)
     (folder / part).unlink()
     with pytest.raises(UserError, match=f"cannot resume from {folder}: {part} is missing"):
@@ -165,7 +162,7 @@ def test_nothing_to_resume(tmp_path):
         find(tmp_path, str(tmp_path / "nowhere"))
 
 
-def test_weights_of_another_model_are_refused(training, accelerator, tmp_path):
+def test_weights_of_another_model_are_rejected(training, accelerator, tmp_path):
     folder = training.save(tmp_path, 1)
     with pytest.raises(UserError, match=r"0.weight has shape \(3, 2\), not \(5, 2\)"):
         Training(accelerator, width=5).load(folder)
@@ -179,17 +176,14 @@ def test_weights_of_another_model_are_refused(training, accelerator, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, training.numbers(), strict=True))
 
 
-def test_optimizer_of_another_run_is_refused(training, tmp_path):
+def test_optimizer_of_another_run_is_rejected(training, tmp_path):
     folder = training.save(tmp_path, 1)
     training.optimizer = torch.optim.AdamW(list(training.weights.values())[:1])
     with pytest.raises(UserError, match=r"optimizer.pt is damaged or does not fit this run"):
         training.load(folder)
 
 
-# ----------------------------------------------------------------------------------------------------- the best weights
-
-
-def test_best_weights_are_kept_beside_the_checkpoints(training, tmp_path, monkeypatch, capsys):
+def test_best_weights_are_saved_beside_the_checkpoints(training, tmp_path, monkeypatch, capsys):
     training.save(tmp_path, 1)
     save_best(tmp_path, training.weights, 7)
     best = training.numbers()
@@ -199,7 +193,7 @@ def test_best_weights_are_kept_beside_the_checkpoints(training, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_weights", full)
-    save_best(tmp_path, training.weights, 7)  # the disk is full: those that were there stay
+    save_best(tmp_path, training.weights, 7)  # the disk is full: the earlier weights stay
     assert "the best weights were not saved" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "checkpoints" / "best").iterdir()) == ["step", "weights.safetensors"]
     load_weights(tmp_path / "checkpoints" / "best" / "weights.safetensors", training.weights)
@@ -213,7 +207,7 @@ def test_state_is_readable_text(training, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["state.json", "weights.safetensors", "optimizer.pt", "rng.pt"])
-def test_damaged_part_is_named(training, tmp_path, part):
+def test_damaged_part_is_reported(training, tmp_path, part):
     folder = training.save(tmp_path, 1)
     (folder / part).write_bytes((folder / part).read_bytes()[:20])
     with pytest.raises(UserError, match=f"{part} is damaged or does not fit this run .*; name an earlier checkpoint"):

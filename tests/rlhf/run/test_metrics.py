@@ -1,4 +1,4 @@
-"""What a step reports, by hand."""
+"""Metrics of a step by hand."""
 
 import math
 from dataclasses import replace
@@ -11,8 +11,8 @@ from rlhf.run.metrics import PhaseTimer, distinct_n, repetition, rollout_metrics
 
 
 def batch_of_two():
-    """Responses of three tokens and of one; what stands under padding is loud, so that reading it would show."""
-    loud = 1e6
+    """Responses of three tokens and of one; padding holds large numbers, so that using it would show."""
+    padding = 1e6
     mask = torch.tensor([[True, True, True], [True, False, False]])
     prompts = Prompts(torch.tensor([[7], [8]]), torch.ones(2, 1, dtype=torch.bool), ["the", "film"], {})
     rollout = Rollout(
@@ -21,18 +21,18 @@ def batch_of_two():
         response_mask=mask,
         truncated=torch.tensor([True, False]),
         completions=["the the the", ""],
-        old_logprobs=torch.tensor([[-1.0, -2.0, -3.0], [-0.5, loud, loud]]),
-        ref_logprobs=torch.tensor([[-1.0, -2.5, -2.0], [-1.5, -loud, loud]]),
-        old_values=torch.tensor([[1.0, 2.0, 3.0], [6.0, loud, loud]]),
+        old_logprobs=torch.tensor([[-1.0, -2.0, -3.0], [-0.5, padding, padding]]),
+        ref_logprobs=torch.tensor([[-1.0, -2.5, -2.0], [-1.5, -padding, padding]]),
+        old_values=torch.tensor([[1.0, 2.0, 3.0], [6.0, padding, padding]]),
         scores=torch.tensor([1.0, -3.0]),
     )
-    rewards = torch.tensor([[0.0, 0.5, 1.0], [-3.0, loud, loud]])
-    returns = torch.tensor([[1.0, 2.0, 3.0], [2.0, loud, loud]])
+    rewards = torch.tensor([[0.0, 0.5, 1.0], [-3.0, padding, padding]])
+    returns = torch.tensor([[1.0, 2.0, 3.0], [2.0, padding, padding]])
     return PPOBatch(rollout, rewards, torch.zeros(2, 3), returns, rollout.response_mask)
 
 
 def test_every_statistic_of_a_rollout_by_hand():
-    found = rollout_metrics(batch_of_two(), 0.05)
+    metrics = rollout_metrics(batch_of_two(), 0.05)
     k3 = sum(math.exp(-d) - 1 + d for d in (0.0, 0.5, -1.0, 1.0))
     expected = {
         "objective/score": -1.0,
@@ -48,7 +48,7 @@ def test_every_statistic_of_a_rollout_by_hand():
         "response/truncated_fraction": 0.5,
         "response/repetition": (1 / 2 + 0) / 2,
     }
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert metrics == pytest.approx(expected, rel=1e-6)
 
 
 def test_constant_returns_have_no_variance_to_explain():
@@ -60,21 +60,21 @@ def test_constant_returns_have_no_variance_to_explain():
 @pytest.mark.parametrize(
     ("ids", "length", "expected"),
     [
-        ([5, 5, 5, 5], 4, 2 / 3),  # pairs 55 55 55: two stood there before
+        ([5, 5, 5, 5], 4, 2 / 3),  # pairs 55 55 55: two occurred before
         ([5, 6, 5, 6], 4, 1 / 3),  # 56 65 56
-        ([5, 6, 6, 5], 4, 0.0),  # 56 66 65: a pair has an order
+        ([5, 6, 6, 5], 4, 0.0),  # 56 66 65: pairs are ordered
         ([5, 6, 7, 8], 4, 0.0),
-        ([5, 6, 5, 6], 3, 0.0),  # what lies under padding is no pair
+        ([5, 6, 5, 6], 3, 0.0),  # padding forms no pairs
         ([0, 0, 0, 0], 3, 1 / 2),
         ([5, 0, 0, 0], 1, 0.0),
         ([5, 5, 5, 5], 2, 0.0),
     ],
 )
-def test_repetition_is_the_share_of_pairs_that_stood_there_before(ids, length, expected):
+def test_repetition_is_the_share_of_pairs_that_occurred_before(ids, length, expected):
     mask = torch.arange(4) < length
     other = torch.tensor([150_000, 149_999, 150_000, 149_999])  # a neighbour with large ids changes nothing
-    found = repetition(torch.stack([torch.tensor(ids), other]), torch.stack([mask, torch.ones(4, dtype=torch.bool)]))
-    torch.testing.assert_close(found, torch.tensor([expected, 1 / 3]))
+    metrics = repetition(torch.stack([torch.tensor(ids), other]), torch.stack([mask, torch.ones(4, dtype=torch.bool)]))
+    torch.testing.assert_close(metrics, torch.tensor([expected, 1 / 3]))
 
 
 def test_repetition_of_single_tokens_is_zero():
@@ -87,11 +87,11 @@ def test_repetition_of_single_tokens_is_zero():
         ([["a", "b", "a"]], 1, 2 / 3),
         ([["a", "b"], ["a", "b"]], 1, 2 / 4),
         ([["a", "b"], ["a", "b"]], 2, 1 / 2),
-        ([["a", "b"], ["b", "a"]], 2, 1.0),  # a pair across two responses is none
+        ([["a", "b"], ["b", "a"]], 2, 1.0),  # no pairs across responses
         ([["a"], ["a", "b", "c"]], 2, 1.0),
     ],
 )
-def test_distinct_n_is_the_share_of_different_n_grams(responses, n, expected):
+def test_distinct_n_is_the_share_of_distinct_n_grams(responses, n, expected):
     assert distinct_n(responses, n) == expected
 
 
@@ -99,7 +99,7 @@ def test_distinct_n_without_an_n_gram_is_nan():
     assert math.isnan(distinct_n([["a"], []], 2))
 
 
-def test_microbatches_metrics_sum_but_maxima_stay_maxima():
+def test_metrics_sum_over_microbatches_except_maxima():
     parts = [
         {"a": torch.tensor(1.5), "b_max": torch.tensor(2.0)},
         {"a": torch.tensor(-0.5), "b_max": torch.tensor(-1.0)},
@@ -107,22 +107,22 @@ def test_microbatches_metrics_sum_but_maxima_stay_maxima():
     assert sum_microbatches(parts) == {"a": torch.tensor(1.0), "b_max": torch.tensor(2.0)}
 
 
-def test_ranks_metrics_sum_but_maxima_stay_maxima():
+def test_metrics_sum_over_ranks_except_maxima():
     class TwoRanks:
         num_processes = 2
 
-        def gather(self, mine):
-            return torch.cat([mine, mine * -3])
+        def gather(self, values):
+            return torch.cat([values, values * -3])
 
-    found = sum_over_ranks(TwoRanks(), {"z_max": torch.tensor(-2.0), "a": torch.tensor(1.0)})
-    assert found == {"a": torch.tensor(-2.0), "z_max": torch.tensor(6.0)}
+    metrics = sum_over_ranks(TwoRanks(), {"z_max": torch.tensor(-2.0), "a": torch.tensor(1.0)})
+    assert metrics == {"a": torch.tensor(-2.0), "z_max": torch.tensor(6.0)}
 
 
-def test_clock_adds_up_the_times_of_one_name(monkeypatch):
-    from rlhf.run import metrics
+def test_timer_adds_up_the_times_of_one_phase(monkeypatch):
+    from rlhf.run import metrics as run_metrics
 
-    told = iter([0.0, 2.0, 10.0, 13.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(told))
+    times = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr(run_metrics.time, "perf_counter", lambda: next(times))
     clock = PhaseTimer()
     with clock("score"):
         pass

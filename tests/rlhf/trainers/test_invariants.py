@@ -360,7 +360,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_
     """After the last token, shifted and scaled as PPO sees them."""
     from transformers import AutoModelForSequenceClassification
 
-    from rlhf.rewards.sources import ModelReward
+    from rlhf.rewards.models import ModelReward
 
     config = build.config("llama", num_labels=1)
     config.score_mean, config.score_std = 0.3, 2.0
@@ -378,7 +378,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_
     rows = torch.arange(8)
     values = trainer.policy.values_after(rollout.tokens)
     scorer = ModelReward(str(tmp_path / "reward"), "cpu")
-    from rlhf.data.datasets import pad
+    from rlhf.data.encoding import pad
     from rlhf.models.actor_critic import sequence_scores
 
     ids = [

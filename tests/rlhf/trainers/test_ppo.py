@@ -151,11 +151,11 @@ def test_final_model_loads_with_plain_transformers_and_says_the_same(job):
 
 def test_best_weights_are_exported_not_the_last(job, change, monkeypatch):
     """Held-out scores 1, 3, 2, 0: the weights of step 1 are the ones that are exported."""
-    from rlhf.evaluation import held_out as evaluation
+    from rlhf.trainers import ppo
 
     told = iter([1.0, 3.0, 2.0, 0.0])
-    honest = evaluation.summarise
-    monkeypatch.setattr(evaluation, "summarise", lambda *a: {**honest(*a), "score": next(told)})
+    honest = ppo.summarise
+    monkeypatch.setattr(ppo, "summarise", lambda *a: {**honest(*a), "score": next(told)})
     trainer = PPOTrainer(change(job, eval={"every": 1}))
     snapshots = []
     step = trainer.step

@@ -11,7 +11,7 @@ from rlhf.config.jobs import CheckpointConfig, DataConfig, LoraConfig, ModelConf
 from rlhf.data.datasets import split_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_causal_lm, load_tokenizer
-from rlhf.rewards.sources import ModelReward
+from rlhf.rewards.models import ModelReward
 from rlhf.trainers.reward_model import Scorer, encode_pairs, new_reward_model, pairwise_loss, train_reward_model
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]

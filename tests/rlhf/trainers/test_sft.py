@@ -17,7 +17,8 @@ from rlhf.config.jobs import (
     SFTJob,
     TrainingConfig,
 )
-from rlhf.data.datasets import encode_demonstration, split_rows
+from rlhf.data.datasets import split_rows
+from rlhf.data.encoding import encode_demonstration
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.trainers import supervised
@@ -226,7 +227,7 @@ def rows_of(**columns):
     [
         ({"label": ["a"]}, "x has the columns 'label', but demonstrations need 'text', 'messages', or 'prompt' and"),
         ({"prompt": ["a"]}, "x has the columns 'prompt', but demonstrations need"),
-        ({"prompt;completion": ["a;b"]}, "by delimiter_hint in this file: save it with commas"),
+        ({"prompt;completion": ["a;b"]}, "delimited by semicolons: save it with commas"),
         ({"text": ["the", None]}, "x, row 2: 'text' is null"),
         ({"text": [3, 4]}, "x, row 1: 'text' is 3, but must be text or a list of messages"),
         ({"text": ["the", " "]}, "x, row 2: 'text' is empty"),

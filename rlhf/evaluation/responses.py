@@ -1,0 +1,124 @@
+"""Responses to held-out prompts, with their scores and their divergence from the reference.
+
+Every evaluation of a run uses the same prompts and the same random numbers, so two of them differ by the weights alone,
+and a win rate compares responses pair by pair.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from rlhf.config.jobs import EvalConfig
+from rlhf.data.encoding import render_chat
+from rlhf.data.prompts import PromptSet
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.records import Rollout, to_device
+from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.rollout import Sampler, forward_groups, read, sample_responses
+from rlhf.rollouts.sampling import uniform_noise
+from rlhf.run.distributed import raise_on_all_ranks
+from rlhf.run.metrics import PhaseTimer, repetition
+
+_NOISE_KEY = 7_777_777
+"""Separates the random numbers of evaluations from those of training steps."""
+
+
+@dataclass(frozen=True)
+class EvaluatedResponse:
+    """A policy's response to one held-out prompt."""
+
+    index: int
+    """Of the prompt, among all held-out prompts."""
+    prompt: str
+    """As text; messages as the chat template renders them."""
+    response: str
+    tokens: list[str]
+    """The response's tokens, each as text."""
+    token_kl: list[float]
+    """log policy - log reference of each token, in nats."""
+    token_logprobs: list[float]
+    """log policy of each token."""
+    scores: dict[str, float]
+    """By the source's name: `score`, and `judge` where there is one."""
+    truncated: bool
+    """Whether the length limit cut the response off."""
+    repetition: float
+    """Share of token pairs that occurred before in the response."""
+
+
+def held_out_indices(count: int, config: EvalConfig) -> list[int]:
+    """Which of `count` held-out prompts are used: the same in every run on the same data."""
+    return sorted(np.random.default_rng(0).permutation(count)[: config.prompts].tolist())
+
+
+@torch.no_grad()
+def evaluate_responses(
+    policy: ActorCritic,
+    reference: Reference,
+    sampler: Sampler,
+    *,
+    prompts: PromptSet,
+    indices: Sequence[int],
+    sources: Mapping[str, RewardSource],
+    batch_size: int,
+    seed: int,
+    accelerator: Any,
+) -> list[EvaluatedResponse]:
+    """Sample and score a response to each of the prompts `indices`, in their order.
+
+    Called on every rank: each samples its share, and all ranks return all responses.
+
+    Args:
+        sources: score the responses, by name.
+        batch_size: responses of one forward pass on one device.
+
+    Raises:
+        UserError: on all ranks, where a source fails on one.
+    """
+    policy.eval()
+    ranks = accelerator.num_processes
+    noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
+    responses: list[EvaluatedResponse] = []
+    with raise_on_all_ranks(accelerator):
+        share = range(accelerator.process_index, len(indices), ranks)
+        for rows in (share[i : i + batch_size] for i in range(0, len(share), batch_size)):
+            batch_indices = [indices[i] for i in rows]
+            batch = to_device(prompts.batch(batch_indices), accelerator.device)
+            groups = forward_groups(len(rows), len(rows), batch_size)
+            with accelerator.autocast():
+                rollout = sample_responses(policy, sampler, batch, noise[rows], PhaseTimer())
+                rollout = read(policy, reference, rollout, groups, sampler.decoding)
+            responses += _evaluate_rollout(rollout, sampler.tokenizer, batch_indices, sources)
+    if ranks > 1:
+        responses = gather_object(responses)
+    return sorted(responses, key=lambda response: response.index)
+
+
+def _evaluate_rollout(
+    rollout: Rollout, tokenizer: Any, indices: Sequence[int], sources: Mapping[str, RewardSource]
+) -> list[EvaluatedResponse]:
+    batch = rollout.prompts
+    scores = {name: source(batch.prompts, rollout.completions, batch.columns) for name, source in sources.items()}
+    repeated = repetition(rollout.response_ids, rollout.response_mask)
+    responses = []
+    for i, index in enumerate(indices):
+        mask = rollout.response_mask[i]
+        prompt = batch.prompts[i]
+        responses.append(
+            EvaluatedResponse(
+                index=index,
+                prompt=prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, True),
+                response=rollout.completions[i],
+                tokens=[tokenizer.decode([token]) for token in rollout.response_ids[i][mask].tolist()],
+                token_kl=(rollout.old_logprobs[i] - rollout.ref_logprobs[i])[mask].tolist(),
+                token_logprobs=rollout.old_logprobs[i][mask].tolist(),
+                scores={name: values[i] for name, values in scores.items()},
+                truncated=bool(rollout.truncated[i]),
+                repetition=float(repeated[i]),
+            )
+        )
+    return responses

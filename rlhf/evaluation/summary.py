@@ -1,0 +1,65 @@
+"""Statistics of evaluated responses, and the rows of `samples.jsonl`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf.evaluation.responses import EvaluatedResponse
+from rlhf.run.metrics import distinct_n
+from tabular.core.statistics import bootstrap_interval
+
+
+def summarise(
+    responses: Sequence[EvaluatedResponse], start_scores: Sequence[dict[str, float]] | None = None
+) -> dict[str, float]:
+    """Means over responses, with 95% bootstrap intervals of the scores.
+
+    Lengths are in tokens, distinct-n in words. A key `NAME_low` and `NAME_high` hold the interval of NAME.
+
+    Args:
+        start_scores: the scores of the policy before training on the same prompts; adds the win rate against them,
+            by the judge where there is one, else by the reward source. A tie is half a win.
+    """
+    lengths = [len(r.tokens) for r in responses]
+    summary: dict[str, float] = {"prompts": float(len(responses))}
+    for name in responses[0].scores:
+        summary |= _mean_with_interval(name, [r.scores[name] for r in responses])
+    words = [r.response.split() for r in responses]
+    summary |= {
+        "kl": float(np.mean([sum(r.token_kl) for r in responses])),
+        "length": float(np.mean(lengths)),
+        "eos_fraction": float(np.mean([not r.truncated for r in responses])),
+        "repetition": float(np.mean([r.repetition for r in responses])),
+        "distinct_1": distinct_n(words, 1),
+        "distinct_2": distinct_n(words, 2),
+        "entropy": float(-sum(sum(r.token_logprobs) for r in responses) / sum(lengths)),
+    }
+    if start_scores is not None:
+        name = "judge" if "judge" in responses[0].scores else "score"
+        now = np.array([r.scores[name] for r in responses])
+        start = np.array([scores[name] for scores in start_scores])
+        summary |= _mean_with_interval("win_rate", ((now > start) + 0.5 * (now == start)).tolist())
+    return summary
+
+
+def _mean_with_interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    interval = bootstrap_interval(values)
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -> list[dict[str, Any]]:
+    """The first `count` responses as rows of `samples.jsonl`, with the divergence of each token."""
+    return [
+        {
+            "step": step,
+            "index": r.index,
+            "prompt": r.prompt,
+            "response": r.response,
+            "tokens": r.tokens,
+            "scores": r.scores,
+            "truncated": r.truncated,
+            "token_kl": [round(x, 4) for x in r.token_kl],
+        }
+        for r in responses[:count]
+    ]

@@ -1,0 +1,104 @@
+"""Reward models: sequence classifiers with one label."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf.data.encoding import encode_for_scoring, pad, padding_id
+from rlhf.errors import UserError
+from rlhf.models.actor_critic import sequence_scores
+from rlhf.models.loading import context_length_of, load_reward_model, load_tokenizer
+
+_UNBOUNDED = 1_000_000
+"""Length limit in tokens for a model without a context length."""
+
+
+class ScoringModel:
+    """Tokenise prompts with their completions and score them in batches. Subclasses hold the model.
+
+    It reads text, not token ids: its tokenizer may differ from the policy's. With `score_mean` and `score_std` among
+    the statistics (`rlhf reward` writes them), scores are shifted and scaled to mean 0 and standard deviation 1 on its
+    training data (Ziegler et al., 2019).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: torch.device | str,
+        *,
+        context_length: int | None,
+        statistics: Mapping[str, Any],
+        batch_size: int,
+        normalize: bool,
+    ):
+        """Load the tokenizer.
+
+        Args:
+            path: of the reward model.
+            context_length: longer texts are cut; None: no limit.
+            statistics: `score_mean`, `score_std`, and `append_eos` where it was trained on texts with an end token.
+            batch_size: texts of one forward pass.
+            normalize: whether to shift and scale the scores.
+        """
+        self.path = path
+        self.device = device
+        self.batch_size = batch_size
+        self.tokenizer = load_tokenizer(path)
+        self.max_length = context_length or _UNBOUNDED
+        self.append_eos = bool(statistics.get("append_eos", False))
+        self.mean = float(statistics.get("score_mean", 0.0)) if normalize else 0.0
+        self.std = float(statistics.get("score_std", 1.0)) if normalize else 1.0
+
+    def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
+        """Raw scores of right-padded texts."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
+        """One score for each completion.
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        encoded = encode_for_scoring(self.tokenizer, prompts, completions, self.append_eos, self.max_length)
+        scores = torch.empty(len(encoded))
+        # Longest first: texts of similar length share a batch, and running out of memory shows at once.
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            ids, mask = pad([encoded[i] for i in rows], padding_id(self.tokenizer), "right")
+            scores[rows] = self.forward(ids.to(self.device), mask.to(self.device)).cpu()
+        scores = (scores - self.mean) / self.std
+        if not bool(scores.isfinite().all()):
+            bad = int((~scores.isfinite()).nonzero()[0])
+            raise UserError(
+                f"reward model {self.path} gives the completion {completions[bad]!r:.120} the score "
+                f"{float(scores[bad])}, which is not finite (score_mean is {self.mean}, score_std is {self.std})"
+            )
+        return scores.tolist()
+
+
+class ModelReward(ScoringModel):
+    """Scores by a reward model with weights of its own."""
+
+    def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
+        """Load the model and its tokenizer.
+
+        Raises:
+            UserError: `path` is not a reward model with one label.
+        """
+        self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
+        super().__init__(
+            path,
+            device,
+            context_length=context_length_of(self.model.config),
+            statistics=vars(self.model.config),
+            batch_size=batch_size,
+            normalize=normalize,
+        )
+
+    def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
+        return sequence_scores(self.model, ids, mask)

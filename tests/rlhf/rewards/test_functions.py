@@ -1,0 +1,106 @@
+"""Reward functions: what they are called with, what they may return, and how they are imported."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.errors import UserError
+from rlhf.rewards.functions import FunctionReward, load_function
+from rlhf.rewards.sources import RewardSource
+
+
+def score_with(returned):
+    """The scores of two completions by a function that returns `returned`."""
+    return FunctionReward(lambda **_: returned, "mine")(["p", "p"], ["left", "right"], {})
+
+
+def test_function_is_called_by_keyword_with_texts_and_every_column():
+    arguments = {}
+    source = FunctionReward(lambda **columns: arguments.update(columns) or [1, 2.5], "mine")
+    assert isinstance(source, RewardSource)
+    assert source(["a", "b"], ["c", "d"], {"wanted": ["x", "y"], "n": [1, 2]}) == [1.0, 2.5]
+    assert arguments == {"prompts": ["a", "b"], "completions": ["c", "d"], "wanted": ["x", "y"], "n": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, -2.5],
+        (True, -2.5),
+        torch.tensor([1.0, -2.5]),
+        torch.tensor([1.0, -2.5], dtype=torch.bfloat16, requires_grad=True),
+        np.array([1.0, -2.5], dtype=np.float32),
+        [np.float32(1), np.float64(-2.5)],
+        [torch.tensor(1), torch.tensor(-2.5)],
+    ],
+)
+def test_numbers_of_every_type_are_accepted(returned):
+    scores = score_with(returned)
+    assert scores == [1.0, -2.5]
+    assert [type(score) for score in scores] == [float, float]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "mine returned 1 scores for 2 completions"),
+        ([1.0, 2.0, 3.0], "mine returned 3 scores for 2 completions"),
+        ([1.0, float("nan")], "mine returned nan for the completion 'right', but a score must be a finite number"),
+        ([float("-inf"), 1.0], "mine returned -inf for the completion 'left'"),
+        (torch.tensor([torch.nan, 1.0]), "mine returned nan for the completion 'left'"),
+        (["good", 1.0], "mine returned 'good' for the completion 'left'"),
+        ([1.0, None], "mine returned None for the completion 'right'"),
+        ([[1.0], [2.0]], r"mine returned \[1.0\] for the completion 'left'"),
+        (torch.ones(2, 1), r"mine returned \[1.0\] for the completion 'left'"),
+        ([torch.ones(2), torch.ones(2)], "mine returned tensor.* for the completion 'left'"),
+        (None, "mine returned None, but must return a list of numbers"),
+        (1.0, "mine returned 1.0, but must return a list"),
+        (torch.tensor(1.0), "mine returned 1.0, but must return a list"),
+        ("ab", "mine returned 'ab', but must return a list"),
+        ([10**400, 1], "mine returned 1000.* for the completion 'left'"),
+        ({"a": 1, "b": 2}, "mine returned {.*}, but must return a list"),
+    ],
+)
+def test_other_return_values_are_rejected_and_shown(returned, message):
+    with pytest.raises(UserError, match=message):
+        score_with(returned)
+
+
+def test_error_of_a_function_is_reported_with_its_name():
+    def broken(**_):
+        raise KeyError("label")
+
+    with pytest.raises(UserError, match="reward function mine raised KeyError: 'label'"):
+        FunctionReward(broken, "mine")(["p"], ["c"], {})
+
+
+def test_function_is_imported_from_a_file_or_a_module(reward_file, monkeypatch):
+    monkeypatch.syspath_prepend(reward_file.parent)
+    for name in (f"{reward_file}:good", "my_reward:good"):
+        assert load_function(name)(prompts=[""], completions=["good a"], anything=[0]) == [0.5]
+    sys.modules.pop("my_reward")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{dir}/none.py:good", "reward function file .*none.py does not exist"),
+        ("{file}:godo", "my_reward.py has no function 'godo'; it has good"),
+        ("no_such_module_anywhere:good", "cannot import no_such_module_anywhere .*ModuleNotFoundError"),
+        ("{dir}/broken.py:good", "cannot import .*broken.py for the reward function: SyntaxError"),
+        ("{dir}/failing.py:good", "cannot import .*failing.py for the reward function: ZeroDivisionError"),
+        ("{dir}/constant.py:good", "constant.py has no function 'good'; it has none"),
+        ("{dir}/strict.py:good", r"must take \*\*kwargs: it is called as good\(prompts=..., completions=..."),
+        ("builtins:max", r"must take \*\*kwargs"),  # a built-in without **kwargs
+    ],
+)
+def test_unusable_functions_are_rejected_when_loaded(reward_file, name, message):
+    folder = reward_file.parent
+    (folder / "broken.py").write_text("def good(:\n")
+    (folder / "failing.py").write_text("1 / 0\n")
+    (folder / "constant.py").write_text("good = 3\n")
+    (folder / "strict.py").write_text("def good(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    with pytest.raises(UserError, match=message):
+        load_function(name.format(dir=folder, file=reward_file))

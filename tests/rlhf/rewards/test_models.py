@@ -1,0 +1,101 @@
+"""Reward models against the scores of transformers."""
+
+import pytest
+import torch
+
+from rlhf.errors import UserError
+from rlhf.models.loading import load_tokenizer
+from rlhf.rewards.models import ModelReward
+
+PROMPTS = ["the film is ", "a story ", "it is "]
+
+COMPLETIONS = ["good and warm", "bad", "dull with no heart in it"]
+
+
+def transformers_scores(folder, tokenizer, texts):
+    """Scores by transformers, which takes them at the last token that is not padding."""
+    from transformers import AutoModelForSequenceClassification
+
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        return model(batch.input_ids, attention_mask=batch.attention_mask).logits.squeeze(-1)
+
+
+@pytest.fixture
+def changed_folder(reward_folder, tmp_path):
+    """`changed_folder(score_mean=...)`: the reward model with other settings in its config."""
+    from transformers import AutoModelForSequenceClassification
+
+    def changed(tokenizer=None, **settings):
+        model = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+        for name, value in settings.items():
+            setattr(model.config, name, value)
+        model.save_pretrained(tmp_path / "changed")
+        (tokenizer or load_tokenizer(str(reward_folder))).save_pretrained(tmp_path / "changed")
+        return str(tmp_path / "changed")
+
+    return changed
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_scores_equal_those_of_transformers_in_the_order_of_the_texts(reward_folder, batch_size):
+    texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    scores = ModelReward(str(reward_folder), "cpu", batch_size)(PROMPTS, COMPLETIONS, {})
+    expected = transformers_scores(reward_folder, load_tokenizer(str(reward_folder)), texts)
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
+    assert expected.std() > 0.001
+
+
+def test_end_token_is_scored_even_if_it_is_also_the_padding_token(changed_folder, reward_folder):
+    """Transformers would then score at the token before the end token."""
+    tokenizer = load_tokenizer(str(reward_folder))
+    texts = [p + c + "<|end|>" for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    expected = transformers_scores(reward_folder, tokenizer, texts)
+    tokenizer.pad_token = tokenizer.eos_token
+    scores = ModelReward(changed_folder(tokenizer, append_eos=True, pad_token_id=1), "cpu")(PROMPTS, COMPLETIONS, {})
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_are_normalised_by_the_statistics_in_the_config(changed_folder):
+    folder = changed_folder(score_mean=0.25, score_std=0.5)
+    plain, normal = (ModelReward(folder, "cpu", normalize=on)(PROMPTS, COMPLETIONS, {}) for on in (False, True))
+    assert normal == pytest.approx([(score - 0.25) / 0.5 for score in plain], abs=1e-6)
+
+
+def test_reward_model_uses_its_own_tokenizer(changed_folder, reward_folder):
+    """Its token ids mean other words than the policy's: the same text through another vocabulary."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for text in (*PROMPTS, *COMPLETIONS) for word in text.split()})
+    core = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["<u>", "<e>", "<p>", *words])}, unk_token="<u>")
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    other = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<u>", eos_token="<e>", pad_token="<p>")
+    texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    scores = ModelReward(changed_folder(other), "cpu")(PROMPTS, COMPLETIONS, {})
+    torch.testing.assert_close(
+        torch.tensor(scores), transformers_scores(reward_folder, other, texts), rtol=1e-5, atol=1e-6
+    )
+    assert scores != pytest.approx(ModelReward(str(reward_folder), "cpu")(PROMPTS, COMPLETIONS, {}))
+
+
+def test_texts_longer_than_the_context_are_cut(reward_folder):
+    source = ModelReward(str(reward_folder), "cpu")
+    assert source.max_length == 128
+    long, cut = source(["the "] * 2, ["film " * 200, "film " * 127], {})
+    assert long == cut
+
+
+def test_models_without_a_single_label_are_rejected(changed_folder, models, tmp_path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with pytest.raises(UserError, match="LlamaForCausalLM, which is no reward model; train one with `rlhf reward`"):
+        ModelReward(str(models("llama")), "cpu")
+    config = AutoConfig.from_pretrained(models("llama"), num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
+    load_tokenizer(str(models("llama"))).save_pretrained(tmp_path / "three")
+    with pytest.raises(UserError, match="has 3 labels, but a score needs exactly 1"):
+        ModelReward(str(tmp_path / "three"), "cpu")

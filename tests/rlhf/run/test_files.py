@@ -1,0 +1,53 @@
+"""Atomic writes: a failed one leaves the old content and nothing else."""
+
+import pytest
+
+from rlhf.run import files
+from rlhf.run.files import replacing, write_text
+
+
+def test_interrupted_write_leaves_the_old_text(tmp_path, monkeypatch):
+    write_text(tmp_path / "config.yaml", "old")
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(tmp_path / "config.yaml", "new")
+    assert (tmp_path / "config.yaml").read_text() == "old"
+    write_text(tmp_path / "config.yaml", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_failed_write_leaves_the_old_content_and_no_partial(tmp_path, kind):
+    def write(path, text):
+        if kind == "folder":
+            path.mkdir()
+            (path / "text").write_text(text)
+        elif kind == "link":
+            path.symlink_to(text)
+        else:
+            path.write_text(text)
+
+    def content(path):
+        return str(path.readlink()) if kind == "link" else ((path / "text") if kind == "folder" else path).read_text()
+
+    def fail(path):
+        with replacing(path) as partial:
+            write(partial, "new")
+            raise OSError("full")
+
+    path = tmp_path / "name"
+    with replacing(path) as partial:
+        write(partial, "old")
+    with pytest.raises(OSError, match="full"):
+        fail(path)
+    assert content(path) == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path) as partial:
+        write(partial, "new")
+    assert content(path) == "new"
+    assert list(tmp_path.iterdir()) == [path]

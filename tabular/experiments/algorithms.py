@@ -19,7 +19,9 @@ ALGORITHMS = {
     "expected_sarsa": "tabular.td.control:ExpectedSarsa",
     "double_q_learning": "tabular.td.control:DoubleQLearning",
     "n_step_sarsa": "tabular.td.multistep:NStepSarsa",
+    "sarsa_lambda": "tabular.td.traces:SarsaLambda",
     "monte_carlo": "tabular.td.multistep:MonteCarlo",
+    "dyna_q": "tabular.td.dyna:DynaQ",
     "dqn": "tabular.deep.dqn:DQN",
     "reinforce": "tabular.deep.reinforce:REINFORCE",
     "actor_critic": "tabular.deep.actor_critic:ActorCritic",
@@ -36,7 +38,9 @@ SOURCES = {
     "expected_sarsa": "SARSA with an expectation, van Seijen et al. (2009)",
     "double_q_learning": "two tables against the maximum's bias, van Hasselt (2010)",
     "n_step_sarsa": "SARSA over n rewards, Sutton & Barto (2018), section 7.2",
+    "sarsa_lambda": "SARSA with eligibility traces, Rummery & Niranjan (1994)",
     "monte_carlo": "whole returns, no bootstrapping, Sutton & Barto (2018), section 5.4",
+    "dyna_q": "Q-learning that plans with a learned model, Sutton (1990)",
     "dqn": "Q-learning with a network and a replay buffer, Mnih et al. (2015)",
     "reinforce": "policy gradient from whole returns, Williams (1992)",
     "actor_critic": "policy gradient with the TD error, Sutton & Barto (2018), section 13.5",
@@ -46,7 +50,16 @@ SOURCES = {
     "ppo": "clipped or KL-penalised surrogate, Schulman et al. (2017)",
 }
 
-TABLES = ("q_learning", "sarsa", "expected_sarsa", "double_q_learning", "n_step_sarsa", "monte_carlo")
+TABLES = (
+    "q_learning",
+    "sarsa",
+    "expected_sarsa",
+    "double_q_learning",
+    "n_step_sarsa",
+    "sarsa_lambda",
+    "monte_carlo",
+    "dyna_q",
+)
 """These need discrete observations and actions."""
 
 VALUES = (*TABLES, "dqn")

@@ -1,12 +1,25 @@
-"""Control that waits before it learns: n-step SARSA, and Monte Carlo, which waits until the episode is over."""
+"""Multi-step control with delayed updates: n-step SARSA, and Monte Carlo, which waits until the episode has ended."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from tabular.core.checks import check_at_least, check_fraction
 from tabular.td import kernels
-from tabular.td.control import Control, ControlConfig, Number
+from tabular.td.config import ControlConfig, Number
+from tabular.td.control import Control
+
+
+class DelayedControl(Control):
+    """Control whose updates need the stored steps of the episode."""
+
+    memory_parts = ("episode",)
+
+    def _update(self, t, s, a, r, s2, a2, terminated, truncated, exploration, rng) -> None:
+        kernels.delayed_update(
+            self.q, t, s, a, r, s2, a2, self.masks, terminated, truncated,
+            self.rule, exploration, self.memory.episode, self.stats,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -14,70 +27,34 @@ class NStepSarsaConfig(ControlConfig):
     """Settings of n-step SARSA."""
 
     n: int = 4
-    "steps that it looks ahead; 1 is SARSA"
+    "number of rewards in a target; 1 is SARSA"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
+        check_at_least(1, n=self.n)
 
 
-class NStepSarsa(Control):
-    """SARSA whose target holds the next n rewards. Sutton & Barto (2018), section 7.2.
+class NStepSarsa(DelayedControl):
+    """SARSA with the next n rewards in its target. Sutton & Barto (2018), section 7.2.
 
-    Raises ValueError if there is not the memory for n steps.
+    Raises:
+        ValueError: if n steps do not fit into memory.
     """
 
     Config = NStepSarsaConfig
     method = kernels.N_STEP_SARSA
     on_policy = True
 
-    def __init__(self, make_env: Any, config: Any, seed: int) -> None:
-        super().__init__(make_env, config, seed)
-        capacity = 1 << (config.n - 1).bit_length()
+    def _make_memory(self) -> kernels.Memory:
+        capacity = 1 << (self.config.n - 1).bit_length()
         try:
-            self.memory = self._memory(capacity)
-        except (MemoryError, OverflowError, ValueError):  # numpy's ValueError: more than it can count
-            needed = f"{3 * 8 * capacity / 2**30:,.1f} GiB of memory"
-            raise ValueError(f"n {config.n} would take {needed}: take a smaller one, or monte_carlo") from None
+            return kernels.make_memory(self.n_states, self.n_actions, capacity)
+        except (MemoryError, OverflowError, ValueError):  # ValueError: more elements than numpy can address
+            size = f"{3 * 8 * capacity / 2**30:,.1f} GiB of memory"
+            raise ValueError(f"n is {self.config.n}, which needs {size}: use a smaller n, or monte_carlo") from None
 
-    def _rule(self, config: Any) -> kernels.Rule:
-        return super()._rule(config)._replace(n=config.n)
-
-    def _update(self, t, s, a, r, s2, a2, terminated, truncated, exploration, rng) -> None:
-        kernels.update_later(
-            self.q,
-            t,
-            s,
-            a,
-            r,
-            s2,
-            a2,
-            self.masks,
-            terminated,
-            truncated,
-            self.rule,
-            exploration,
-            self.memory,
-            self.sums,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        names = kernels.Memory._fields
-        return {**super().state_dict(), **{name: getattr(self.memory, name).ravel().tolist() for name in names}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        table = self.q.shape[1:]
-        self.memory = kernels.Memory(
-            states=np.array(state["states"], dtype=np.int64),
-            actions=np.array(state["actions"], dtype=np.int64),
-            rewards=np.array(state["rewards"], dtype=float),
-            first_seen=np.array(state["first_seen"], dtype=np.int64).reshape(table),
-            counts=np.array(state["counts"], dtype=np.int64).reshape(table),
-        )
-        if self.table is None:  # the episode that it remembers is not carried on
-            self.memory.first_seen[:] = -1
+    def _make_rule(self) -> kernels.Rule:
+        return super()._make_rule()._replace(n=self.config.n)
 
 
 @dataclass(frozen=True)
@@ -87,42 +64,44 @@ class MonteCarloConfig(ControlConfig):
     alpha: Number = 0.02
     "step size, in [0, 1]; 0 takes the plain average of all returns so far"
     first_visit: bool = True
-    "learn from the first visit of an action in an episode only: every visit of one long failure would count"
+    "learn only from the first visit of an action in an episode: otherwise one long failure counts many times"
 
-    def __post_init__(self) -> None:
-        if self.alpha == 0:
-            replace(self, alpha=1)  # the other settings are checked as ever
-            if self.alpha_schedule != "constant":
-                raise ValueError(f"alpha 0 averages, without an alpha_schedule, got {self.alpha_schedule!r}")
-        else:
-            super().__post_init__()
+    def _check_alpha(self) -> None:
+        check_fraction(alpha=self.alpha)
+        if self.alpha == 0 and self.alpha_schedule != "constant":
+            raise ValueError(
+                f"alpha_schedule is {self.alpha_schedule!r}, but must be constant with alpha 0, which averages returns"
+            )
 
 
-class MonteCarlo(NStepSarsa):
+class MonteCarlo(DelayedControl):
     """Learns from whole episodes, without bootstrapping. Sutton & Barto (2018), section 5.4."""
 
     Config = MonteCarloConfig
     method = kernels.MONTE_CARLO
-    on_policy = False
 
-    def __init__(self, make_env: Any, config: Any, seed: int) -> None:
-        Control.__init__(self, make_env, config, seed)
-        self.memory = self._memory(1024)
+    def _make_memory(self) -> kernels.Memory:
+        return kernels.make_memory(self.n_states, self.n_actions, capacity=1024)
 
-    def _rule(self, config: Any) -> kernels.Rule:
-        return Control._rule(self, config)._replace(first_visit=config.first_visit)
+    def _make_rule(self) -> kernels.Rule:
+        return super()._make_rule()._replace(first_visit=self.config.first_visit)
 
-    def _on_table(self, steps: int) -> None:
-        self._make_room(int(self.clock[kernels.LENGTH]))
-        super()._on_table(steps)
+    def _advance_on_table(self, steps: int) -> None:
+        self._grow_memory(int(self.cursor[kernels.LENGTH]))
+        super()._advance_on_table(steps)
 
     def _update(self, t, s, a, r, s2, a2, terminated, truncated, exploration, rng) -> None:
-        self._make_room(t)
+        self._grow_memory(t)
         super()._update(t, s, a, r, s2, a2, terminated, truncated, exploration, rng)
 
-    def _make_room(self, t: int) -> None:
-        """Doubles the memory when the episode fills it."""
-        memory, capacity = self.memory, len(self.memory.states)
+    def _grow_memory(self, t: int) -> None:
+        """Doubles the capacity when the episode fills it."""
+        episode = self.memory.episode
+        capacity = len(episode.states)
         if t == capacity:
-            states, actions, rewards = (np.resize(part, 2 * capacity) for part in memory[:3])
-            self.memory = kernels.Memory(states, actions, rewards, memory.first_seen, memory.counts)
+            episode = episode._replace(
+                states=np.resize(episode.states, 2 * capacity),
+                actions=np.resize(episode.actions, 2 * capacity),
+                rewards=np.resize(episode.rewards, 2 * capacity),
+            )
+            self.memory = self.memory._replace(episode=episode)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from tabular.envs.arrays import enumerate_space
 from tabular.history import History
 from tabular.td import kernels
+from tabular.td.rng import make_rng
 
 Number = float | int
 
@@ -90,15 +91,15 @@ def learn_from_log(
     masks = np.ones((n_states, n_actions), dtype=bool) if masks is None else np.asarray(masks, dtype=bool)
     _check_settings(method, gamma, alpha, epochs)
     _check_log(log, n_states, n_actions, masks)
-    generator, rng = np.random.default_rng(seed), kernels.make_rng(np.random.SeedSequence(seed))
+    generator, rng = np.random.default_rng(seed), make_rng(np.random.SeedSequence(seed))
     tables = 2 if method == "double_q_learning" else 1
     q, history, summary = np.zeros((tables, n_states, n_actions)), History(), np.empty((2, 1))
-    rule, sums = kernels.Rule(METHODS[method], False, float(gamma), float(alpha)), np.zeros(4)
+    rule, stats = kernels.Rule(METHODS[method], False, float(gamma), float(alpha)), np.zeros(4)
     columns = log.states, log.actions, log.rewards, log.next_states, log.terminated
     for epoch in range(epochs):
         order = generator.permutation(len(log.states))
-        kernels.replay(q, *columns, masks, order, rule, 0.0, rng, sums)
-        kernels.end_interval(sums, summary, 0)
+        kernels.replay(q, *columns, masks, order, rule, 0.0, rng, stats)
+        kernels.end_interval(stats, summary, 0)
         history.add((epoch + 1) * len(order), td_error=summary[0, 0], q_change=summary[1, 0])
     return q.mean(axis=0), history
 

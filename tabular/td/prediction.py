@@ -17,7 +17,7 @@ from jaxtyping import Float
 from tabular.compiled import compiled_with_allocation
 from tabular.envs.arrays import compile_table, enumerate_space, reward_error, time_limit
 from tabular.planning.policies import Policy, checked_policy
-from tabular.td.kernels import draw, make_rng
+from tabular.td.rng import draw, make_rng
 
 Number = float | int
 

@@ -17,7 +17,7 @@ from tabular.experiments import runs
 from tabular.experiments.algorithms import load
 from tabular.experiments.evaluation import ActionNoise, evaluate
 from tabular.experiments.figures import draw_all
-from tabular.experiments.plots import noise_curves
+from tabular.experiments.plots import interval_bars, noise_curves
 from tabular.experiments.runs import RunConfig, SeedResult
 from tabular.experiments.statistics import area_under_curve, seed_interval, steps_to_threshold
 from tabular.experiments.summary import coverage, to_json
@@ -28,6 +28,9 @@ Number = float | int
 Figures = dict[str, Interval]
 
 MAZE_POOL = "tabular/MazePool-v0"
+
+BAR_FIGURES = ("success rate", "greedy return")
+"""What the bars of the picture show: the first of these that the environment has."""
 
 TRAINED = "as trained"
 """Name of the training environment."""
@@ -59,29 +62,48 @@ class Condition:
 
 
 def evaluate_runs(folder: Path, request: EvaluationRequest) -> int:
-    """Evaluates a run, or each run of a comparison: prints a table with a column for each environment and writes it
-    beside the run as `evaluation.json`, with a picture `evaluation.png` where there are several noises.
+    """Evaluates a run, or each run of a comparison: prints a row for each environment, writes `evaluation.json` into
+    the run's folder and draws `evaluation.png`.
 
     Raises:
         ValueError: a run that is not finished, or an environment that the agents cannot act in.
     """
     comparison = (folder / runs.COMPARISON).is_file()
     folders = [folder / name for name in runs.read_comparison(folder)] if comparison else [folder]
-    returns_by_noise = {}
+    results = {}
     for run in folders:
         config = runs.read_config(run)
-        returns_by_noise[config.algorithm] = _evaluate_run(run, config, request)
-    if request.noise:
-        levels = list(dict.fromkeys((0, *request.noise)))
-        file = _free_file(folder, "evaluation", ".png")
-        draw_all(lambda: noise_curves(file, levels, returns_by_noise))
-        if file.exists():
-            print(f"written: {file}")
+        results[config.algorithm] = _evaluate_run(run, config, request)
+    picture = _free_file(folder, "evaluation", ".png")
+    draw_all(lambda: _draw(picture, results, request))
+    if picture.exists():
+        print(f"written: {picture}")
     return 0
 
 
-def _evaluate_run(folder: Path, config: RunConfig, request: EvaluationRequest) -> Float[np.ndarray, "K N"]:
-    """Prints and writes one run's evaluation; returns the mean returns with each noise, 0 first, of each seed."""
+def _draw(file: Path, results: Mapping[str, "RunEvaluation"], request: EvaluationRequest) -> None:
+    """Returns against the noise, if there is noise; else, of one run, a bar for each of several environments."""
+    if request.noise:
+        noise_curves(file, list(dict.fromkeys((0, *request.noise))), {n: r.noisy_returns for n, r in results.items()})
+    elif len(results) == 1:
+        (result,) = results.values()
+        name = next(name for name in BAR_FIGURES if name in result.figures[TRAINED])
+        if len(result.figures) > 1:
+            interval_bars(file, {condition: figures[name] for condition, figures in result.figures.items()}, name)
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """The evaluation of one run."""
+
+    figures: dict[str, Figures]
+    "of each environment"
+    noisy_returns: Float[np.ndarray, "K N"]
+    "mean returns with each noise, 0 first, of each seed"
+
+
+def _evaluate_run(folder: Path, config: RunConfig, request: EvaluationRequest) -> RunEvaluation:
+    """Prints and writes one run's evaluation."""
     conditions = _conditions(config, request)
     results = runs.read_results(folder, config)
     gamma = load(config.algorithm).Config(**config.settings).gamma
@@ -95,20 +117,33 @@ def _evaluate_run(folder: Path, config: RunConfig, request: EvaluationRequest) -
             columns[name]["return lost"] = seed_interval(returns[TRAINED] - returns[name])
             if gamma < 1:
                 columns[name]["discounted return lost"] = seed_interval(discounted[TRAINED] - discounted[name])
-    columns[TRAINED] |= _learning_figures(config, results, request.threshold)
+    training = _learning_figures(config, results, request.threshold)
 
     episodes = show.counted(request.episodes, "episode")
-    title = f"{config.algorithm} on {config.env}, {show.counted(len(results), 'seed')}, {episodes} each"
-    show.summary(title, columns, len(results))
+    title = f"{config.algorithm} on {config.env}, {show.counted(len(results), 'seed')}"
+    show.summary(f"{title}, {episodes} each", _by_figure(columns), len(results))
+    show.summary(f"training of {title}", {"training": training}, len(results))
+    saved = {**columns, TRAINED: columns[TRAINED] | training}
     content = {
         "episodes": request.episodes,
         "seed": request.seed,
-        "environments": {name: to_json(figures) for name, figures in columns.items()},
+        "environments": {name: to_json(figures) for name, figures in saved.items()},
     }
     file = _free_file(folder, "evaluation", ".json")
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(f"written: {file}")
-    return np.array([returns[name] for name, condition in conditions.items() if condition.noise or name == TRAINED])
+    noisy = [returns[name] for name, condition in conditions.items() if condition.noise or name == TRAINED]
+    return RunEvaluation(columns, np.array(noisy))
+
+
+def _by_figure(columns: Mapping[str, Figures]) -> dict[str, Figures]:
+    """Figure -> environment -> interval: the rows of the printed table are environments, of which there may be many."""
+    names = dict.fromkeys(name for figures in columns.values() for name in figures)
+    return {
+        name: {condition: figures[name] for condition, figures in columns.items() if name in figures}
+        for name in names
+        if name != "greedy return, IQM"
+    }
 
 
 def _free_file(folder: Path, stem: str, suffix: str) -> Path:
@@ -173,7 +208,7 @@ def _greedy_figures(
         figures[f"discounted return, gamma {gamma:g}"] = seed_interval(discounted)
     optimum = _optimal_value(condition, gamma)
     if optimum is not None:
-        figures["optimal, exact" if gamma == 1 else "optimal discounted return, exact"] = seed_interval([optimum])
+        figures["optimal return" if gamma == 1 else "optimal discounted return"] = seed_interval([optimum])
     return returns, discounted, figures
 
 

@@ -54,7 +54,8 @@ def solution(subject: str, env: gym.Env, mdp: MDP, solved: Solution, unit: str) 
     table.add_row("states x actions", f"{mdp.n_states} x {mdp.n_actions}")
     table.add_row("value at the start", f"{mdp.start @ solved.values:.12f}")
     table.add_row(unit, str(solved.iterations))
-    table.add_row("error bound", f"{solved.error_bound:.3g}" if bounded else "rounding (policy solved exactly)")
+    unbounded = "rounding (policy solved exactly)" if solved.policy.ndim == 1 else "unknown (gamma 1)"
+    table.add_row("error bound", f"{solved.error_bound:.3g}" if bounded else unbounded)
     console().print(table)
     grid = grid_of(env)
     if grid is None:

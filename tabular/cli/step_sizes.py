@@ -29,6 +29,9 @@ from tabular.experiments import algorithms, value_plots
 from tabular.experiments.figures import draw_all
 from tabular.td.prediction import PredictionConfig
 
+DIVERGED = 100
+"""Ratio to the smallest error from which estimates are called divergent."""
+
 VARIED = {"td": "lam", "n_step": "n", "monte_carlo": None}
 """The setting of each method that may have several values beside alpha."""
 
@@ -117,7 +120,7 @@ def _errors(problem: Problem, config: PredictionConfig, request: PredictionReque
 
 
 def _show(title: str, alphas: Sequence[float | int], errors: Mapping[str, Float[np.ndarray, "K N"]]) -> None:
-    table = Table("alpha", title=title)
+    table = Table("alpha", title=title, caption="– diverges")
     for label in errors:
         table.add_column(label, justify="right")
     means = {label: by_alpha.mean(axis=1) for label, by_alpha in errors.items()}
@@ -125,7 +128,7 @@ def _show(title: str, alphas: Sequence[float | int], errors: Mapping[str, Float[
     for i, alpha in enumerate(alphas):
         cells = []
         for label, mean in means.items():
-            text = f"{mean[i]:.3g}" if np.isfinite(mean[i]) else "diverges"
+            text = f"{mean[i]:.3g}" if mean[i] < DIVERGED * min(best.values()) else "–"
             cells.append(f"[bold]{text}[/]" if mean[i] == best[label] else text)
         table.add_row(f"{alpha:g}", *cells)
     show.console().print(table)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from tabular.core.statistics import Interval
 from tabular.experiments.figures import LARGEST, add_legend, new_figure, plain_log_ticks, set_range, steps_axis
 from tabular.experiments.statistics import learning_curve, seed_interval
 from tabular.history import History
@@ -128,6 +129,24 @@ def noise_curves(file: Path, levels: Sequence[float | int], groups: Mapping[str,
         ax.get_lines()[-1].set_marker(".")
     ax.set(xlabel="share of actions replaced by random ones", ylabel="greedy return")
     add_legend(figure, ax)
+    figure.savefig(file, dpi=120)
+
+
+def interval_bars(file: Path, groups: Mapping[str, Interval], label: str) -> None:
+    """A bar for each group (an environment), with its interval.
+
+    Args:
+        file: PNG file.
+        groups: name -> a figure with its interval.
+        label: what the figure is.
+    """
+    figure, axes = new_figure(size=(6.4, 1.4 + 0.5 * len(groups)))
+    (ax,) = axes.ravel()
+    values = [interval.value for interval in groups.values()]
+    errors = np.array([[i.value - i.low, i.high - i.value] for i in groups.values()]).clip(min=0).T
+    ax.barh(list(groups), values, xerr=errors, height=0.6, color="C0", alpha=0.8, capsize=4)
+    ax.invert_yaxis()
+    ax.set(xlabel=label)
     figure.savefig(file, dpi=120)
 
 

@@ -1,7 +1,7 @@
-"""The records that flow between the stages, batch first, time last.
+"""The records that flow between the stages of a PPO step, batch first, time last.
 
 B responses, P prompt tokens, R response tokens. Index t of every [B, R] tensor belongs to response token t: its
-log-probability, the value of the state before it, the reward paid for it. Masks are named for what True means.
+log-probability, the value of the state before it, the reward for it. Masks are named for what True means.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Prompts:
     prompt_mask: Bool[Tensor, "B P"]
     """True on the prompt's tokens."""
     prompts: list[Any]
-    """The prompts as the dataset holds them: a string, or a list of messages."""
+    """The prompts as in the dataset: a string, or a list of messages."""
     columns: dict[str, list[Any]]
     """The dataset's other columns, for reward functions; each a list of B."""
 
@@ -32,7 +32,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Prompts and responses, as a forward reads them."""
+    """Prompts and responses as the input of a forward pass."""
 
     prompt_ids: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
@@ -44,32 +44,32 @@ class Tokens:
 class Rollout:
     prompts: Prompts
     response_ids: Int[Tensor, "B R"]
-    """SampledTokens token ids, right-padded."""
+    """Sampled token ids, right-padded."""
     response_mask: Bool[Tensor, "B R"]
-    """True on sampled tokens, the end token included. Text of the environment between two turns of the policy is a
-    hole: False, but read as context; nothing after the last True is."""
+    """True on the policy's tokens, the stop token included. False on environment tokens between two turns of the
+    policy, which are context but neither scored nor trained on, and on padding after the last True."""
     truncated: Bool[Tensor, "B"]
-    """True where the length limit came before an end token."""
+    """True where the length limit came before a stop token."""
     completions: list[str]
     """The responses as text, without special tokens."""
     old_logprobs: Float[Tensor, "B R"]
     """Log-probability of each token under the policy that sampled it."""
     ref_logprobs: Float[Tensor, "B R"]
-    """The same under the reference."""
+    """Log-probability of each token under the reference."""
     old_values: Float[Tensor, "B R"]
-    """The critic's value of the state before each token."""
+    """The critic's value of the state before each token, when the response was sampled."""
     scores: Float[Tensor, "B"]
-    """What the reward source says of each response, penalties applied; paid on the last token."""
+    """The reward source's score of each response, penalties applied; a reward of the last token."""
     token_scores: Float[Tensor, "B R"] | None = None
-    """Paid on each token besides."""
+    """Rewards of single tokens, in addition."""
     sampler_logprobs: Float[Tensor, "B R"] | None = None
-    """Log-probability of each token as the sampler saw it; the trainer's own are `old_logprobs`."""
+    """Log-probability of each token as the sampler computed it; the trainer uses `old_logprobs`."""
     exact_kl: Float[Tensor, "B R"] | None = None
-    """KL(policy || reference) over the vocabulary before each token, where it is asked for."""
+    """KL(policy || reference) over the vocabulary before each token, where the objective needs it."""
     old_states: Float[Tensor, "B R H"] | None = None
-    """The trunk's states before each token, from which the old distribution can be told again."""
+    """The trunk's states before each token, from which the old distribution can be computed again."""
     ref_states: Float[Tensor, "B R H"] | None = None
-    """The same of the reference."""
+    """The reference trunk's states before each token."""
     bootstrap_values: Float[Tensor, "B"] | None = None
     """The critic's value of the state after a truncated response; 0 for the others."""
     baseline_scores: Float[Tensor, "B"] | None = None
@@ -83,20 +83,21 @@ class Rollout:
         return Tokens(self.prompts.prompt_ids, self.prompts.prompt_mask, self.response_ids, self.response_mask)
 
     def token_ids(self) -> list[list[int]]:
-        """The sampled tokens of each response, end token included."""
-        return [ids[real].tolist() for ids, real in zip(self.response_ids, self.response_mask, strict=True)]
+        """The policy's tokens of each response, stop token included."""
+        rows = zip(self.response_ids, self.response_mask, strict=True)
+        return [ids[mask].tolist() for ids, mask in rows]
 
 
 @dataclass(frozen=True)
 class PPOBatch:
     rollout: Rollout
     rewards: Float[Tensor, "B R"]
-    """Paid per token: the price of the KL, and the score on the last token."""
+    """Reward of each token: the KL penalty, and on the last token the score."""
     advantages: Float[Tensor, "B R"]
     returns: Float[Tensor, "B R"]
-    """What the critic should have said: advantages before whitening + old values."""
+    """The critic's targets: advantages before whitening + old values."""
     loss_mask: Bool[Tensor, "B R"]
-    """True on the tokens that are learned from: response_mask, less the responses that are left out."""
+    """True on the tokens in the loss: response_mask, less the responses that are left out."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -110,20 +111,20 @@ class PolicyOutput:
     values: Float[Tensor, "B R"]
     """0 without a critic."""
     old_kl: Float[Tensor, "B R"] | None = None
-    """KL(old || new) over the vocabulary, where it is asked for."""
+    """KL(old || new) over the vocabulary, on request."""
     ref_kl: Float[Tensor, "B R"] | None = None
-    """KL(new || reference) over the vocabulary, where it is asked for."""
+    """KL(new || reference) over the vocabulary, on request."""
     states: Float[Tensor, "N H"] | None = None
-    """The trunk's states before the N response tokens, where they are asked for."""
+    """The trunk's states before the N response tokens, on request."""
 
 
 def mask_up_to_last(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
-    """True up to each row's last True: the response with its holes, without its padding."""
+    """True up to each row's last True: the response with its environment tokens, without its padding."""
     return mask.flip(-1).cummax(-1).values.flip(-1)
 
 
 def last_index(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "B"]:
-    """The place of each row's last True."""
+    """The index of each row's last True."""
     return mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
 
 
@@ -138,7 +139,7 @@ def to_device(record: Record, device: torch.device | str) -> Record:
 
 
 def trim(rollout: Rollout) -> Rollout:
-    """Drop the columns that are padding in every row: a short microbatch need not pay for the batch's longest row."""
+    """Drop the columns that are padding in every row, so that a short microbatch is not as wide as the batch."""
     left = int(rollout.prompts.prompt_mask.any(0).int().argmax()) if len(rollout) else 0
     width = int(mask_up_to_last(rollout.response_mask).any(0).sum())
     prompts = replace(
@@ -146,8 +147,8 @@ def trim(rollout: Rollout) -> Rollout:
         prompt_ids=rollout.prompts.prompt_ids[:, left:],
         prompt_mask=rollout.prompts.prompt_mask[:, left:],
     )
-    cut = {name: value[:, :width] for name, value in _per_token(rollout).items()}
-    return replace(rollout, prompts=prompts, **cut)
+    trimmed = {name: value[:, :width] for name, value in _per_token(rollout).items()}
+    return replace(rollout, prompts=prompts, **trimmed)
 
 
 def interleave(parts: list[Rollout]) -> Rollout:
@@ -169,9 +170,9 @@ def pad_to_width(x: Tensor, width: int) -> Tensor:
 
 
 def _per_token(rollout: Rollout) -> dict[str, Tensor]:
-    """The fields with a column for each response token, as far as they are there."""
-    found = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
-    return {name: x for name, x in found.items() if isinstance(x, Tensor) and x.dim() > 1}
+    """The fields with a column for each response token that are not None."""
+    values = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
+    return {name: x for name, x in values.items() if isinstance(x, Tensor) and x.dim() > 1}
 
 
 def _interleave(parts: list[Any]) -> Any:

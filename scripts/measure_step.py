@@ -20,8 +20,7 @@ from rlhf.config.parsing import from_dict, read_yaml
 from rlhf.errors import report_user_errors
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.rewards import models as reward_models
-from rlhf.rollouts import rollout
-from rlhf.rollouts import sampling as generation
+from rlhf.rollouts import sampling, stages
 
 
 class Spent:
@@ -60,7 +59,7 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
         trainer, spent = PPOTrainer(job), Spent()
         for _ in range(2):
             trainer.step()  # warm up
-        rollout.sample = spent.wrap(generation.sample, "sampling")
+        stages.sample = spent.wrap(sampling.sample, "sampling")
         reward_models.sequence_scores = spent.wrap(reward_models.sequence_scores, "reward model's forward")
         Reference.states = spent.wrap(Reference.states, "reference's forward")
         Reference.head = spent.wrap(Reference.head, "reference's forward")
@@ -69,7 +68,7 @@ def measure(run: Path, steps: int, threads: int | None) -> None:
         models = {"sampling", "reward model's forward", "reference's forward", "backward"} | {
             f"policy's forward, {what}" for what in ("training", "scoring")
         }
-        trainer.learner._take_step = spent.wrap(trainer.learner._take_step, "optimizer")
+        trainer.learner._optimizer_step = spent.wrap(trainer.learner._optimizer_step, "optimizer")
         start = time.perf_counter()
         for _ in range(steps):
             trainer.step()

@@ -12,9 +12,8 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.loading import context_length_of
 from rlhf.records import Prompts
-from rlhf.rollouts.rollout import Sampler, sample_responses
 from rlhf.rollouts.sampling import uniform_noise
-from rlhf.run.metrics import PhaseTimer
+from rlhf.rollouts.stages import Sampler, sample_responses
 from rlhf.run.saved_policy import load_policy
 
 
@@ -60,7 +59,7 @@ def complete(
             )
         noise = uniform_noise([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
         batch = Prompts(ids.to(device), mask.to(device), prompts, {})
-        return sample_responses(policy, sampler, batch, noise, PhaseTimer()).completions
+        return sample_responses(policy, sampler, batch, noise).completions
 
     if chat:
         render_chat(tokenizer, [{"role": "user", "content": "hello"}], True)  # no template: said before the first line

@@ -15,7 +15,7 @@ from rlhf.evaluation.summary import sample_rows, summarise
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.rewards.sources import open_sources
-from rlhf.rollouts.rollout import Sampler
+from rlhf.rollouts.stages import Sampler
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder, json_safe
 

@@ -18,10 +18,10 @@ from rlhf.data.prompts import PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
 from rlhf.rewards.sources import RewardSource
-from rlhf.rollouts.rollout import Sampler, forward_groups, read, sample_responses
 from rlhf.rollouts.sampling import uniform_noise
+from rlhf.rollouts.stages import Sampler, compute_logprobs_and_values, forward_groups, sample_responses
 from rlhf.run.distributed import raise_on_all_ranks
-from rlhf.run.metrics import PhaseTimer, repetition
+from rlhf.run.metrics import repetition
 
 _NOISE_KEY = 7_777_777
 """Separates the random numbers of evaluations from those of training steps."""
@@ -90,8 +90,8 @@ def evaluate_responses(
             batch = to_device(prompts.batch(batch_indices), accelerator.device)
             groups = forward_groups(len(rows), len(rows), batch_size)
             with accelerator.autocast():
-                rollout = sample_responses(policy, sampler, batch, noise[rows], PhaseTimer())
-                rollout = read(policy, reference, rollout, groups, sampler.decoding)
+                rollout = sample_responses(policy, sampler, batch, noise[rows])
+                rollout = compute_logprobs_and_values(policy, reference, rollout, groups, sampler.transform)
             responses += _evaluate_rollout(rollout, sampler.tokenizer, batch_indices, sources)
     if ranks > 1:
         responses = gather_object(responses)

@@ -1,4 +1,4 @@
-"""The policy and the critic that a job asks for: which weights they start from, and which of them are trained."""
+"""The actor-critic of a job: which weights policy and critic start from, and which of them are trained."""
 
 import copy
 from pathlib import Path
@@ -10,42 +10,45 @@ from torch import nn
 from rlhf.config.jobs import PPOJob
 from rlhf.config.shared import ModelConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, disable_dropout, new_value_head, unwrap_peft
-from rlhf.models.adapters import CRITIC, checkpointing_contexts, is_critic_adapter_weight
-from rlhf.models.loading import add_lora, context_length_of, load_causal_lm, load_reward_model, load_tokenizer, resolve
-
-HEAD = "value_head.safetensors"
-TRUNK = "critic"
-"""Beside an exported policy: its critic's value head, and the folder of a critic's own trunk."""
+from rlhf.models.actor_critic import ActorCritic, new_value_head
+from rlhf.models.adapters import CRITIC, checkpointing_contexts, is_adapter_weight
+from rlhf.models.export import CRITIC_TRUNK, VALUE_HEAD, load_value_head
+from rlhf.models.loading import add_lora, context_length_of, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.reward_models import load_reward_model
+from rlhf.models.trunk import disable_dropout, enable_gradient_checkpointing, unwrap_peft
 
 
 def build_policy(job: PPOJob, lm: Any) -> ActorCritic:
-    """Actor and critic over a language model that is loaded, its dropout off.
+    """Actor and critic over a loaded language model whose dropout is disabled.
 
     Raises:
         UserError: `critic.init` cannot be a critic of this policy.
     """
     kind = job.critic.kind if job.ppo.has_critic else None
-    head = trunk = None
+    value_head = critic_lm = None
     if kind == "separate":
-        trunk, head = build_separate_trunk(job, lm)
-    if kind is not None and head is None:
+        critic_lm, value_head = _build_separate_critic(job, lm)
+    if kind is not None and value_head is None:
         features = unwrap_peft(lm).get_output_embeddings().in_features
-        head = new_value_head(features, job.critic.head_init, job.seed)
+        value_head = new_value_head(features, job.critic.head_init, job.seed)
     lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
     if kind == "adapter":
-        lm.add_adapter(CRITIC, lm.peft_config["default"])
-        for name, p in lm.named_parameters():
-            if is_critic_adapter_weight(name):
-                p.requires_grad_(True)
+        _add_critic_adapter(lm)
         if job.model.gradient_checkpointing:
-            contexts = {"use_reentrant": False, "context_fn": checkpointing_contexts(lm)}
-            unwrap_peft(lm).gradient_checkpointing_enable(gradient_checkpointing_kwargs=contexts)
-    return ActorCritic(lm, kind, trunk, head)
+            enable_gradient_checkpointing(unwrap_peft(lm), checkpointing_contexts(lm))
+    return ActorCritic(lm, kind, critic_lm, value_head)
 
 
-def build_separate_trunk(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
-    """A trunk that only the critic uses, in float32 for it is trained whole; and its head, where one comes with it."""
+def _add_critic_adapter(lm: Any) -> None:
+    """A second trainable adapter with the settings of the policy's."""
+    lm.add_adapter(CRITIC, lm.peft_config["default"])
+    for name, p in lm.named_parameters():
+        if is_adapter_weight(name, CRITIC):
+            p.requires_grad_(True)
+
+
+def _build_separate_critic(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
+    """A trunk that only the critic uses, in float32 because all of it is trained, and its value head if it has one."""
     assert job.model.path is not None
     init = job.reward.model if job.critic.init == "reward" else job.critic.init
     if init is None:
@@ -55,40 +58,44 @@ def build_separate_trunk(job: PPOJob, lm: Any) -> tuple[Any, nn.Linear | None]:
                 "be trained; name critic.init, or use critic.kind adapter"
             )
         return copy.deepcopy(lm.base_model).float(), None
-    _check_tokens(job, init)
-    trunk, head = load_critic(init, job.model.trust_remote_code)
-    context_length, needed = context_length_of(trunk.config), context_length_of(lm.config)
-    if context_length is not None and needed is not None and context_length < needed:
-        raise UserError(f"critic.init {init} reads at most {context_length} tokens, but the policy reads {needed}")
+    _check_same_vocabulary(job.model, init)
+    trunk, value_head = load_critic(init, job.model.trust_remote_code)
+    critic_length = context_length_of(trunk.config)
+    policy_length = context_length_of(lm.config)
+    if critic_length is not None and policy_length is not None and critic_length < policy_length:
+        raise UserError(
+            f"critic.init {init} has a context length of {critic_length}, but the policy's is {policy_length}"
+        )
     disable_dropout(trunk)
     if job.model.gradient_checkpointing:
-        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return trunk.float(), head
+        enable_gradient_checkpointing(trunk)
+    return trunk.float(), value_head
 
 
 def load_critic(path: str, trust_remote_code: bool = False) -> tuple[Any, nn.Linear | None]:
-    """Trunk and value head from a run folder with a critic, a reward model, or a language model (which has no head)."""
+    """Trunk and value head of a run folder with a critic, a reward model, or a language model (which has no head)."""
     from transformers import AutoConfig, AutoModel
 
     folder = Path(resolve(path))
-    stored = folder / HEAD
-    if (folder / TRUNK / "config.json").exists():
-        return AutoModel.from_pretrained(folder / TRUNK), _stored_head(stored)
+    if (folder / CRITIC_TRUNK / "config.json").exists():
+        return AutoModel.from_pretrained(folder / CRITIC_TRUNK), load_value_head(folder)
+    value_head = load_value_head(folder) if (folder / VALUE_HEAD).exists() else None
     if (folder / "adapter_config.json").exists():
-        return load_causal_lm(ModelConfig(path=path)).base_model, _stored_head(stored) if stored.exists() else None
-    kinds = AutoConfig.from_pretrained(str(folder)).architectures or []
-    if any("SequenceClassification" in kind for kind in kinds):
+        return load_causal_lm(ModelConfig(path=path)).base_model, value_head
+    architectures = AutoConfig.from_pretrained(str(folder)).architectures or []
+    if any("SequenceClassification" in name for name in architectures):
         model = load_reward_model(path)
         if not hasattr(model, "score"):
             raise UserError(f"critic.init {path} is a {type(model).__name__}, which cannot value the middle of a text")
-        return model.base_model, _scaled_head(model)
+        return model.base_model, _normalized_score_head(model)
     lm = load_causal_lm(ModelConfig(path=path, trust_remote_code=trust_remote_code))
-    return lm.base_model, _stored_head(stored) if stored.exists() else None
+    return lm.base_model, value_head
 
 
-def _scaled_head(model: Any) -> nn.Linear:
-    """A reward model's head that says its scores as PPO sees them: shifted and scaled to mean 0 and deviation 1."""
-    mean, std = (float(getattr(model.config, f"score_{name}", default)) for name, default in (("mean", 0), ("std", 1)))
+def _normalized_score_head(model: Any) -> nn.Linear:
+    """A reward model's head whose values are the scores as PPO uses them: shifted and scaled to mean 0, deviation 1."""
+    mean = float(getattr(model.config, "score_mean", 0))
+    std = float(getattr(model.config, "score_std", 1))
     head = new_value_head(model.score.in_features)
     with torch.no_grad():
         head.weight.copy_(model.score.weight.float() / std)
@@ -97,36 +104,17 @@ def _scaled_head(model: Any) -> nn.Linear:
     return head
 
 
-def _stored_head(path: Path) -> nn.Linear:
-    from safetensors.torch import load_file
-
-    if not path.exists():
-        raise UserError(f"critic.init holds a critic's trunk but no value head: {path} is missing")
-    stored = load_file(str(path))
-    head = new_value_head(stored["weight"].shape[1])
-    head.load_state_dict(stored)
-    return head
-
-
-def _check_tokens(job: PPOJob, path: str) -> None:
-    """A critic reads the policy's token ids, so the ids must mean the same to both."""
-    assert job.model.path is not None
-    ours = load_tokenizer(job.model.path, None, job.model.trust_remote_code).get_vocab()
-    theirs = load_tokenizer(path).get_vocab()
-    if ours != theirs:
-        odd = next((t for t in ours if theirs.get(t) != ours[t]), None) or next(t for t in theirs if t not in ours)
-        raise UserError(
-            f"critic.init {path} has another tokenizer than {job.model.path} (token {odd!r} has id "
-            f"{theirs.get(odd, 'none')} there and {ours.get(odd, 'none')} here), but a critic reads the policy's tokens"
-        )
-
-
-def save_critic(policy: ActorCritic, folder: Path) -> None:
-    """Write the critic beside an exported policy: its value head, and its trunk where it has one of its own."""
-    from safetensors.torch import save_file
-
-    if policy.critic is None:
+def _check_same_vocabulary(policy: ModelConfig, critic_path: str) -> None:
+    """Refuse a critic with another tokenizer: it reads the policy's token ids."""
+    assert policy.path is not None
+    policy_ids = load_tokenizer(policy.path, None, policy.trust_remote_code).get_vocab()
+    critic_ids = load_tokenizer(critic_path).get_vocab()
+    if policy_ids == critic_ids:
         return
-    if policy.critic == "separate":
-        policy.critic_lm.save_pretrained(folder / TRUNK)
-    save_file({n: p.detach().cpu().contiguous() for n, p in policy.value_head.named_parameters()}, str(folder / HEAD))
+    differing = [token for token in policy_ids if critic_ids.get(token) != policy_ids[token]]
+    token = differing[0] if differing else next(t for t in critic_ids if t not in policy_ids)
+    raise UserError(
+        f"critic.init {critic_path} has another tokenizer than {policy.path} (token {token!r} has id "
+        f"{critic_ids.get(token, 'none')} there and {policy_ids.get(token, 'none')} here), but a critic reads the "
+        "policy's token ids"
+    )

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.models.actor_critic import end_states, unwrap_peft
 from rlhf.models.adapters import active_adapter
-from rlhf.models.loading import attach_reward_adapter, context_length_of, load_score_statistics
+from rlhf.models.loading import context_length_of
+from rlhf.models.reward_models import attach_reward_adapter, load_score_statistics
+from rlhf.models.trunk import last_token_states, unwrap_peft
 from rlhf.rewards.models import ScoringModel
 
 
@@ -41,4 +42,4 @@ class AdapterReward(ScoringModel):
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         with active_adapter(self.model, self.name):
-            return self.head(end_states(self.model, ids, mask).float()).squeeze(-1)
+            return self.head(last_token_states(self.model, ids, mask).float()).squeeze(-1)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import sequence_scores
-from rlhf.models.loading import context_length_of, load_reward_model, load_tokenizer
+from rlhf.models.loading import context_length_of, load_tokenizer
+from rlhf.models.reward_models import load_reward_model
+from rlhf.models.trunk import sequence_scores
 
 _UNBOUNDED = 1_000_000
 """Length limit in tokens for a model without a context length."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from rlhf.config.jobs import ModelConfig, SourceConfig
-from rlhf.models.loading import is_compatible_adapter
+from rlhf.models.reward_models import is_compatible_adapter
 from rlhf.rewards.adapters import AdapterReward
 from rlhf.rewards.functions import FunctionReward, load_function
 from rlhf.rewards.models import ModelReward

@@ -1,6 +1,7 @@
-"""Responses and what everyone says of them: each process samples, reads and scores a share, and gets the whole.
+"""Rollouts over all processes: each one samples, evaluates and scores its share of the rows, and gets the whole batch.
 
-A rollout is small beside a model, so it is gathered at once; what follows is computed on all of it, everywhere alike.
+A rollout is small beside a model, so it is gathered at once; everything after is computed on the whole batch, on every
+process alike.
 """
 
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf.config.jobs import PPOJob
@@ -16,13 +17,20 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.sources import RewardSource
-from rlhf.rollouts.rollout import RequestedOutputs, Sampler, forward_groups, read, sample_responses, score
+from rlhf.rollouts.stages import (
+    RequestedOutputs,
+    Sampler,
+    compute_logprobs_and_values,
+    forward_groups,
+    sample_responses,
+    score_rollout,
+)
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.metrics import PhaseTimer
 
 
 class Collector:
-    """`generate`, `read` and `score`, over all processes. They are given the same rows everywhere."""
+    """`generate`, `compute_logprobs_and_values` and `score` over all processes, which all pass the same rows."""
 
     def __init__(
         self,
@@ -31,76 +39,78 @@ class Collector:
         reference: Reference,
         sampler: Sampler,
         source: RewardSource | None,
-        extras: RequestedOutputs,
+        requested: RequestedOutputs,
         accelerator: Any,
+        timer: PhaseTimer,
     ):
-        self.job, self.policy, self.reference, self.sampler = job, policy, reference, sampler
-        self.source, self.extras, self.accelerator = source, extras, accelerator
-        self.clock = PhaseTimer()
+        self.job = job
+        self.policy = policy
+        self.reference = reference
+        self.sampler = sampler
+        self.source = source
+        self.requested = requested
+        self.accelerator = accelerator
+        self.timer = timer
 
     def generate(self, prompts: Prompts, noise: Float[Tensor, "B R"]) -> Rollout:
-        """A response to every prompt, read by policy and reference; the scores are still nan."""
-        mine = self._share(len(prompts))
-        share = to_device(select(prompts, mine), self.accelerator.device)
-        self.policy.eval()
-        with self.accelerator.autocast():
-            rollout = sample_responses(self.policy, self.sampler, share, noise[mine], self.clock)
-        return self._gather(self._read(rollout))
+        """A response to every prompt, with log-probabilities and values; the scores are still nan."""
+        rows = self._own_rows(len(prompts))
+        own_prompts = to_device(select(prompts, rows), self.accelerator.device)
+        rollout = self._sample(own_prompts, noise[rows])
+        return self._gather(self._compute_logprobs_and_values(rollout))
 
-    def read(self, rollout: Rollout) -> Rollout:
-        """The rollout with what policy, critic and reference say of its tokens now."""
+    def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
+        """The rollout with the present log-probabilities and values of its tokens."""
         self.policy.eval()
-        return self._gather(self._read(select(rollout, self._share(len(rollout)))))
+        rows = self._own_rows(len(rollout))
+        return self._gather(self._compute_logprobs_and_values(select(rollout, rows)))
 
     def score(self, rollout: Rollout) -> Rollout:
         """The rollout with its scores, and for ReMax those of the greedy responses to its prompts."""
-        mine = self._share(len(rollout))
-        with self.clock("score"):
-            part = self._score(select(rollout, mine))
+        rows = self._own_rows(len(rollout))
+        with self.timer("score"):
+            own = self._score(select(rollout, rows))
             if self.job.ppo.estimator == "remax":
-                part = replace(part, baseline_scores=self._greedy_scores(rollout.prompts, mine))
-        scored = self._gather(part)
+                own = replace(own, baseline_scores=self._greedy_scores(rollout.prompts, rows))
+        scored = self._gather(own)
         return replace(rollout, scores=scored.scores, baseline_scores=scored.baseline_scores)
 
-    def _share(self, count: int) -> Tensor:
-        """The rows of a batch that this process takes."""
+    def _own_rows(self, count: int) -> Int[Tensor, "_"]:
+        """The rows of a batch that this process computes."""
         ranks = self.accelerator.num_processes
         if count % ranks:
             raise UserError(f"{count} prompts or responses cannot be shared evenly by {ranks} processes")
         return torch.arange(self.accelerator.process_index, count, ranks)
 
     def _gather(self, rollout: Rollout) -> Rollout:
-        """All processes' rows, on each of them."""
+        """The rows of all processes, on each of them."""
         if self.accelerator.num_processes == 1:
             return rollout
         return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
 
-    def _read(self, rollout: Rollout) -> Rollout:
-        config, ranks = self.job.ppo, self.accelerator.num_processes
-        groups = forward_groups(len(rollout), config.minibatch_size // ranks, config.microbatch_size)
-        with self.clock("score"), self.accelerator.autocast():
-            return read(self.policy, self.reference, rollout, groups, self.sampler.decoding, self.extras)
+    def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None) -> Rollout:
+        self.policy.eval()
+        with self.timer("generate"), self.accelerator.autocast():
+            return sample_responses(self.policy, self.sampler, prompts, noise)
+
+    def _compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
+        config = self.job.ppo
+        minibatch_size = config.minibatch_size // self.accelerator.num_processes
+        groups = forward_groups(len(rollout), minibatch_size, config.microbatch_size)
+        with self.timer("score"), self.accelerator.autocast():
+            return compute_logprobs_and_values(
+                self.policy, self.reference, rollout, groups, self.sampler.transform, self.requested
+            )
 
     def _score(self, rollout: Rollout) -> Rollout:
         assert self.source is not None
         with raise_on_all_ranks(self.accelerator):
-            return score(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
+            return score_rollout(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
 
-    def _greedy_scores(self, prompts: Prompts, rows: Tensor) -> Tensor:
+    def _greedy_scores(self, prompts: Prompts, rows: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
         """The scores of the greedy responses to the prompts of some rows; each prompt is answered once."""
-        size = self.job.ppo.samples_per_prompt
-        numbers, place = (rows // size).unique(return_inverse=True)
-        batch = to_device(select(prompts, numbers * size), self.accelerator.device)
-        with self.accelerator.autocast():
-            greedy = sample_responses(self.policy, self.sampler, batch, None, self.clock)
-        return self._score(greedy).scores[place.to(self.accelerator.device)]
-
-
-def check_reference_matches_policy(rollout: Rollout) -> None:
-    """Before the first update policy and reference are one model; if they differ, every KL of the run is wrong."""
-    apart = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
-    if apart > 1e-3:
-        raise UserError(
-            f"before the first update policy and reference differ by {apart:.3g} nats on a token, but they must "
-            "be the same model; does the model behave at random, or depend on more than its inputs?"
-        )
+        group_size = self.job.ppo.samples_per_prompt
+        groups, group_of_row = (rows // group_size).unique(return_inverse=True)
+        batch = to_device(select(prompts, groups * group_size), self.accelerator.device)
+        greedy = self._sample(batch, None)
+        return self._score(greedy).scores[group_of_row.to(self.accelerator.device)]

@@ -1,10 +1,11 @@
-"""The one place that samples text.
+"""Sampling responses from a language model, token by token over a growing key-value cache.
 
 A response is a function of the weights, the prompt and one row of uniform numbers: token t is the inverse of the
-cumulative distribution at the row's t-th number. Nothing else is drawn, so the same prompts get the same responses
-however they are batched, on however many processes, and after a resume, up to the rounding of the forward pass.
+cumulative distribution at the row's t-th number. No other random number is drawn, so the same prompts get the same
+responses however they are batched, on however many processes, and after a resume, up to the rounding of the forward.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,108 +14,40 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.config.jobs import GenerationConfig
-from rlhf.errors import UserError
-from rlhf.models.actor_critic import LogitTransform, cache_argument, compute_logits, trunk_inputs, unwrap_peft
+from rlhf.models.distribution import LogitTransform, compute_logits
+from rlhf.models.trunk import cache_argument, trunk_inputs, unwrap_peft
+from rlhf.rollouts.stopping import StopStrings
 from tabular.core.distributions import categorical_logprob, categorical_sample
 
 
-def stop_ids(tokenizer: Any, lm_config: Any, config: GenerationConfig, generation_config: Any = None) -> list[int]:
-    """Ids that end a response: the configured ones, or every end token that tokenizer and model name.
+@dataclass(frozen=True)
+class SampledTokens:
+    """Sampled responses, padded on the right to the longest."""
 
-    Raises:
-        UserError: there is none, so no response could ever end.
-    """
-    if config.stop_ids is not None:
-        vocabulary = lm_config.get_text_config().vocab_size
-        if bad := [i for i in config.stop_ids if not 0 <= i < vocabulary]:
-            raise UserError(f"generation.stop_ids names {bad[0]}, but the model's tokens are 0 to {vocabulary - 1}")
-        return config.stop_ids
-    named = (tokenizer.eos_token_id, lm_config.eos_token_id, getattr(generation_config, "eos_token_id", None))
-    found = {i for ids in named if ids is not None for i in (ids if isinstance(ids, list) else [ids])}
-    if not found and not config.stop_strings:
-        raise UserError(
-            "neither the tokenizer nor the model names an end token, so no response could end; "
-            "name its ids with --generation.stop_ids '[...]'"
-        )
-    return sorted(found)
-
-
-def make_logit_transform(config: GenerationConfig, stops: Sequence[int], vocabulary: int) -> LogitTransform:
-    """What a run's settings make of the logits.
-
-    Raises:
-        UserError: an id is none of the model's.
-    """
-    if bad := [i for i in config.suppress_ids if not 0 <= i < vocabulary]:
-        raise UserError(f"generation.suppress_ids names {bad[0]}, but the model's tokens are 0 to {vocabulary - 1}")
-    if len(set(config.suppress_ids)) >= vocabulary:
-        raise UserError("generation.suppress_ids holds every token of the model, so nothing could be said")
-    if stops and all(i in config.suppress_ids for i in stops) and not config.stop_strings:
-        raise UserError(
-            f"generation.suppress_ids holds every end token ({', '.join(map(str, stops))}), so no response could end"
-        )
-    return LogitTransform(config.temperature, tuple(config.suppress_ids), config.min_new_tokens, tuple(stops))
+    ids: Int[Tensor, "B R"]
+    mask: Bool[Tensor, "B R"]
+    """True on sampled tokens, the stop token included."""
+    truncated: Bool[Tensor, "B"]
+    """True where the length limit came before an end."""
+    logprobs: Float[Tensor, "B R"]
+    """Log-probability of each token, as computed while sampling."""
 
 
 def uniform_noise(
     key: Sequence[int], rows: Int[Tensor, "N"] | Sequence[int], total: int, length: int
 ) -> Float[Tensor, "N R"]:
-    """The numbers that decide the responses of the given rows of a batch of `total`, as a function of `key` alone."""
-    seed = int.from_bytes(_digest(key), "little")
-    noise = torch.rand(total, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """The uniform numbers that decide some responses of a batch, as a function of `key` alone.
+
+    Args:
+        key: numbers that identify the batch, such as seed and step.
+        rows: the responses wanted.
+        total: the size of the whole batch.
+        length: the longest response, in tokens.
+    """
+    digest = hashlib.sha256(repr(tuple(key)).encode()).digest()[:7]
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    noise = torch.rand(total, length, generator=generator, dtype=torch.float64)
     return noise[torch.as_tensor(rows)]
-
-
-def _digest(key: Sequence[int]) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(repr(tuple(key)).encode()).digest()[:7]
-
-
-@dataclass(frozen=True)
-class SampledTokens:
-    """Responses as they were sampled, padded on the right to the longest."""
-
-    ids: Int[Tensor, "B R"]
-    mask: Bool[Tensor, "B R"]
-    """True on sampled tokens, the end token included."""
-    truncated: Bool[Tensor, "B"]
-    """True where the length limit came before an end."""
-    logprobs: Float[Tensor, "B R"]
-    """Log-probability of each token, as the sampler saw it."""
-
-
-@dataclass(frozen=True)
-class StopStrings:
-    """Texts that end a response: the token that completes one is the response's last."""
-
-    tokenizer: Any
-    strings: tuple[str, ...]
-
-    def completed(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B"]:
-        """Whether the last token of each row completes a stop string."""
-        # A token stands for one byte at least, so this many of them hold the longest string; the first one's leading
-        # space may be lost in decoding, so there is one more.
-        tail = ids[:, -(1 + max(len(s.encode()) for s in self.strings)) :]
-        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=False)
-        earlier = self.tokenizer.batch_decode(tail[:, :-1], skip_special_tokens=False)
-        found = [
-            any(text.count(s) > before.count(s) for s in self.strings)
-            for text, before in zip(texts, earlier, strict=True)
-        ]
-        return torch.tensor(found, device=ids.device)
-
-    def cut(self, ids: list[int], text: str) -> str:
-        """A response's text, special tokens left out, before its stop string, which is sought with them in place."""
-        whole = self.tokenizer.decode(ids, skip_special_tokens=False)
-        start = min((i for s in self.strings if (i := whole.find(s)) >= 0), default=None)
-        if start is None:
-            return text
-        before = whole[:start]
-        for token in self.tokenizer.added_tokens_decoder.values():
-            before = before.replace(token.content, "") if token.special else before
-        return before
 
 
 @torch.no_grad()
@@ -123,70 +56,94 @@ def sample(
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
     noise: Float[Tensor, "B R"] | None,
-    decoding: LogitTransform,
+    transform: LogitTransform,
     max_new_tokens: int,
-    strings: StopStrings | None = None,
+    stop_strings: StopStrings | None = None,
     max_rows: int | None = None,
 ) -> SampledTokens:
-    """Continue every prompt until an end token, a stop string, or for `max_new_tokens` tokens.
+    """Continue every prompt until a stop token, a stop string, or for `max_new_tokens` tokens.
 
-    `noise=None` takes the most probable token each time (greedy).
+    Args:
+        noise: uniform numbers, see `uniform_noise`; None takes the most probable token each time (greedy).
+        max_rows: responses sampled at once; None samples them all together.
     """
     size = max_rows or len(prompt_ids)
-    parts = []
-    for g in (slice(i, i + size) for i in range(0, len(prompt_ids), size)):
-        numbers = None if noise is None else noise[g]
-        parts.append(_sample_together(lm, prompt_ids[g], prompt_mask[g], numbers, decoding, max_new_tokens, strings))
-    ids, mask, ended, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
+    parts = [
+        _sample_rows(
+            lm,
+            prompt_ids[start : start + size],
+            prompt_mask[start : start + size],
+            None if noise is None else noise[start : start + size],
+            transform,
+            max_new_tokens,
+            stop_strings,
+        )
+        for start in range(0, len(prompt_ids), size)
+    ]
+    mask = torch.cat([part.mask for part in parts])
     width = int(mask.any(0).sum())
-    return SampledTokens(ids[:, :width], mask[:, :width], ~ended, logprobs[:, :width])
+    return SampledTokens(
+        ids=torch.cat([part.ids for part in parts])[:, :width],
+        mask=mask[:, :width],
+        truncated=torch.cat([part.truncated for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts])[:, :width],
+    )
 
 
-def _sample_together(
+def _sample_rows(
     lm: Any,
     prompt_ids: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
     noise: Float[Tensor, "B R"] | None,
-    decoding: LogitTransform,
-    limit: int,
-    strings: StopStrings | None,
-) -> tuple[Int[Tensor, "B R"], Bool[Tensor, "B R"], Bool[Tensor, "B"], Float[Tensor, "B R"]]:
-    """Ids, mask, whether each response ended, log-probabilities."""
+    transform: LogitTransform,
+    max_new_tokens: int,
+    stop_strings: StopStrings | None,
+) -> SampledTokens:
+    """Sample some responses together; tensors are `max_new_tokens` wide."""
     from transformers import DynamicCache
 
-    model, device, count = unwrap_peft(lm), prompt_ids.device, len(prompt_ids)
+    trunk = unwrap_peft(lm).base_model
+    device = prompt_ids.device
+    count = len(prompt_ids)
     noise = None if noise is None else noise.to(device)
-    stop = torch.tensor(decoding.stops, dtype=torch.long, device=device)
-    ids = torch.zeros(count, limit, dtype=torch.long, device=device)
-    mask = torch.zeros(count, limit, dtype=torch.bool, device=device)
+    stop_ids = torch.tensor(transform.stop_ids, dtype=torch.long, device=device)
+    ids = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(count, max_new_tokens, device=device)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
-    logprobs = torch.zeros(count, limit, device=device)
 
-    cache = DynamicCache(config=model.config)
-    rows = torch.arange(count, device=device)  # which response each row of the cache belongs to
-    live = torch.ones_like(rows, dtype=torch.bool)
-    seen, fed = prompt_mask, prompt_ids
-    for t in range(limit):
-        known = trunk_inputs(lm, seen, fed.shape[1])
-        out = model.base_model(input_ids=fed, use_cache=True, **{cache_argument(lm): cache}, **known)
-        logits = decoding(compute_logits(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
-        picked = logits.argmax(-1) if noise is None else categorical_sample(logits, uniforms=noise[rows, t])
-        ids[rows, t] = torch.where(live, picked, 0)
+    kv_cache = DynamicCache(config=unwrap_peft(lm).config)
+    rows = torch.arange(count, device=device)  # the response that each row of the cache belongs to
+    live = torch.ones_like(rows, dtype=torch.bool)  # rows of the cache whose response has not ended
+    context_mask = prompt_mask
+    new_ids = prompt_ids
+    for t in range(max_new_tokens):
+        # 1. one forward over the new tokens: the whole prompt first, then one token a row
+        inputs = trunk_inputs(lm, context_mask, new_tokens=new_ids.shape[1])
+        out = trunk(input_ids=new_ids, use_cache=True, **{cache_argument(lm): kv_cache}, **inputs)
+        logits = transform(compute_logits(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
+        # 2. draw a token for each row
+        token = logits.argmax(-1) if noise is None else categorical_sample(logits, uniforms=noise[rows, t])
+        ids[rows, t] = torch.where(live, token, 0)
         mask[rows, t] = live
-        logprobs[rows, t] = torch.where(live, categorical_logprob(logits, picked), 0)
-        ends = torch.isin(picked, stop)
-        if strings is not None:
-            ends |= strings.completed(ids[rows, : t + 1])
+        logprobs[rows, t] = torch.where(live, categorical_logprob(logits, token), 0)
+        # 3. which responses end here
+        ends = torch.isin(token, stop_ids)
+        if stop_strings is not None:
+            ends |= stop_strings.completed(ids[rows, : t + 1])
         ended[rows] |= live & ends
         live = live & ~ends
-        alive = int(live.sum())
-        if alive == 0:
+        n_live = int(live.sum())
+        if n_live == 0:
             break
-        if alive <= len(rows) // 2:  # responses that ended cost nothing from here on
-            rows, seen, picked = rows[live], seen[live], picked[live]
-            # Reordering also leaves out, and every kind of layer knows how to.
-            cache.reorder_cache(live.nonzero().squeeze(-1))  # pyright: ignore[reportArgumentType]
+        # 4. once half of the rows have ended they leave the cache, and cost nothing from here on
+        if n_live <= len(rows) // 2:
+            # Reordering also drops rows, and every kind of cache layer supports it.
+            kv_cache.reorder_cache(live.nonzero().squeeze(-1))  # pyright: ignore[reportArgumentType]
+            rows = rows[live]
+            context_mask = context_mask[live]
+            token = token[live]
             live = live[live]
-        fed = picked.unsqueeze(-1)
-        seen = torch.cat([seen, torch.ones_like(fed, dtype=torch.bool)], dim=1)
-    return ids, mask, ended, logprobs
+        new_ids = token.unsqueeze(-1)
+        context_mask = torch.cat([context_mask, torch.ones_like(new_ids, dtype=torch.bool)], dim=1)
+    return SampledTokens(ids=ids, mask=mask, truncated=~ended, logprobs=logprobs)

@@ -36,6 +36,12 @@ class PhaseTimer:
                 torch.cuda.synchronize()
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def total(self) -> float:
+        return sum(self.seconds.values(), 0.0)
+
+    def reset(self) -> None:
+        self.seconds.clear()
+
 
 def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) -> dict[str, float]:
     """Statistics of a rollout batch; those of a response are sums over its tokens, averaged over responses."""

@@ -1,7 +1,7 @@
-"""From scores to advantages: token rewards, then one of five estimators over the same batch.
+"""From scores to advantages: token rewards, then one of five advantage estimators.
 
-Every function takes the whole rollout batch, over all processes, and says for each token how much better than expected
-it was. With `samples_per_prompt` n, rows i * n to i * n + n - 1 answer the same prompt.
+Every function takes the whole rollout batch, of all processes. With `samples_per_prompt` n, rows i * n to i * n + n - 1
+are responses to the same prompt.
 """
 
 from dataclasses import dataclass
@@ -18,14 +18,15 @@ from tabular.core.masked import masked_whiten, unit_scale
 from tabular.core.returns import gae
 
 GROUP_STD_EPS = 1e-6
-"""Added to the deviation that GRPO divides by: a prompt whose responses all score alike teaches nothing."""
+"""Added to the standard deviation that GRPO divides by: it is 0 where all responses to a prompt score the same."""
 
 
 @dataclass
 class RunningScale:
-    """The deviation of all scores so far, to divide by. Their mean stays, for the sign of a score means something.
+    """Running standard deviation of all scores so far, to divide by; the mean is not subtracted, to keep the signs.
 
-    Zheng et al. (2023), PPO-max; the sums are Chan et al. (1979), so that a batch counts as its scores one by one.
+    Zheng et al. (2023), PPO-max. Sums are combined as in Chan et al. (1979), so that updating with a batch equals
+    updating with its scores one by one.
     """
 
     count: float = 0.0
@@ -35,43 +36,48 @@ class RunningScale:
 
     def update(self, scores: Float[Tensor, "B"]) -> None:
         values = scores.double()
-        count, mean = len(values), float(values.mean())
-        squares, apart, total = float(((values - mean) ** 2).sum()), mean - self.mean, self.count + count
-        self.squares += squares + apart**2 * self.count * count / total
-        self.mean += apart * count / total
+        count = len(values)
+        mean = float(values.mean())
+        squares = float(((values - mean) ** 2).sum())
+        difference = mean - self.mean
+        total = self.count + count
+        self.squares += squares + difference**2 * self.count * count / total
+        self.mean += difference * count / total
         self.count = total
 
     @property
     def std(self) -> float:
-        """1 as long as all scores were the same."""
+        """The population standard deviation; 1 as long as all scores were the same."""
         return (self.squares / self.count) ** 0.5 if self.squares > 0 else 1.0
 
 
 def scale_and_clip(scores: Float[Tensor, "B"], config: RewardConfig, scale: RunningScale | None) -> Float[Tensor, "B"]:
-    """What is paid for whole responses: the scores, scaled and clipped as configured."""
+    """The scores, divided by the running deviation and clipped as configured."""
     scores = scores if scale is None else scores / scale.std
     return scores if config.clip is None else scores.clamp(-config.clip, config.clip)
 
 
-def reference_kl(rollout: Rollout, kind: str) -> Float[Tensor, "B R"]:
-    """Each token's divergence from the reference, as `ppo.kl_estimator` tells it."""
-    if kind == "full":
+def reference_kl(rollout: Rollout, estimator: str) -> Float[Tensor, "B R"]:
+    """The KL of each token to the reference, by `ppo.kl_estimator`."""
+    if estimator == "full":
         assert rollout.exact_kl is not None
         return rollout.exact_kl
-    return kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, kind)
+    return kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator)
 
 
-def token_rewards(rollout: Rollout, scores: Float[Tensor, "B"], kl_coef: float, kind: str) -> Float[Tensor, "B R"]:
-    """`-kl_coef * KL` on every response token, the score on the last one, and what is paid by token besides.
+def token_rewards(
+    rollout: Rollout, scores: Float[Tensor, "B"], kl_coef: float, kl_estimator: str
+) -> Float[Tensor, "B R"]:
+    """`-kl_coef * KL` on every response token, the score on the last one, and the token scores where there are any.
 
-    The last True of `response_mask` is the end token where there is one: ending is an action, and is paid as one.
-    Ziegler et al. (2019), section 2. OpenRLHF and torchtune pay it there too; TRL pays a response that ended one place
-    later, on padding, so that the end token earns only what one more estimated value says.
+    The last True of `response_mask` is the stop token where there is one: stopping is an action, and is rewarded as
+    one. Ziegler et al. (2019), section 2. OpenRLHF and torchtune put the score there too; TRL puts that of a response
+    that ended one position later, on padding, so that the stop token is rewarded only through one more estimated value.
     """
     mask = rollout.response_mask
     rewards = torch.zeros_like(rollout.old_logprobs)
     if kl_coef != 0:
-        rewards = torch.where(mask, -kl_coef * reference_kl(rollout, kind), 0.0)
+        rewards = torch.where(mask, -kl_coef * reference_kl(rollout, kl_estimator), 0.0)
     if rollout.token_scores is not None:
         rewards = rewards + torch.where(mask, rollout.token_scores, 0.0)
     return rewards.scatter_add(1, last_index(mask).unsqueeze(-1), scores.unsqueeze(-1))
@@ -84,14 +90,14 @@ def make_batch(
     mask = loss_mask = rollout.response_mask
     scores = scale_and_clip(rollout.scores, reward, scale)
     if reward.truncated == "bootstrap":
-        # A response that was cut has not been scored yet: the critic's value of where it stopped says what will be.
+        # A truncated response is unfinished: the critic's value of its last state replaces the score.
         assert rollout.bootstrap_values is not None
         scores = torch.where(rollout.truncated, config.gamma * rollout.bootstrap_values, scores)
     if reward.truncated == "mask":
         loss_mask = mask & ~rollout.truncated.unsqueeze(-1)
     rewards = token_rewards(rollout, scores, kl_coef if config.kl_placement == "reward" else 0.0, config.kl_estimator)
     if config.whiten_rewards:
-        rewards = rewards * unit_scale(rewards, loss_mask)  # by what is learnt from, on all that is compared
+        rewards = rewards * unit_scale(rewards, loss_mask)  # the scale of the tokens in the loss, applied to all
     baselines = None if rollout.baseline_scores is None else scale_and_clip(rollout.baseline_scores, reward, scale)
     advantages, returns = estimate(rollout, rewards, baselines, config)
     if config.whitens:
@@ -103,17 +109,20 @@ def estimate(
     rollout: Rollout, rewards: Float[Tensor, "B R"], baselines: Float[Tensor, "B"] | None, config: PPOConfig
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
     """Advantages and returns by `ppo.estimator`, before whitening."""
-    mask, size = rollout.response_mask, config.samples_per_prompt
+    mask = rollout.response_mask
+    size = config.samples_per_prompt
     if config.estimator == "gae":
         return gae_estimates(rewards, rollout.old_values, mask, config)
     if config.estimator == "rloo":
-        return broadcast_over_tokens(rloo(total(rewards, mask), size), mask), returns_to_go(rewards, mask, 1.0)
+        return broadcast_over_tokens(rloo(sum_over_tokens(rewards, mask), size), mask), returns_to_go(
+            rewards, mask, 1.0
+        )
     if config.estimator == "grpo":
-        advantages = grpo(total(rewards, mask), size, config.grpo_divide_by_std)
+        advantages = grpo(sum_over_tokens(rewards, mask), size, config.grpo_divide_by_std)
         return broadcast_over_tokens(advantages, mask), returns_to_go(rewards, mask, 1.0)
     returns = returns_to_go(rewards, mask, config.gamma)
     if config.estimator == "reinforce_pp":
-        return returns, returns  # whitening, which this estimator always has, takes the batch's mean as the baseline
+        return returns, returns  # whitening, always on for this estimator, subtracts the batch's mean as the baseline
     assert baselines is not None
     return broadcast_over_tokens(-baselines, mask) + returns, returns
 
@@ -121,10 +130,10 @@ def estimate(
 def gae_estimates(
     rewards: Float[Tensor, "B R"], values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], config: PPOConfig
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
-    """Generalised advantage estimates, with a lambda of the critic's own and one that grows with the length.
+    """Generalised advantage estimation, optionally with a separate lambda for the critic or one that grows with length.
 
-    Yuan et al. (2025), VC-PPO: the policy's lambda below 1 trades variance, the critic's targets need not. Yue et al.
-    (2025), VAPO: `1 - 1 / (alpha * length)` lets every response look back over a share of its length.
+    Yuan et al. (2025), VC-PPO: a policy lambda below 1 reduces variance, which the critic's targets do not need. Yue et
+    al. (2025), VAPO: `1 - 1 / (alpha * length)` propagates rewards over a constant share of each response.
     """
     discounts = torch.full_like(rewards, config.gamma)
     lam: float | Tensor = config.lam
@@ -140,8 +149,8 @@ def gae_estimates(
 def rloo(rewards: Float[Tensor, "B"], size: int) -> Float[Tensor, "B"]:
     """Each response's reward less the mean of the others to its prompt (Ahmadian et al., 2024, arXiv 2402.14740).
 
-    As in the paper, in TRL and in verl, the reward includes what the whole response paid for its KL. OpenRLHF compares
-    the scores alone and lets each token pay the KL from itself on, without a baseline: unbiased too, but not RLOO's.
+    As in the paper, in TRL and in verl, the reward includes the KL penalty of the whole response. OpenRLHF compares the
+    scores alone and adds to each token the KL penalties from itself on, without a baseline: unbiased, but not RLOO.
     """
     groups = rewards.view(-1, size)
     others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
@@ -155,7 +164,7 @@ def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> 
     2025, arXiv 2503.20783). TRL, verl and OpenRLHF compute the same but for what they add to the deviation: 1e-4, 1e-6
     (as here) and 1e-9, which matters only where scores hardly differ.
     """
-    groups = rewards.double().view(-1, size)  # in float32 the mean of equal scores need not be the score
+    groups = rewards.double().view(-1, size)  # in float32 the mean of equal scores need not equal the score
     advantages = groups - groups.mean(-1, keepdim=True)
     if divide_by_std:
         advantages = advantages / (groups.std(-1, keepdim=True) + GROUP_STD_EPS)
@@ -163,33 +172,18 @@ def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> 
 
 
 def returns_to_go(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], gamma: float) -> Float[Tensor, "B R"]:
-    """Discounted sums of what is still paid: REINFORCE++ (Hu, 2025) and ReMax (Li et al., 2023) start from them.
+    """Discounted sum of the rewards from each token on: what REINFORCE++ (Hu, 2025) and ReMax (Li et al., 2023) use.
 
-    verl computes the same for both, but its ReMax does not read gamma; OpenRLHF discounts over an environment's words
-    too, where nothing is decided.
+    verl computes the same for both, but its ReMax ignores gamma; OpenRLHF discounts over environment tokens too, where
+    the policy takes no action.
     """
     return gae(rewards, torch.zeros_like(rewards), torch.full_like(rewards, gamma), 1.0, mask=mask)
 
 
-def total(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:
+def sum_over_tokens(rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:
     return torch.where(mask, rewards, 0).sum(-1)
 
 
 def broadcast_over_tokens(x: Float[Tensor, "B"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
-    """One number a response, on each of its tokens."""
+    """One number for each response, repeated on its tokens."""
     return torch.where(mask, x.unsqueeze(-1), 0.0)
-
-
-def loss_weights(
-    mask: Bool[Tensor, "B R"], aggregation: str, responses: int, longest: int
-) -> Float[Tensor, "B 1"] | None:
-    """What each token counts in a minibatch's losses; None: one over the number of its tokens.
-
-    `sequence`: every response counts alike. `fixed`: every token counts alike in every minibatch, `1 / (responses *
-    longest)`, so that a batch of short responses does not push harder (Liu et al., 2025).
-    """
-    if aggregation == "token":
-        return None
-    if aggregation == "sequence":
-        return 1.0 / (responses * mask.sum(-1, keepdim=True).clamp(min=1))
-    return torch.full_like(mask[:, :1], 1.0 / (responses * longest), dtype=torch.float32)

@@ -1,118 +1,147 @@
-"""What a run is about to do, and about how much memory it will take: printed before it starts."""
+"""The preflight of a PPO run: what it is about to do and how much memory it will take, printed before it starts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from rlhf.config.jobs import PPOJob
-from rlhf.models.actor_critic import unwrap_peft
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.trunk import unwrap_peft
+from rlhf.rollouts.generation_config import ignored_generation_settings
+from rlhf.trainers.setup import RunData, RunModels
 
 MiB = 2**20
 
 
-def plan(
-    job: PPOJob, ranks: int, prompts: int, held_out: int, longest: int, policy: Any, memory: Mapping[str, float]
+def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
+    """What a run with this data and these models will do, and its memory."""
+    longest = data.longest_prompt + job.generation.max_new_tokens
+    others = {"reference": models.reference.lm}
+    if (reward_model := getattr(models.scorers.get("score"), "model", None)) is not None:
+        others["reward model"] = reward_model
+    return describe_run(
+        job,
+        ranks=ranks,
+        n_prompts=len(data.prompts) if data.prompts is not None else 0,
+        n_held_out=len(data.eval_indices),
+        longest=longest,
+        policy=models.policy,
+        memory=estimate_memory(job, longest, ranks, models.policy, others),
+    )
+
+
+def describe_run(
+    job: PPOJob,
+    *,
+    ranks: int,
+    n_prompts: int,
+    n_held_out: int,
+    longest: int,
+    policy: ActorCritic,
+    memory: "MemoryEstimate",
 ) -> str:
-    """Steps, optimizer steps, forwards and memory, in words."""
+    """Steps, optimizer steps, forward passes, data and memory, a line each; `longest` in tokens."""
     config = job.ppo
-    share = config.minibatch_size // ranks
-    forwards = -(-share // config.microbatch_size)
-    trained = sum(p.numel() for p in policy.trainable().values())
-    answered = f" ({config.samples_per_prompt} to each of {config.prompts_per_step} prompts)"
+    n_trained = sum(p.numel() for p in policy.trainable().values())
+    optimizer_steps = config.ppo_epochs * config.minibatches
+    forwards = -(-(config.minibatch_size // ranks) // config.microbatch_size)
+    per_prompt = ""
+    if config.samples_per_prompt > 1:
+        per_prompt = f" ({config.samples_per_prompt} to each of {config.prompts_per_step} prompts)"
     lines = [
-        f"{config.steps} steps of {config.rollout_batch_size} responses"
-        f"{answered if config.samples_per_prompt > 1 else ''}; {config.ppo_epochs} epochs x {config.minibatches} "
-        f"minibatches = {config.ppo_epochs * config.minibatches} optimizer steps each, "
-        f"{config.steps * config.ppo_epochs * config.minibatches:,} in all; "
+        f"{config.steps} steps of {config.rollout_batch_size} responses{per_prompt}; "
+        f"{config.ppo_epochs} epochs x {config.minibatches} minibatches = {optimizer_steps} optimizer steps each, "
+        f"{config.steps * optimizer_steps:,} in all; "
         f"{forwards} forward(s) a minibatch on each of {ranks} process(es)",
-        f"{prompts:,} prompts to train on, {held_out} held out; longest prompt and response {longest} tokens; "
-        f"{trained:,} trained parameters; run folder {job.output}",
+        f"{n_prompts:,} prompts to train on, {n_held_out} held out; longest prompt and response {longest} tokens; "
+        f"{n_trained:,} trained parameters; run folder {job.output}",
         "memory of each process, estimated: "
-        + ", ".join(f"{name} {size / MiB:,.0f} MB" for name, size in memory.items())
-        + f"; about {peak(memory) / MiB:,.0f} MB at its peak",
+        + ", ".join(f"{name} {size / MiB:,.0f} MB" for name, size in memory.parts().items())
+        + f"; about {memory.peak / MiB:,.0f} MB at its peak",
     ]
-    if set_aside := ignored_generation_settings(policy.lm):
+    if ignored := ignored_generation_settings(policy.lm):
         lines.append(
-            f"the model's generation_config asks for {set_aside}; set aside, for the distribution that is sampled must "
-            "be the one that is scored (generation.temperature, min_new_tokens and suppress_ids apply to both)"
+            f"ignored from the model's generation_config: {ignored}; the sampled distribution must be the scored one "
+            "(generation.temperature, min_new_tokens and suppress_ids apply to both)"
         )
     return "\n".join(lines)
 
 
-def estimate_memory(job: PPOJob, longest: int, ranks: int, policy: Any, models: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes on one device, by what they are for.
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device, by what they are for."""
 
-    `models` are those besides the policy, by name; what shares the policy's weights counts nothing. Activations are
-    34 bytes a token, layer and unit of width at 2 bytes a number (Korthikanti et al., 2022), without attention
-    matrices; with gradient checkpointing one number of each kind and one layer's worth.
+    models: dict[str, float]
+    """Weights, by model."""
+    optimizer: float
+    """Gradients and AdamW's two moments; with several processes also DDP's buckets."""
+    activations: float
+    logits: float
+    kv_cache: float
+
+    def parts(self) -> dict[str, float]:
+        return self.models | {
+            "gradients and AdamW": self.optimizer,
+            "activations": self.activations,
+            "logits": self.logits,
+            "cache while sampling": self.kv_cache,
+        }
+
+    @property
+    def peak(self) -> float:
+        """Sampling and updating alternate: weights and optimizer, and the larger of what the two need."""
+        return sum(self.models.values()) + self.optimizer + max(self.activations + self.logits, self.kv_cache)
+
+
+def estimate_memory(
+    job: PPOJob, longest: int, ranks: int, policy: ActorCritic, others: Mapping[str, Any]
+) -> MemoryEstimate:
+    """An estimate of the memory of one process.
+
+    Args:
+        longest: the longest prompt and response together, in tokens.
+        ranks: number of processes.
+        others: the models besides the policy, by name; weights shared with the policy are counted once.
+
+    Activations are 34 bytes for each token, layer and unit of width at 2 bytes a number (Korthikanti et al., 2022),
+    without attention matrices; with gradient checkpointing, the inputs of each layer and the activations of one.
     """
     lm = unwrap_peft(policy.lm)
     config = lm.config.get_text_config()
-    layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    number = 2 if job.model.mixed_precision in ("bf16", "fp16") else max(2, lm.dtype.itemsize)
-    ours = {id(p) for p in policy.parameters()}
+    n_layers = config.num_hidden_layers
+    width = config.hidden_size
+    itemsize = 2 if job.model.mixed_precision in ("bf16", "fp16") else max(2, lm.dtype.itemsize)
+
+    models = {"policy and critic": float(sum(_bytes(p) for p in policy.parameters()))}
+    policy_ids = {id(p) for p in policy.parameters()}
+    for name, model in others.items():
+        if own_bytes := sum(_bytes(p) for p in model.parameters() if id(p) not in policy_ids):
+            models[name] = float(own_bytes)
     trained = sum(_bytes(p) for p in policy.trainable().values())
 
-    rows = min(job.ppo.microbatch_size, job.ppo.minibatch_size // ranks)
-    tokens, answered = rows * longest, rows * job.generation.max_new_tokens
-    a_layer = 34 * tokens * width * number / 2
-    kept = 2 * tokens * width * number * layers + a_layer if job.model.gradient_checkpointing else a_layer * layers
-    trunks = 2 if policy.critic in ("separate", "adapter") else 1
+    microbatch_rows = min(job.ppo.microbatch_size, job.ppo.minibatch_size // ranks)
+    tokens = microbatch_rows * longest
+    one_layer = 34 * tokens * width * itemsize / 2
+    activations = one_layer * n_layers
+    if job.model.gradient_checkpointing:
+        activations = 2 * tokens * width * itemsize * n_layers + one_layer
+    n_trunks = 2 if policy.critic in ("separate", "adapter") else 1
 
-    sampled = job.ppo.rollout_batch_size // ranks
-    sampled = min(sampled, job.generation.max_rows or sampled)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
-    size = getattr(config, "head_dim", None) or width // max(1, getattr(config, "num_attention_heads", 1))
-    found = {"policy and critic": float(sum(_bytes(p) for p in policy.parameters()))}
-    for name, model in models.items():
-        if others := sum(_bytes(p) for p in model.parameters() if id(p) not in ours):
-            found[name] = float(others)
-    return found | {
-        "gradients and AdamW": (3.0 + (ranks > 1)) * trained,
-        "activations": kept * trunks,
-        "logits": 4.0 * answered * vocabulary * 4,
-        "cache while sampling": 2.0 * sampled * longest * layers * heads * size * number,
-    }
-
-
-def peak(memory: Mapping[str, float]) -> float:
-    """Sampling and updating take turns: what lasts, and the larger of what passes."""
-    passing = memory["activations"] + memory["logits"], memory["cache while sampling"]
-    return sum(memory.values()) - sum(passing) + max(passing)
+    sampled_rows = job.ppo.rollout_batch_size // ranks
+    sampled_rows = min(sampled_rows, job.generation.max_rows or sampled_rows)
+    n_heads = getattr(config, "num_attention_heads", 0)
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    head_size = getattr(config, "head_dim", None) or width // max(1, n_heads or 1)
+    return MemoryEstimate(
+        models=models,
+        optimizer=(3.0 + (ranks > 1)) * trained,
+        activations=activations * n_trunks,
+        logits=4.0 * microbatch_rows * job.generation.max_new_tokens * config.vocab_size * 4,
+        kv_cache=2.0 * sampled_rows * longest * n_layers * n_kv_heads * head_size * itemsize,
+    )
 
 
 def _bytes(p: nn.Parameter) -> int:
     return p.numel() * p.element_size()
-
-
-SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_h",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_repetition_penalty",
-    "min_length",
-    "min_new_tokens",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "sequence_bias",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-)
-"""What a `generation_config` may hold that bends the distribution."""
-
-
-def ignored_generation_settings(lm: Any) -> str:
-    """The options of a model's own `generation_config` that would bend its distribution, in words; empty if none."""
-    asked = getattr(unwrap_peft(lm), "generation_config", None)
-    given = asked.to_diff_dict() if asked is not None else {}
-    return ", ".join(f"{name} {given[name]!r}" for name in SAMPLING if given.get(name) is not None)

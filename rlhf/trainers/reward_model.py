@@ -12,16 +12,9 @@ from rlhf.config.jobs import RewardJob
 from rlhf.data.datasets import checked_column, split_rows
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import sequence_scores, unwrap_peft
-from rlhf.models.loading import (
-    SCORE_STATISTICS,
-    add_lora,
-    check_causal,
-    context_length_of,
-    is_adapter,
-    load_causal_lm,
-    load_tokenizer,
-)
+from rlhf.models.loading import add_lora, check_causal, context_length_of, is_adapter, load_causal_lm, load_tokenizer
+from rlhf.models.reward_models import SCORE_STATISTICS
+from rlhf.models.trunk import sequence_scores, unwrap_peft
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder

@@ -12,8 +12,10 @@ from rlhf.config.jobs import ScratchConfig, SFTJob
 from rlhf.data.datasets import checked_column, delimiter_hint, read_column, split_rows
 from rlhf.data.encoding import encode_demonstration, pad, padding_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import check_head, compute_logits, trunk_inputs, unwrap_peft
-from rlhf.models.loading import add_lora, check_causal, context_length_of, export_lm, load_causal_lm, load_tokenizer
+from rlhf.models.distribution import check_head, compute_logits
+from rlhf.models.export import export_lm
+from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
+from rlhf.models.trunk import trunk_inputs, unwrap_peft
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.trainers.supervised import check_batches, check_lengths, fit

@@ -1,46 +1,63 @@
-"""A critic that knows something before it is believed: value pretraining on the frozen policy (Yuan et al., 2025)."""
+"""Value pretraining: the critic learns the returns of the frozen policy before PPO starts (Yuan et al., 2025)."""
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from rlhf.run.progress import progress
-from rlhf.trainers.advantages import make_batch
+from rlhf.config.jobs import PPOJob
+from rlhf.records import Rollout
+from rlhf.trainers.advantages import RunningScale, make_batch
+from rlhf.trainers.update import Learner
 from tabular.core.masked import explained_variance
 
-RISE = 0.01
-"""A smaller rise of explained variance counts as none."""
+MIN_IMPROVEMENT = 0.01
+"""A smaller rise of explained variance counts as no improvement."""
 
-_KEY = 3_333_333
-"""Tells the numbers and prompts of these rollouts from those of training."""
+SEED_OFFSET = 3_333_333
+"""Added to the run's seed for the prompts of these rollouts, so that they differ from those of training."""
 
 
-def pretrain_critic(trainer: Any) -> None:
-    """Teach a trainer's critic the Monte Carlo returns of the policy as it is, until that stops helping.
+@dataclass(frozen=True)
+class PretrainingResult:
+    """The critic after one rollout."""
 
-    Explained variance is measured on each rollout before the critic learns from it, so that it is held out. The policy
-    does not move: its weights get no gradient. Written to `pretraining.jsonl`.
+    rollouts: int
+    explained_variance: float
+    """Measured before the critic trained on the rollout, so that it is held out."""
+    value_loss: float
+
+
+def pretrain_critic(
+    job: PPOJob,
+    collect: Callable[[int], Rollout],
+    learner: Learner,
+    kl_coef: float,
+    reward_scale: RunningScale | None,
+) -> Iterator[PretrainingResult]:
+    """Train the critic on Monte Carlo returns of the present policy until explained variance stops rising.
+
+    The policy does not change: its weights get no gradient.
+
+    Args:
+        collect: the scored rollout of the given number, from 0.
+        kl_coef: coefficient of the KL penalty in the rewards.
+        reward_scale: the running scale of scores, which these rollouts update too.
     """
-    config, job = trainer.job.critic, trainer.job
+    config = job.critic
     monte_carlo = replace(job.ppo, lam=1.0, lam_critic=None, lam_length_alpha=None, target_kl=None)
-    best, since = -float("inf"), 0
-    with progress("critic", config.pretraining_steps, 0, trainer.accelerator.is_main_process) as bar:
-        for number in range(config.pretraining_steps):
-            rollout = trainer.collect(trainer.prompts_at(number * job.ppo.prompts_per_step, job.seed + _KEY))
-            if trainer.scale is not None:
-                trainer.scale.update(rollout.scores)
-            batch = make_batch(rollout, monte_carlo, trainer.kl_coef.coef, job.reward, trainer.scale)
-            explained = float(explained_variance(rollout.old_values, batch.returns, rollout.response_mask))
-            found = trainer.learner.update(batch, number, trainer.kl_coef.coef, critic_only=True, lr=job.ppo.lr)
-            row = {"step": number + 1, "value/explained_variance": explained, "value/loss": found["value/loss"]}
-            if trainer.accelerator.is_main_process:
-                trainer.run.append("pretraining", [row])
-            trainer.state.pretraining_rollouts = number + 1
-            bar.advance(f"explained variance {explained:.3f}  value loss {found['value/loss']:.3f}")
-            best, since = (explained, 0) if explained > best + RISE else (best, since + 1)
-            if since >= config.pretraining_patience:
-                break
-    trainer.accelerator.print(
-        f"the critic learnt from {trainer.state.pretraining_rollouts} rollouts of the frozen policy; "
-        f"it explains {best:.3f} of the returns' variance"
-    )
-    trainer.begin_step()
+    best = -float("inf")
+    rollouts_without_improvement = 0
+    for number in range(config.pretraining_steps):
+        rollout = collect(number)
+        if reward_scale is not None:
+            reward_scale.update(rollout.scores)
+        batch = make_batch(rollout, monte_carlo, kl_coef, job.reward, reward_scale)
+        explained = float(explained_variance(rollout.old_values, batch.returns, rollout.response_mask))
+        metrics = learner.update(batch, number, kl_coef, critic_only=True, lr=job.ppo.lr)
+        yield PretrainingResult(number + 1, explained, metrics["value/loss"])
+        if explained > best + MIN_IMPROVEMENT:
+            best = explained
+            rollouts_without_improvement = 0
+        else:
+            rollouts_without_improvement += 1
+        if rollouts_without_improvement >= config.pretraining_patience:
+            break

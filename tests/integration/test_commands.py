@@ -382,7 +382,7 @@ def test_killed_for_real_and_resumed(job, change, tmp_path):
         (["--config", "section.yaml"], "section.yaml: ppo is a section, not a setting; it holds ppo.total_episodes"),
         (["--output", "latin.yaml/run"], "run folder latin.yaml/run cannot be made: latin.yaml is a file"),
         (["--data.path", "latin.jsonl"], "latin.jsonl"),
-        (["--model.path", "no/such"], "no/such (no folder here, so it was sought on the hub)"),
+        (["--model.path", "no/such"], "no/such (no such folder, so it was looked up on the hub)"),
     ],
 )
 def test_more_that_people_type(capsys, config, tmp_path, monkeypatch, options, message):
@@ -411,7 +411,7 @@ def test_a_finished_run_is_left_as_it_is(capsys, config, job):
     files = {p: p.read_bytes() for p in Path(job.output).rglob("*") if p.is_file()}
     status, output = rlhf(capsys, "ppo", "--config", config, "--resume", "auto", "--ppo.lr", "0.5")
     assert status == 0
-    assert "is finished at step 3; to go on, raise ppo.total_episodes" in output
+    assert "is finished at step 3; to continue, raise ppo.total_episodes" in output
     assert {p: p.read_bytes() for p in Path(job.output).rglob("*") if p.is_file()} == files
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rlhf.config.jobs import PPOConfig
-from rlhf.trainers.advantages import GROUP_STD_EPS, estimate, gae_estimates, loss_weights, returns_to_go, token_rewards
+from rlhf.trainers.advantages import GROUP_STD_EPS, estimate, gae_estimates, returns_to_go, token_rewards
+from rlhf.trainers.loss import loss_weights
 from tabular.core.kl import AdaptiveKL, kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_whiten

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from rlhf.config.jobs import PPOConfig
-from rlhf.trainers.advantages import estimate, loss_weights, rloo
+from rlhf.trainers.advantages import estimate, rloo
 from rlhf.trainers.advantages import grpo as group_norm
+from rlhf.trainers.loss import loss_weights
 from tabular.core.kl import kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rlhf.config.jobs import PPOConfig
-from rlhf.trainers.advantages import GROUP_STD_EPS, estimate, loss_weights
+from rlhf.trainers.advantages import GROUP_STD_EPS, estimate
+from rlhf.trainers.loss import loss_weights
 from tabular.core.kl import AdaptiveKL, kl_estimate
 from tabular.core.losses import aggregate, clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten

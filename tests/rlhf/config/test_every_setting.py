@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from rlhf.config.jobs import PPOJob
 from rlhf.config.parsing import flat, from_dict, keys_of
 from rlhf.errors import UserError
-from rlhf.models import actor_critic as models
+from rlhf.models import actor_critic, distribution, trunk
 from rlhf.trainers.ppo import PPOTrainer
 
 UNSEEN = ("output",)
@@ -227,10 +227,10 @@ def seen(job, output, capsys, monkeypatch):
     from rlhf.rewards import models as reward_models
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "trunk_states", counted(models.trunk_states))
-        patch.setattr(models, "compute_logits", counted(models.compute_logits))
+        patch.setattr(trunk, "states_around_response", counted(trunk.states_around_response))
+        patch.setattr(actor_critic, "compute_logits", counted(actor_critic.compute_logits))
         patch.setattr(reward_models, "sequence_scores", counted(reward_models.sequence_scores))
-        patch.setattr("rlhf.rollouts.sampling.compute_logits", counted(models.compute_logits))
+        patch.setattr("rlhf.rollouts.sampling.compute_logits", counted(distribution.compute_logits))
         AcceleratorState._reset_state(True)  # each run here stands for a process of its own
         try:
             trainer = PPOTrainer(replace(job, output=str(output)))

@@ -11,9 +11,10 @@ from rlhf.config.jobs import EvalConfig, GenerationConfig, ModelConfig
 from rlhf.data.prompts import PromptSet
 from rlhf.evaluation import responses as evaluation
 from rlhf.evaluation.responses import evaluate_responses, held_out_indices
-from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.distribution import LogitTransform
 from rlhf.models.loading import load_causal_lm, load_tokenizer
-from rlhf.rollouts.rollout import Sampler
+from rlhf.rollouts.stages import Sampler
 
 
 def test_held_out_indices_are_fixed_and_nested():
@@ -34,7 +35,7 @@ def respond(models):
         policy.get_output_embeddings().weight.mul_(1.5)
     sampler = Sampler(
         load_tokenizer(folder),
-        LogitTransform(0.9, stops=(1, 8, 9)),
+        LogitTransform(0.9, stop_ids=(1, 8, 9)),
         GenerationConfig(max_new_tokens=6, temperature=0.9),
     )
     prompts = PromptSet(

@@ -67,7 +67,7 @@ def test_one_copy_of_the_weights_scores_as_a_reward_model_of_its_own(job, change
 
 def test_the_reward_adapter_is_neither_trained_nor_exported(job, change, reward_run):
     trainer = PPOTrainer(roles(job, change, reward_run))
-    assert not any(trainer.source.name in name for name in trainer.weights)
+    assert not any(trainer.source.name in name for name in trainer.learner.weights)
     before = {n: p.detach().clone() for n, p in trainer.policy.named_parameters() if trainer.source.name in n}
     trainer.train()
     after = dict(trainer.policy.named_parameters())

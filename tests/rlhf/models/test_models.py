@@ -6,9 +6,13 @@ import torch
 from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference, check_head, compute_logits, disable_dropout
-from rlhf.models.loading import add_lora, check_causal, export, export_lm, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.distribution import LogitTransform, check_head, compute_logits, scatter_to_mask, token_positions
+from rlhf.models.export import export_lm, export_policy
+from rlhf.models.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.trunk import disable_dropout
 from rlhf.records import Tokens
+from tabular.core.distributions import logprob_and_entropy
 
 FAMILIES = [
     "llama",
@@ -27,6 +31,16 @@ FAMILIES = [
 PROMPTS = [[7, 8, 9], [10], [11, 12]]
 RESPONSES = [[13, 1], [14, 15, 16, 17], [18]]
 TEMPERATURE = 0.7
+
+
+def reference_logprobs(reference, temperature=TEMPERATURE):
+    """Log-probabilities of the responses under a reference, computed from its states and head."""
+    tokens = padded()
+    logits = LogitTransform(temperature)(
+        reference.head(reference.states(tokens)), token_positions(tokens.response_mask)
+    )
+    logprobs, _ = logprob_and_entropy(logits, tokens.response_ids[tokens.response_mask])
+    return scatter_to_mask(logprobs, tokens.response_mask)
 
 
 def load(models, family, **config):
@@ -195,7 +209,7 @@ def test_model_that_scales_its_logits_is_refused(models, monkeypatch):
         return out
 
     monkeypatch.setattr(lm, "forward", scaled)
-    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits after the head"):
+    with pytest.raises(UserError, match="LlamaForCausalLM changes its logits after the output head"):
         check_head(lm)
 
 
@@ -211,10 +225,10 @@ def test_family_that_scales_its_logits_is_refused(models):
 def test_reference_of_a_fully_trained_policy_is_a_frozen_copy(models):
     lm = load(models, "llama")
     reference, policy = Reference.of(lm), ActorCritic(lm)
-    before = reference.logprobs(padded(), LogitTransform(TEMPERATURE))
+    before = reference_logprobs(reference)
     assert torch.equal(before, policy(padded(), LogitTransform(TEMPERATURE)).logprobs)
     lm.get_output_embeddings().weight.mul_(1.5)
-    assert torch.equal(reference.logprobs(padded(), LogitTransform(TEMPERATURE)), before)
+    assert torch.equal(reference_logprobs(reference), before)
     assert not torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, before)
     assert not any(p.requires_grad for p in reference.lm.parameters())
     assert all(p.requires_grad for p in lm.parameters())
@@ -225,14 +239,14 @@ def test_reference_of_adapters_is_the_model_without_them(models):
     lm = add_lora(load(models, "llama"), LoraConfig(rank=2), "CAUSAL_LM")
     reference, policy = Reference.of(lm), ActorCritic(lm)
     assert reference.lm is lm  # the weights are in memory once
-    before = reference.logprobs(padded(), LogitTransform(TEMPERATURE))
+    before = reference_logprobs(reference)
     assert torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, before)
     for name, p in lm.named_parameters():
         if "lora_B" in name:
             p.fill_(0.3)
     moved = policy(padded(), LogitTransform(TEMPERATURE)).logprobs
     assert (moved - before).abs().max() > 0.01
-    assert torch.equal(reference.logprobs(padded(), LogitTransform(TEMPERATURE)), before)
+    assert torch.equal(reference_logprobs(reference), before)
     assert torch.equal(policy(padded(), LogitTransform(TEMPERATURE)).logprobs, moved)  # the adapters are on again
     assert [name for name, p in lm.named_parameters() if p.requires_grad and "lora_" not in name] == []
 
@@ -257,7 +271,7 @@ def test_adapter_of_an_earlier_stage_is_part_of_the_reference(models, tmp_path):
 
     second = ModelConfig(path=str(tmp_path / "sft"), lora=LoraConfig(rank=2))
     lm = add_lora(load_causal_lm(second), second.lora, "CAUSAL_LM")
-    assert_close(Reference.of(lm).logprobs(padded(), LogitTransform()), expected)
+    assert_close(reference_logprobs(Reference.of(lm), temperature=1.0), expected)
     assert_close(ActorCritic(lm)(padded(), LogitTransform()).logprobs, expected)
 
     # What it exports stands alone: the weights under it lie in no folder.
@@ -265,7 +279,7 @@ def test_adapter_of_an_earlier_stage_is_part_of_the_reference(models, tmp_path):
         if "lora_B" in name:
             p.fill_(0.3)
     moved = ActorCritic(lm)(padded(), LogitTransform()).logprobs
-    export(ActorCritic(lm), load_tokenizer(str(tmp_path / "sft")), tmp_path / "ppo", second, {})
+    export_policy(ActorCritic(lm), load_tokenizer(str(tmp_path / "sft")), tmp_path / "ppo", second, {})
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo")
     assert_close(ActorCritic(alone)(padded(), LogitTransform()).logprobs, moved)
     assert (moved - expected).abs().max() > 0.01
@@ -277,7 +291,7 @@ def test_adapter_targets_that_no_module_has_are_refused(models):
 
 
 def test_a_rank_beyond_the_models_width_is_refused(models):
-    with pytest.raises(UserError, match=r"model.lora.rank is 33, but the model is 32 wide"):
+    with pytest.raises(UserError, match=r"model.lora.rank is 33, but must be at most the model's width, 32"):
         add_lora(load(models, "llama"), LoraConfig(rank=33), "CAUSAL_LM")
 
 

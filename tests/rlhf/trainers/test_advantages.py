@@ -14,16 +14,15 @@ from rlhf.trainers.advantages import (
     estimate,
     gae_estimates,
     grpo,
-    loss_weights,
     make_batch,
     reference_kl,
     returns_to_go,
     rloo,
     scale_and_clip,
+    sum_over_tokens,
     token_rewards,
-    total,
 )
-from rlhf.trainers.update import Normalizers
+from rlhf.trainers.loss import Normalizers, loss_weights
 from tabular.core.losses import aggregate
 
 T, F = True, False
@@ -231,7 +230,7 @@ def test_small_parts_by_hand():
         [3.0, 3.0, 0.0, 0.0],
     ]
     rewards = torch.tensor([[1.0, torch.nan, 4.0, 9.0], [1.0, 2.0, 9.0, torch.inf]])
-    assert total(rewards, mask).tolist() == [5.0, 3.0]
+    assert sum_over_tokens(rewards, mask).tolist() == [5.0, 3.0]
     assert returns_to_go(rewards, mask, 0.5).tolist() == [[3.0, 0.0, 4.0, 0.0], [2.0, 2.0, 0.0, 0.0]]
 
 
@@ -263,8 +262,8 @@ def test_token_scores_count_in_every_estimator():
         assert (one.advantages - other.advantages).abs().max() > 0.1  # these know which token was paid
         first = torch.zeros(6, dtype=torch.long)
         torch.testing.assert_close(
-            one.returns[range(6), first] if estimator != "gae" else total(one.rewards, mask),
-            other.returns[range(6), first] if estimator != "gae" else total(other.rewards, mask),
+            one.returns[range(6), first] if estimator != "gae" else sum_over_tokens(one.rewards, mask),
+            other.returns[range(6), first] if estimator != "gae" else sum_over_tokens(other.rewards, mask),
         )
 
 

@@ -10,8 +10,9 @@ import torch
 from rlhf.config.jobs import LoraConfig
 from rlhf.records import microbatches, select
 from rlhf.run.metrics import sum_microbatches
+from rlhf.trainers.loss import Normalizers
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.update import Normalizers, UpdateContext
+from rlhf.trainers.update import UpdateContext
 from tabular.core.masked import masked_mean, masked_var
 
 FAMILIES = [
@@ -35,7 +36,7 @@ ESTIMATORS = {
 
 
 def collected(trainer):
-    return trainer.make_batch(trainer.collect(trainer._next_prompts()))
+    return trainer.make_batch(trainer.collect(trainer.next_prompts()))
 
 
 def first_minibatch(trainer):
@@ -43,9 +44,12 @@ def first_minibatch(trainer):
     batch = collected(trainer)
     trainer.policy.train()
     part = select(batch, next(trainer.learner.minibatches(len(batch), 0)))
-    turn, count = UpdateContext(0, trainer.kl_coef.coef), Normalizers.of(part)
+    context = UpdateContext(0, trainer.kl_coef.coef)
+    normalizers = Normalizers.of(part)
     groups = microbatches(torch.arange(len(part)), trainer.job.ppo.microbatch_size)
-    return batch, sum_microbatches([trainer.learner.loss(select(part, rows), count, turn)[1] for rows in groups])
+    return batch, sum_microbatches(
+        [trainer.learner.loss(select(part, rows), normalizers, context).metrics for rows in groups]
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,7 +83,7 @@ def test_critic_learns_and_a_later_step_has_a_kl(job, change, kind):
     assert first["objective/kl"] == 0.0
     assert second["objective/kl"] != 0.0
     moved = {n for n, p in trainer.policy.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == set(trainer.weights)  # all that is trained moves, and nothing else
+    assert moved == set(trainer.learner.weights)  # all that is trained moves, and nothing else
     critics = {n for n in moved if n in trainer.learner.critic_weights}
     assert any(n.startswith("value_head") for n in critics)
     if kind.startswith("separate"):
@@ -99,13 +103,15 @@ def test_gradients_stay_on_their_side(job, change, kind, checkpointing):
     trainer.step()  # adapters start at zero, and the value head too: a first step gives each something to say
     batch = collected(trainer)
     trainer.policy.train()
-    learner, count, turn = trainer.learner, Normalizers.of(batch), UpdateContext(1, 0.0)
+    learner = trainer.learner
+    normalizers = Normalizers.of(batch)
+    context = UpdateContext(1, 0.0)
 
     def gradients(pick):
         trainer.policy.zero_grad()
-        loss, _, of_critic = learner.loss(batch, count, turn)
-        pick(loss, of_critic).backward()
-        return {n for n, p in trainer.weights.items() if p.grad is not None and bool(p.grad.any())}
+        part = learner.loss(batch, normalizers, context)
+        pick(part.total, part.critic).backward()
+        return {n for n, p in trainer.learner.weights.items() if p.grad is not None and bool(p.grad.any())}
 
     assert gradients(lambda loss, of_critic: of_critic) == set(learner.critic_weights)
     assert gradients(lambda loss, of_critic: loss - of_critic) == set(learner.policy_weights)
@@ -122,8 +128,8 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(job, change):
         trainer.policy.train()
         trainer.policy.zero_grad()
         for rows in torch.arange(8).split(4):
-            trainer.learner.loss(select(batch, rows), Normalizers.of(batch), UpdateContext(1, 0.0))[0].backward()
-        found.append({n: p.grad.clone() for n, p in trainer.weights.items()})
+            trainer.learner.loss(select(batch, rows), Normalizers.of(batch), UpdateContext(1, 0.0)).total.backward()
+        found.append({n: p.grad.clone() for n, p in trainer.learner.weights.items()})
         trainer.accelerator.free_memory()
         job = replace(job, output=job.output + "-2")
     for name, grad in found[0].items():
@@ -136,7 +142,7 @@ def test_warm_up_moves_the_critic_alone(job, change, kind):
     settings = {"critic": {}} | CRITICS[kind]
     settings["critic"] = settings["critic"] | {"warmup_steps": 2}
     trainer = PPOTrainer(change(job, **settings, ppo={"lr": 1e-2, "weight_decay": 0.1}))
-    start = {n: p.detach().clone() for n, p in trainer.weights.items()}
+    start = {n: p.detach().clone() for n, p in trainer.learner.weights.items()}
     for _ in range(2):
         assert trainer.step()["objective/kl"] == 0.0
     assert all(torch.equal(p, start[n]) for n, p in trainer.learner.policy_weights.items())
@@ -191,18 +197,19 @@ def test_microbatches_add_up_to_the_whole_for_every_objective(job, change, name,
     with torch.no_grad():  # the policy has moved on from the one that sampled, and from its reference
         for p in trainer.learner.policy_weights.values():
             p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    head = trainer.reference.head if trainer.learner.extras.old_states else None
-    turn, count = UpdateContext(1, 0.3, old_head=head), Normalizers.of(batch)
+    head = trainer.reference.head if trainer.learner.requested.old_states else None
+    context = UpdateContext(1, 0.3, old_head=head)
+    normalizers = Normalizers.of(batch)
     trainer.policy.train()
 
     def gradients(rows_at_once):
         trainer.policy.zero_grad()
         parts = []
         for rows in microbatches(torch.arange(8), rows_at_once):
-            loss, metrics, _ = trainer.learner.loss(select(batch, rows), count, turn)
-            loss.backward()
-            parts.append(metrics)
-        return sum_microbatches(parts), {n: p.grad.clone() for n, p in trainer.weights.items()}
+            part = trainer.learner.loss(select(batch, rows), normalizers, context)
+            part.total.backward()
+            parts.append(part.metrics)
+        return sum_microbatches(parts), {n: p.grad.clone() for n, p in trainer.learner.weights.items()}
 
     whole, grads = gradients(8)
     cut, cut_grads = gradients(size)
@@ -231,15 +238,15 @@ def test_every_objective_trains(job, change, name):
 def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
     """The old distribution is told again from stored states and a copy of the head, and must be the very same."""
     trainer = PPOTrainer(change(job, ppo={"policy_loss": "kl_penalty", "minibatch_size": 4, "microbatch_size": 2}))
-    from rlhf.models.actor_critic import frozen_head
+    from rlhf.models.distribution import frozen_head
 
     batch = collected(trainer)
     part = select(batch, torch.arange(4))
-    turn = UpdateContext(0, 0.0, old_head=frozen_head(trainer.policy.lm))
-    assert trainer.learner._kl_old_new(part, turn) == 0.0
+    context = UpdateContext(0, 0.0, old_head=frozen_head(trainer.policy.lm))
+    assert trainer.learner._kl_old_new(part, context) == 0.0
     with torch.no_grad():
         trainer.policy.lm.get_output_embeddings().weight.mul_(1.1)
-    assert trainer.learner._kl_old_new(part, turn) > 0.0  # the copy did not move with the head
+    assert trainer.learner._kl_old_new(part, context) > 0.0  # the copy did not move with the head
 
 
 @pytest.mark.parametrize("rule", ["replace", "overlong", "bootstrap", "mask"])
@@ -298,14 +305,14 @@ def test_batch_sizes_mean_what_they_say(job, change, total, rollout, minibatch, 
     assert trainer.state.step == steps == len(asked)
     assert trainer.state.episodes == steps * rollout == sum(map(len, asked))
     assert metrics["policy/optimizer_steps"] == epochs * per_epoch
-    taken = {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()}
+    taken = {int(s["step"]) for s in trainer.learner.optimizer.state_dict()["state"].values()}
     assert taken == {steps * epochs * per_epoch}
     assert len(read) == steps * epochs * per_epoch * -(-minibatch // microbatch)
     assert max(read) == min(minibatch, microbatch)
     for prompts in asked:  # each prompt as often as asked, side by side
         assert all(prompts[i] == prompts[i - i % samples] for i in range(rollout))
-    started = trainer.prompts.stream(0, steps * rollout // samples, job.seed)
-    assert [p for batch in asked for p in batch[::samples]] == [trainer.prompts.prompts[i] for i in started]
+    started = trainer.data.prompts.stream(0, steps * rollout // samples, job.seed)
+    assert [p for batch in asked for p in batch[::samples]] == [trainer.data.prompts.prompts[i] for i in started]
 
 
 # --------------------------------------------------------------------------------------- the sampler is the policy
@@ -331,7 +338,7 @@ def test_a_model_s_own_generation_config_bends_nothing(job, change, models, tmp_
     assert float(metrics["policy/ratio_max"]) == 1.0
     trainer._start()
     said = capsys.readouterr().out
-    assert "the model's generation_config asks for" in said
+    assert "ignored from the model's generation_config:" in said
     assert all(name in said for name in asked)
 
 
@@ -353,7 +360,7 @@ def test_a_critic_comes_back_from_where_it_was_saved(job, change, tmp_path):
         )
         rollout = first.generate(["the film is", "a good"] * 4)
         assert rollout.old_values.abs().max() > 0
-        torch.testing.assert_close(again.read(rollout).old_values, rollout.old_values)
+        torch.testing.assert_close(again.compute_logprobs_and_values(rollout).old_values, rollout.old_values)
 
 
 def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_path):
@@ -379,7 +386,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_
     values = trainer.policy.values_after(rollout.tokens)
     scorer = ModelReward(str(tmp_path / "reward"), "cpu")
     from rlhf.data.encoding import pad
-    from rlhf.models.actor_critic import sequence_scores
+    from rlhf.models.trunk import sequence_scores
 
     ids = [
         rollout.prompts.prompt_ids[i][rollout.prompts.prompt_mask[i]].tolist() + rollout.token_ids()[i] for i in rows

@@ -1,27 +1,29 @@
 """The invariants of the trainer on tiny real models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf.models.actor_critic import LogitTransform
+from rlhf.models.distribution import LogitTransform
 from rlhf.records import microbatches, select
 from rlhf.run import checkpoint
 from rlhf.run import folder as run_folder
 from rlhf.run.metrics import sum_microbatches
+from rlhf.trainers.loss import Normalizers
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.update import Normalizers, UpdateContext
+from rlhf.trainers.update import UpdateContext
 
 FAMILIES = ["llama", "gpt2", "qwen2"]
 
 
 def collected(trainer):
-    return trainer.make_batch(trainer.collect(trainer._next_prompts()))
+    return trainer.make_batch(trainer.collect(trainer.next_prompts()))
 
 
-TURN = UpdateContext(step=0, kl_coef=0.05)
+CONTEXT = UpdateContext(step=0, kl_coef=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -33,8 +35,11 @@ def test_first_ratio_is_exactly_one_and_first_kl_exactly_zero(job, change, model
     assert torch.equal(rollout.old_logprobs, rollout.ref_logprobs)
     trainer.policy.train()
     minibatch = select(batch, next(trainer.learner.minibatches(8, 0)))
-    count = Normalizers.of(minibatch)
-    parts = [trainer.learner.loss(select(minibatch, rows), count, TURN)[1] for rows in microbatches(torch.arange(4), 2)]
+    normalizers = Normalizers.of(minibatch)
+    parts = [
+        trainer.learner.loss(select(minibatch, rows), normalizers, CONTEXT).metrics
+        for rows in microbatches(torch.arange(4), 2)
+    ]
     metrics = sum_microbatches(parts)
     assert float(metrics["policy/approx_kl"]) == 0.0
     assert float(metrics["policy/ratio_max"]) == 1.0
@@ -45,20 +50,22 @@ def test_first_epoch_gradient_is_the_policy_gradient(job, change):
     trainer = PPOTrainer(change(job, ppo={"minibatch_size": 8, "microbatch_size": 8, "vf_coef": 0.0}))
     batch = collected(trainer)
     mask = batch.rollout.response_mask
-    trainer.learner.loss(batch, Normalizers.of(batch), TURN)[0].backward()
-    surrogate = {name: p.grad.clone() for name, p in trainer.weights.items() if not name.startswith("value_head")}
+    trainer.learner.loss(batch, Normalizers.of(batch), CONTEXT).total.backward()
+    surrogate = {
+        name: p.grad.clone() for name, p in trainer.learner.weights.items() if not name.startswith("value_head")
+    }
     trainer.policy.zero_grad()
     out = trainer.policy(batch.rollout.tokens, LogitTransform())
     (-(out.logprobs * batch.advantages)[mask].mean()).backward()
     for name, grad in surrogate.items():
-        torch.testing.assert_close(grad, trainer.weights[name].grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(grad, trainer.learner.weights[name].grad, rtol=1e-5, atol=1e-7)
 
 
 def test_number_of_optimizer_steps(job):
     trainer = PPOTrainer(job)
     metrics = trainer.step()
     assert metrics["policy/optimizer_steps"] == 2 * (8 // 4)  # epochs x minibatches
-    assert {int(s["step"]) for s in trainer.optimizer.state_dict()["state"].values()} == {4}
+    assert {int(s["step"]) for s in trainer.learner.optimizer.state_dict()["state"].values()} == {4}
 
 
 def test_target_kl_stops_the_epochs_before_the_step_that_went_too_far(job, change):
@@ -68,16 +75,16 @@ def test_target_kl_stops_the_epochs_before_the_step_that_went_too_far(job, chang
 
 def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
     trainer = PPOTrainer(job)
-    before = {name: p.detach().clone() for name, p in trainer.weights.items()}
-    honest = trainer.learner.loss
+    before = {name: p.detach().clone() for name, p in trainer.learner.weights.items()}
+    true_loss = trainer.learner.loss
 
     def broken(*args):
-        loss, metrics, of_critic = honest(*args)
-        return loss * torch.nan, metrics, of_critic
+        part = true_loss(*args)
+        return replace(part, total=part.total * torch.nan)
 
     monkeypatch.setattr(trainer.learner, "loss", broken)
     assert trainer.step()["policy/optimizer_steps"] == 0
-    assert all(torch.equal(before[name], p) for name, p in trainer.weights.items())
+    assert all(torch.equal(before[name], p) for name, p in trainer.learner.weights.items())
     trainer.step()
     with pytest.raises(ValueError, match="10 optimizer steps in a row"):
         trainer.step()
@@ -173,8 +180,8 @@ def test_best_weights_are_exported_not_the_last(job, change, monkeypatch):
 
 def test_only_adapters_and_value_head_are_trained_under_lora(job, change):
     trainer = PPOTrainer(change(job, model={"lora": change(job.model, lora={"rank": 2}).lora}))
-    assert trainer.weights
-    assert all("lora_" in name or name.startswith("value_head") for name in trainer.weights)
+    assert trainer.learner.weights
+    assert all("lora_" in name or name.startswith("value_head") for name in trainer.learner.weights)
     base = {n: p.detach().clone() for n, p in trainer.policy.named_parameters() if not p.requires_grad}
     first = trainer.step()
     assert first["objective/kl"] == 0.0

@@ -9,7 +9,8 @@ import torch
 
 from rlhf.config.jobs import ModelConfig, PTXConfig
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, LogitTransform
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.distribution import LogitTransform
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.trainers.ptx import TextStream
 

@@ -1,4 +1,6 @@
-"""What is said before a run starts: its steps, and memory counted by hand for a model of 20,320 weights."""
+"""The preflight of a run: its description, and its memory counted by hand for a model of 20,320 weights."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.models.actor_critic import Reference
 from rlhf.models.adapters import CRITIC
 from rlhf.models.build import build_policy
-from rlhf.models.loading import load_causal_lm, load_reward_model
-from rlhf.trainers.preflight import SAMPLING, MiB, estimate_memory, ignored_generation_settings, peak, plan
+from rlhf.models.loading import load_causal_lm
+from rlhf.models.reward_models import load_reward_model
+from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
+from rlhf.trainers.preflight import MemoryEstimate, MiB, describe_run, estimate_memory
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
@@ -18,24 +22,24 @@ LONGEST = 12
 
 
 @pytest.fixture
-def made(job, change):
-    """Policy and reference of the job with other settings, and what is estimated for them."""
+def estimated(job, change):
+    """`estimated(ranks, models, **groups)`: memory estimate, policy and job for the job with other settings."""
 
-    def estimated(ranks=1, models=None, **groups):
+    def estimate(ranks=1, models=None, **groups):
         changed = change(job, **groups)
         lm = load_causal_lm(changed.model)
         policy = build_policy(changed, lm)
         models = {"reference": Reference.of(policy.lm).lm} if models is None else models
         return estimate_memory(changed, LONGEST, ranks, policy, models), policy, changed
 
-    return estimated
+    return estimate
 
 
-def test_memory_of_a_tiny_model_by_hand(made):
+def test_memory_of_a_tiny_model_by_hand(estimated):
     """2 rows of 12 tokens in a forward, 8 answered; 8 rows sampled at once."""
-    found, policy, _ = made()
+    memory, policy, _ = estimated()
     assert (LM, sum(p.numel() for p in policy.parameters())) == (20_320, 20_353)
-    assert found == {
+    assert memory.parts() == {
         "policy and critic": 4 * (LM + HEAD),
         "reference": 4 * LM,
         "gradients and AdamW": 3 * 4 * (LM + HEAD),
@@ -77,79 +81,76 @@ def test_memory_of_a_tiny_model_by_hand(made):
         ({"ppo": {"estimator": "remax"}}, {"policy and critic": 4 * LM, "gradients and AdamW": 12 * LM}),
     ],
 )
-def test_what_a_setting_changes_in_the_estimate(made, groups, expected):
-    """And nothing else of it."""
-    assert made(**groups)[0] == made()[0] | expected
+def test_a_setting_changes_only_its_parts_of_the_estimate(estimated, groups, expected):
+    assert estimated(**groups)[0].parts() == estimated()[0].parts() | expected
 
 
-def test_each_process_has_its_share(made):
-    """Gradients are there once more, for processes to average."""
-    one, two = made(1)[0], made(2, ppo={"microbatch_size": 4})[0]
+def test_estimate_counts_the_share_of_one_process(estimated):
+    """Gradients count twice: DDP holds a second copy in its buckets."""
+    one = estimated(1)[0].parts()
+    two = estimated(2, ppo={"microbatch_size": 4})[0].parts()
     assert two["cache while sampling"] == one["cache while sampling"] / 2
     assert two["gradients and AdamW"] == 4 / 3 * one["gradients and AdamW"]
     assert two["activations"] == one["activations"]  # a share of two rows, though four would be allowed
 
 
-def test_adapters_share_the_base_with_the_reference(made):
+def test_adapters_share_the_base_with_the_reference(estimated):
     """Rank 2 on every linear layer but the head: 2 (in + out) weights each."""
     low = 2 * (4 * 32 + 32 + 16 + 32 + 16 + 3 * (32 + 64))
     assert low == 2 * sum(a + b for a, b in [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)])
     lora = {"model": {"lora": LoraConfig(rank=2)}}
-    found, policy, _ = made(**lora)
-    assert "reference" not in found
-    assert found["policy and critic"] == 4 * (LM + 2 * low + HEAD)
-    assert found["gradients and AdamW"] == 12 * (2 * low + HEAD)
-    both, policy, _ = made(**lora, critic={"kind": "adapter"})
-    assert both["policy and critic"] == 4 * (LM + 4 * low + HEAD)
-    assert both["gradients and AdamW"] == 12 * (4 * low + HEAD)
-    assert both["activations"] == 2 * found["activations"]
+    memory, policy, _ = estimated(**lora)
+    assert "reference" not in memory.parts()
+    assert memory.parts()["policy and critic"] == 4 * (LM + 2 * low + HEAD)
+    assert memory.parts()["gradients and AdamW"] == 12 * (2 * low + HEAD)
+    both, policy, _ = estimated(**lora, critic={"kind": "adapter"})
+    assert both.parts()["policy and critic"] == 4 * (LM + 4 * low + HEAD)
+    assert both.parts()["gradients and AdamW"] == 12 * (4 * low + HEAD)
+    assert both.parts()["activations"] == 2 * memory.parts()["activations"]
     assert any(f".{CRITIC}." in name for name in policy.trainable())
 
 
-def test_reward_model_counts_for_itself(made, reward_folder):
+def test_reward_model_is_counted_separately(estimated, reward_folder):
     model = load_reward_model(str(reward_folder))
-    found, policy, changed = made(models={"reward model": model})
-    assert found["reward model"] == 4 * sum(p.numel() for p in model.parameters()) == 4 * (LM - 27 * 32 + 32)
-    assert "reference" not in found
-    assert estimate_memory(changed, LONGEST, 1, policy, {}).keys() == found.keys() - {"reward model"}
+    memory, policy, changed = estimated(models={"reward model": model})
+    assert memory.parts()["reward model"] == 4 * sum(p.numel() for p in model.parameters()) == 4 * (LM - 27 * 32 + 32)
+    assert "reference" not in memory.parts()
+    assert estimate_memory(changed, LONGEST, 1, policy, {}).parts().keys() == memory.parts().keys() - {"reward model"}
 
 
-def test_peak_is_what_lasts_and_the_larger_of_what_passes():
-    memory = {"policy and critic": 100.0, "reference": 40.0, "gradients and AdamW": 300.0}
-    passing = {"activations": 20.0, "logits": 7.0, "cache while sampling": 25.0}
-    assert peak(memory | passing) == 440 + 27
-    assert peak(memory | passing | {"cache while sampling": 28.0}) == 440 + 28
+def test_peak_is_what_stays_in_memory_and_the_larger_of_the_two_phases():
+    memory = MemoryEstimate({"policy and critic": 100.0, "reference": 40.0}, 300.0, 20.0, 7.0, kv_cache=25.0)
+    assert memory.peak == 440 + 27
+    assert replace(memory, kv_cache=28.0).peak == 440 + 28
 
 
-def test_plan_in_words(made):
-    memory, policy, changed = made(ppo={"total_episodes": 20_000, "microbatch_size": 3}, output="runs/x")
-    lines = plan(changed, 1, 32, 8, LONGEST, policy, memory).splitlines()
-    assert lines[0] == (
+def described(memory, policy, job, ranks=1):
+    text = describe_run(job, ranks=ranks, n_prompts=32, n_held_out=8, longest=LONGEST, policy=policy, memory=memory)
+    return text.splitlines()
+
+
+def test_a_run_is_described_by_its_steps_data_and_memory(estimated):
+    _, policy, job = estimated(ppo={"total_episodes": 20_000, "microbatch_size": 3}, output="runs/x")
+    memory = MemoryEstimate({"policy and critic": 1500.4 * MiB}, 10.0 * MiB, 20.0 * MiB, 3.0 * MiB, 30.0 * MiB)
+    assert described(memory, policy, job) == [
         "2500 steps of 8 responses; 2 epochs x 2 minibatches = 4 optimizer steps each, 10,000 in all; "
-        "2 forward(s) a minibatch on each of 1 process(es)"
-    )
-    assert lines[1] == (
+        "2 forward(s) a minibatch on each of 1 process(es)",
         "32 prompts to train on, 8 held out; longest prompt and response 12 tokens; 20,353 trained parameters; "
-        "run folder runs/x"
-    )
-    megabytes = {name: size * MiB for name, size in {"policy and critic": 1500.4, "activations": 20.0}.items()}
-    megabytes |= {"logits": 3.0 * MiB, "cache while sampling": 30.0 * MiB}
-    assert plan(changed, 1, 32, 8, LONGEST, policy, megabytes).splitlines()[2:] == [
-        "memory of each process, estimated: policy and critic 1,500 MB, activations 20 MB, logits 3 MB, "
-        "cache while sampling 30 MB; about 1,530 MB at its peak"
+        "run folder runs/x",
+        "memory of each process, estimated: policy and critic 1,500 MB, gradients and AdamW 10 MB, activations 20 MB, "
+        "logits 3 MB, cache while sampling 30 MB; about 1,540 MB at its peak",
     ]
 
 
-def test_plan_says_how_often_each_prompt_is_answered_and_what_each_process_does(made):
-    memory, policy, changed = made(ppo={"samples_per_prompt": 2, "microbatch_size": 1})
-    first = plan(changed, 2, 32, 8, LONGEST, policy, memory).splitlines()[0]
-    assert first == (
+def test_description_names_samples_per_prompt_and_the_share_of_each_process(estimated):
+    memory, policy, job = estimated(ppo={"samples_per_prompt": 2, "microbatch_size": 1})
+    assert described(memory, policy, job, ranks=2)[0] == (
         "3 steps of 8 responses (2 to each of 4 prompts); 2 epochs x 2 minibatches = 4 optimizer steps each, "
         "12 in all; 2 forward(s) a minibatch on each of 2 process(es)"
     )
 
 
-BENDING = {
+OPTION_VALUES = {
     "temperature": 0.6,
     "top_k": 20,
     "top_p": 0.9,
@@ -173,26 +174,27 @@ BENDING = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLING)
-def test_every_option_that_bends_the_distribution_is_named(models, name):
+@pytest.mark.parametrize("name", DISTRIBUTION_OPTIONS)
+def test_every_option_that_changes_the_distribution_is_listed(models, name):
     lm = load_causal_lm(ModelConfig(path=str(models("llama"))))
     assert ignored_generation_settings(lm) == ""
-    setattr(lm.generation_config, name, BENDING[name])
-    assert ignored_generation_settings(lm) == f"{name} {BENDING[name]!r}"
+    setattr(lm.generation_config, name, OPTION_VALUES[name])
+    assert ignored_generation_settings(lm) == f"{name} {OPTION_VALUES[name]!r}"
 
 
-def test_what_is_set_aside_stands_in_the_plan(made):
-    memory, policy, changed = made(model={"lora": LoraConfig(rank=2)})
-    assert len(plan(changed, 1, 32, 8, LONGEST, policy, memory).splitlines()) == 3
+def test_ignored_generation_settings_are_part_of_the_description(estimated):
+    memory, policy, job = estimated(model={"lora": LoraConfig(rank=2)})
+    assert len(described(memory, policy, job)) == 3
     config = policy.lm.get_base_model().generation_config
-    config.top_p, config.repetition_penalty, config.do_sample, config.max_length = 0.9, 1.1, True, 77
-    last = plan(changed, 1, 32, 8, LONGEST, policy, memory).splitlines()[3]
-    assert last == (
-        "the model's generation_config asks for top_p 0.9, repetition_penalty 1.1; set aside, for the distribution "
-        "that is sampled must be the one that is scored (generation.temperature, min_new_tokens and suppress_ids apply "
-        "to both)"
+    config.top_p = 0.9
+    config.repetition_penalty = 1.1
+    config.do_sample = True
+    config.max_length = 77
+    assert described(memory, policy, job)[3] == (
+        "ignored from the model's generation_config: top_p 0.9, repetition_penalty 1.1; the sampled distribution must "
+        "be the scored one (generation.temperature, min_new_tokens and suppress_ids apply to both)"
     )
 
 
-def test_a_model_without_a_generation_config_asks_for_nothing():
+def test_a_model_without_a_generation_config_has_no_ignored_settings():
     assert ignored_generation_settings(torch.nn.Linear(1, 1)) == ""

@@ -30,7 +30,7 @@ def pretrained(job, change):
 
 def test_the_critic_learns_and_the_policy_stays(pretrained):
     trainer = PPOTrainer(pretrained)
-    start = {n: p.detach().clone() for n, p in trainer.weights.items()}
+    start = {n: p.detach().clone() for n, p in trainer.learner.weights.items()}
     trainer._start()
     rows = rows_of(trainer.run.path / "pretraining.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -78,7 +78,7 @@ def test_a_resumed_run_does_not_pretrain_again(pretrained, tmp_path, change):
     for file in ("metrics", "eval", "pretraining"):
         rows = [[json_safe(row) for row in rows_of(tmp_path / which / f"{file}.jsonl")] for which in ("whole", "part")]
         assert rows[0] == rows[1], file
-    assert all(torch.equal(p, again.weights[n]) for n, p in whole.weights.items())
+    assert all(torch.equal(p, again.learner.weights[n]) for n, p in whole.learner.weights.items())
 
 
 EVERYTHING = {
@@ -118,4 +118,4 @@ def test_killed_and_resumed_is_uninterrupted_with_every_part_of_the_state(job, c
     rows = [[json_safe(row) for row in rows_of(tmp_path / which / "metrics.jsonl")] for which in ("whole", "part")]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
-    assert all(torch.equal(p, resumed.weights[n]) for n, p in first.weights.items())
+    assert all(torch.equal(p, resumed.learner.weights[n]) for n, p in first.learner.weights.items())

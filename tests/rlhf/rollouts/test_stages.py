@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
-from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference, exact_kl, frozen_head, token_positions
+from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.adapters import CRITIC
+from rlhf.models.distribution import LogitTransform, exact_kl, frozen_head, token_positions
 from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer
 from rlhf.records import Prompts, Rollout, mask_up_to_last
-from rlhf.rollouts.rollout import (
+from rlhf.rollouts.sampling import uniform_noise
+from rlhf.rollouts.stages import (
     RequestedOutputs,
     Sampler,
     bootstrap_values,
+    compute_logprobs_and_values,
     decode,
     forward_groups,
-    read,
     sample_responses,
-    score,
+    score_rollout,
     unscored_rollout,
 )
-from rlhf.rollouts.sampling import uniform_noise
-from rlhf.run.metrics import PhaseTimer
 from rlhf.trainers.advantages import make_batch, token_rewards
 
 LENGTHS = [5, 1, 3, 2]
@@ -148,7 +148,7 @@ def test_score_passes_texts_and_columns_and_applies_the_rules():
         asked.append((prompts, completions, columns))
         return [1.0, 2.0, 3.0, 4.0]
 
-    scored = score(rollout, source, RewardConfig(missing_eos_penalty=9.0, min_length=2, short_penalty=7.0), 5)
+    scored = score_rollout(rollout, source, RewardConfig(missing_eos_penalty=9.0, min_length=2, short_penalty=7.0), 5)
     assert asked == [(["the"] * 4, ["a", "b", "c", "d"], {"wanted": list("abcd")})]
     assert scored.scores.tolist() == [-9.0, -7.0, 3.0, 4.0]
 
@@ -173,10 +173,12 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
         lm.get_input_embeddings().weight.mul_(1.1)  # the policy has moved on from its reference
     ids, mask = torch.tensor([[2, 7], [8, 9], [2, 10], [11, 12]]), torch.tensor([[False, True], [True, True]] * 2)
     prompts = Prompts(ids, mask, ["the"] * 4, {})
-    sampler = Sampler(tokenizer, LogitTransform(0.8, stops=(1,)), GenerationConfig(max_new_tokens=6, temperature=0.8))
+    sampler = Sampler(
+        tokenizer, LogitTransform(0.8, stop_ids=(1,)), GenerationConfig(max_new_tokens=6, temperature=0.8)
+    )
     groups = torch.arange(4).split(group_size)
-    rollout = sample_responses(policy, sampler, prompts, uniform_noise([3], range(4), 4, 6), PhaseTimer())
-    rollout = read(policy, reference, rollout, groups, sampler.decoding)
+    rollout = sample_responses(policy, sampler, prompts, uniform_noise([3], range(4), 4, 6))
+    rollout = compute_logprobs_and_values(policy, reference, rollout, groups, sampler.transform)
     assert rollout.response_mask.sum(-1).unique().numel() > 1
     assert rollout.scores.isnan().all()
     with torch.no_grad():
@@ -184,7 +186,7 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
     for name, expected in [
         ("old_logprobs", out.logprobs),
         ("old_values", out.values),
-        ("ref_logprobs", reference.logprobs(rollout.tokens, LogitTransform(0.8))),
+        ("ref_logprobs", ActorCritic(reference.lm, critic=None)(rollout.tokens, LogitTransform(0.8)).logprobs),
     ]:
         torch.testing.assert_close(getattr(rollout, name), expected, rtol=1e-4, atol=1e-5)
     assert (rollout.old_logprobs - rollout.ref_logprobs).abs().max() > 0.01
@@ -195,7 +197,7 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
 T, F = True, False
 HOLES = torch.tensor([[T, F, T, T, F, F], [T, T, T, T, T, T], [F, T, F, F, F, F], [T, F, F, T, T, F]])
 """Four responses with the words of an environment between their tokens."""
-BENT = LogitTransform(0.8, suppress_ids=(5, 20), min_new_tokens=2, stops=(1,))
+BENT = LogitTransform(0.8, suppress_ids=(5, 20), min_new_tokens=2, stop_ids=(1,))
 
 
 def moved_policy(models, kind="shared", family="llama"):
@@ -256,7 +258,7 @@ def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
     """Log-probabilities, states and the exact KL of rows with holes, at the distribution that was sampled from."""
     policy, reference = moved_policy(models)
     rollout, extras = given_rollout(), RequestedOutputs(exact_kl=True, old_states=True, ref_states=True)
-    found = read(policy, reference, rollout, torch.arange(4).split(group_size), BENT, extras)
+    found = compute_logprobs_and_values(policy, reference, rollout, torch.arange(4).split(group_size), BENT, extras)
     for row, mask in enumerate(HOLES):
         ours, theirs = (logits_alone(lm, rollout, row) for lm in (policy.lm, reference.lm))
         ids = rollout.response_ids[row][mask]
@@ -282,7 +284,7 @@ def test_only_what_is_asked_for_is_kept(models):
     names = ("exact_kl", "old_states", "ref_states", "bootstrap_values")
     for asked in (None, *names):
         extras = None if asked is None else RequestedOutputs(**{asked: True})
-        found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, extras)
+        found = compute_logprobs_and_values(policy, reference, given_rollout(), [torch.arange(4)], BENT, extras)
         assert [name for name in names if getattr(found, name) is not None] == ([] if asked is None else [asked])
 
 
@@ -290,7 +292,9 @@ def test_no_divergence_from_oneself(models):
     policy, reference = moved_policy(models)
     with torch.no_grad():
         reference.lm.load_state_dict(policy.lm.state_dict())
-    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(exact_kl=True))
+    found = compute_logprobs_and_values(
+        policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(exact_kl=True)
+    )
     assert torch.equal(found.old_logprobs, found.ref_logprobs)
     assert not found.exact_kl.any()
 
@@ -300,7 +304,7 @@ def test_no_divergence_from_oneself(models):
 def test_value_of_a_cut_is_that_of_the_state_before_one_token_more(models, kind, group_size):
     policy, reference = moved_policy(models, kind)
     rollout = given_rollout()
-    found = read(
+    found = compute_logprobs_and_values(
         policy, reference, rollout, torch.arange(4).split(group_size), BENT, RequestedOutputs(bootstrap_values=True)
     )
     # One token more after each row's last, whichever it be: the value at it is of the state that the cut left.
@@ -308,12 +312,14 @@ def test_value_of_a_cut_is_that_of_the_state_before_one_token_more(models, kind,
     wide_mask = torch.nn.functional.pad(HOLES, (0, 1)).scatter(1, ends, True)
     wide_ids = torch.nn.functional.pad(rollout.response_ids, (0, 1)).scatter(1, ends, 26)
     longer = replace(given_rollout(wide_mask), response_ids=wide_ids)
-    after = read(policy, reference, longer, [torch.arange(4)], BENT).old_values.gather(1, ends)[:, 0]
+    after = compute_logprobs_and_values(policy, reference, longer, [torch.arange(4)], BENT).old_values.gather(1, ends)[
+        :, 0
+    ]
     expected = torch.where(rollout.truncated, after, 0)
     torch.testing.assert_close(found.bootstrap_values, expected, rtol=1e-4, atol=1e-5)
     assert found.bootstrap_values[rollout.truncated].unique().numel() == 3
     assert (found.bootstrap_values - found.old_values.gather(1, ends - 1)[:, 0])[rollout.truncated].abs().min() > 1e-3
-    none = read(
+    none = compute_logprobs_and_values(
         policy,
         reference,
         given_rollout(truncated=(F,) * 4),
@@ -336,7 +342,9 @@ def test_groups_need_not_be_of_one_size(models):
 def test_old_states_and_the_frozen_head_tell_the_old_distribution_after_the_weights_moved(models, family, kind):
     """Also where the head is tied to the embedding (gpt2), and where adapters leave it alone."""
     policy, reference = moved_policy(models, kind, family)
-    found = read(policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(old_states=True))
+    found = compute_logprobs_and_values(
+        policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(old_states=True)
+    )
     places, ids = token_positions(HOLES), found.response_ids[HOLES]
     head = frozen_head(policy.lm)
     old = BENT(head(found.old_states[HOLES]), places).detach()
@@ -348,7 +356,7 @@ def test_old_states_and_the_frozen_head_tell_the_old_distribution_after_the_weig
     assert torch.equal(again, old)
     told = again.log_softmax(-1)[torch.arange(len(ids)), ids]
     torch.testing.assert_close(told, found.old_logprobs[HOLES], rtol=1e-5, atol=1e-5)
-    moved = read(policy, reference, given_rollout(), [torch.arange(4)], BENT)
+    moved = compute_logprobs_and_values(policy, reference, given_rollout(), [torch.arange(4)], BENT)
     assert (moved.old_logprobs - found.old_logprobs).abs().max() > 0.1
     assert not again.requires_grad
 
@@ -372,9 +380,11 @@ def test_what_the_sampler_saw_is_what_is_read(models, settings):
     )
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, config)
     prompts = given_rollout().prompts
-    rollout = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 8), PhaseTimer())
+    rollout = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 8))
     assert rollout.response_mask.sum(-1).unique().numel() > 1
-    found = read(policy, reference, rollout, [torch.tensor([0, 2]), torch.tensor([1, 3])], sampler.decoding)
+    found = compute_logprobs_and_values(
+        policy, reference, rollout, [torch.tensor([0, 2]), torch.tensor([1, 3])], sampler.transform
+    )
     torch.testing.assert_close(found.sampler_logprobs, found.old_logprobs, rtol=0, atol=1e-5)
     assert found.sampler_logprobs.abs().sum() > 1
 
@@ -385,10 +395,10 @@ def test_greedy_responses_need_no_numbers_and_draw_none(models):
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, GenerationConfig(max_new_tokens=4))
     prompts = given_rollout().prompts
     state = torch.get_rng_state()
-    one, other = (sample_responses(policy, sampler, prompts, None, PhaseTimer()) for _ in range(2))
+    one, other = (sample_responses(policy, sampler, prompts, None) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.response_ids, other.response_ids)
-    noisy = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 4), PhaseTimer())
+    noisy = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 4))
     assert noisy.response_ids.tolist() != one.response_ids.tolist()
 
 
@@ -405,12 +415,12 @@ def test_text_is_cut_only_where_the_response_ended(models):
     tokenizer = load_tokenizer(str(models("llama")))
     sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is"]))
     ids = torch.tensor([[7, 8, 4, 9, 10, 1]])
-    assert not any(bool(sampler.strings.completed(ids[:, :t])) for t in range(1, 7))
+    assert not any(bool(sampler.stop_strings.completed(ids[:, :t])) for t in range(1, 7))
     assert decode(sampler, ids, torch.ones_like(ids).bool()) == ["the film is a"]
 
 
 def test_score_counts_the_policy_s_own_tokens_and_prices_the_last_before_the_limit():
     """Own tokens 3, 6, 1 and 3 of at most 6, a buffer of 4: 1 / 4, 4 / 4 and nothing of the penalty."""
     config = RewardConfig(truncated="overlong", overlong_penalty=2.0, overlong_buffer=4)
-    scored = score(given_rollout(), lambda *_: [1.0] * 4, config, 6)
+    scored = score_rollout(given_rollout(), lambda *_: [1.0] * 4, config, 6)
     assert scored.scores.tolist() == [0.5, -1.0, 1.0, 0.5]

@@ -9,10 +9,12 @@ import torch
 from rlhf.config.jobs import GenerationConfig, ModelConfig
 from rlhf.data.encoding import pad
 from rlhf.errors import UserError
-from rlhf.models.actor_critic import ActorCritic, LogitTransform, Reference
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.distribution import LogitTransform
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.records import Tokens
-from rlhf.rollouts.sampling import StopStrings, make_logit_transform, sample, stop_ids, uniform_noise
+from rlhf.rollouts.sampling import sample, uniform_noise
+from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
 
 FAMILIES = [
     "llama",
@@ -41,11 +43,11 @@ def load(models):
     return loaded
 
 
-def together(lm, prompts=PROMPTS, seed=0, stops=STOPS, temperature=1.0, max_rows=None, filler=2, left=0):
+def together(lm, prompts=PROMPTS, seed=0, stop_ids=STOPS, temperature=1.0, max_rows=None, filler=2, left=0):
     noise = uniform_noise([seed], range(len(prompts)), len(prompts), LENGTH)
     ids, mask = pad(prompts, filler, "left")
     ids = torch.nn.functional.pad(ids, (left, 0), value=filler)
-    decoding = LogitTransform(temperature, stops=tuple(stops))
+    decoding = LogitTransform(temperature, stop_ids=tuple(stop_ids))
     return sample(lm, ids, torch.nn.functional.pad(mask, (left, 0)), noise, decoding, LENGTH, None, max_rows)
 
 
@@ -107,7 +109,9 @@ def test_row_s_response_is_its_own_whatever_stands_beside_it(load):
     order = [4, 0, 5, 2]
     ids, mask = pad([PROMPTS[i] for i in order], 2, "left")
     noise = uniform_noise([0], order, len(PROMPTS), LENGTH)
-    assert listed(sample(lm, ids, mask, noise, LogitTransform(stops=tuple(STOPS)), LENGTH)) == [whole[i] for i in order]
+    assert listed(sample(lm, ids, mask, noise, LogitTransform(stop_ids=tuple(STOPS)), LENGTH)) == [
+        whole[i] for i in order
+    ]
 
 
 def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
@@ -125,14 +129,16 @@ def test_response_ends_at_its_first_stop_which_belongs_to_it(load):
 
 
 def test_no_column_is_padding_in_every_row(load):
-    said = together(load(), stops=range(27))
+    said = together(load(), stop_ids=range(27))
     assert said.ids.shape == said.mask.shape == said.logprobs.shape == (6, 1)
     assert not said.truncated.any()
 
 
 def test_stop_as_the_very_last_token_that_the_limit_allows_is_an_end(load):
     ids, mask = pad(PROMPTS, 2, "left")
-    said = sample(load(), ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=tuple(range(1, 14))), 1)
+    said = sample(
+        load(), ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stop_ids=tuple(range(1, 14))), 1
+    )
     assert said.truncated.tolist() == [token not in range(1, 14) for token in said.ids[:, 0].tolist()]
     assert said.truncated.unique().numel() == 2
 
@@ -142,7 +148,7 @@ def test_frequencies_are_those_that_are_scored(load, family):
     """20,000 draws of one token at temperature 0.7: every token within four standard errors of its probability."""
     lm, draws = load(family), 20_000
     noise = uniform_noise([3], range(draws), draws, 1)
-    decoding = LogitTransform(0.7, stops=(1,))
+    decoding = LogitTransform(0.7, stop_ids=(1,))
     said = sample(lm, torch.full((draws, 1), 7), torch.ones(draws, 1, dtype=torch.bool), noise, decoding, 1)
     with torch.no_grad():
         p = (lm(torch.tensor([[7]])).logits[0, -1] / 0.7).softmax(-1)
@@ -163,7 +169,7 @@ def test_cold_limit_is_transformers_greedy_search(load, family):
         ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=LENGTH, eos_token_id=STOPS, pad_token_id=0
     )
     assert torch.equal(ours, theirs[:, ids.shape[1] :])
-    greedy = sample(lm, ids, mask, None, LogitTransform(stops=tuple(STOPS)), LENGTH)
+    greedy = sample(lm, ids, mask, None, LogitTransform(stop_ids=tuple(STOPS)), LENGTH)
     assert torch.equal(greedy.ids, ours)
 
 
@@ -196,7 +202,7 @@ def named(tokenizer=None, model=None, generation=None, **config):
     text = SimpleNamespace(vocab_size=27)
     lm_config = SimpleNamespace(eos_token_id=model, get_text_config=lambda: text)
     found = SimpleNamespace(eos_token_id=generation)
-    return stop_ids(SimpleNamespace(eos_token_id=tokenizer), lm_config, GenerationConfig(**config), found)
+    return resolve_stop_ids(SimpleNamespace(eos_token_id=tokenizer), lm_config, GenerationConfig(**config), found)
 
 
 @pytest.mark.parametrize(
@@ -223,22 +229,22 @@ def test_no_stop_and_stops_outside_the_vocabulary_are_refused():
 def test_stops_of_a_real_model(load, models):
     lm = load()
     tokenizer = load_tokenizer(str(models("llama")))
-    assert stop_ids(tokenizer, lm.config, GenerationConfig(), lm.generation_config) == [1]
+    assert resolve_stop_ids(tokenizer, lm.config, GenerationConfig(), lm.generation_config) == [1]
 
 
 # ----------------------------------------------------------------------------------------------- what is never possible
 
 BENT = {
-    "plain": LogitTransform(0.8, stops=tuple(STOPS)),
-    "suppressed": LogitTransform(0.8, suppress_ids=(0, 8, 20, 25), stops=tuple(STOPS)),
-    "shortest": LogitTransform(0.8, min_new_tokens=4, stops=tuple(STOPS)),
-    "both": LogitTransform(0.8, suppress_ids=(8, 25), min_new_tokens=3, stops=tuple(STOPS)),
+    "plain": LogitTransform(0.8, stop_ids=tuple(STOPS)),
+    "suppressed": LogitTransform(0.8, suppress_ids=(0, 8, 20, 25), stop_ids=tuple(STOPS)),
+    "shortest": LogitTransform(0.8, min_new_tokens=4, stop_ids=tuple(STOPS)),
+    "both": LogitTransform(0.8, suppress_ids=(8, 25), min_new_tokens=3, stop_ids=tuple(STOPS)),
 }
 
 
 def possible(decoding, place):
     """The tokens that may come at a place of a response, by the definition."""
-    banned = set(decoding.suppress_ids) | (set(decoding.stops) if place < decoding.min_new_tokens else set())
+    banned = set(decoding.suppress_ids) | (set(decoding.stop_ids) if place < decoding.min_new_tokens else set())
     return [i for i in range(27) if i not in banned]
 
 
@@ -296,7 +302,10 @@ def test_sampler_policy_and_reference_give_every_token_the_same_probability(load
         )
         with torch.no_grad():
             out = ActorCritic(lm)(tokens, decoding)
-        of_policy, of_reference = out.logprobs[:, place], Reference(lm).logprobs(tokens, decoding)[:, place]
+        of_policy, of_reference = (
+            out.logprobs[:, place],
+            ActorCritic(Reference(lm).lm, critic=None)(tokens, decoding).logprobs[:, place],
+        )
         torch.testing.assert_close(of_policy.exp(), p, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(of_reference.exp(), p, rtol=1e-4, atol=1e-6)
         impossible = [i for i in range(27) if i not in possible(decoding, place)]
@@ -312,7 +321,7 @@ def test_sampler_policy_and_reference_give_every_token_the_same_probability(load
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("name", BENT)
 def test_sampler_s_logprobs_are_the_policy_s_also_after_rows_left_the_cache(load, family, name):
-    lm, decoding = load(family), replace(BENT[name], stops=(*STOPS, 5, 13, 14))
+    lm, decoding = load(family), replace(BENT[name], stop_ids=(*STOPS, 5, 13, 14))
     said, _, prompts = bent(lm, decoding, PROMPTS * 4)
     lengths = said.mask.sum(-1)
     alive = [int((lengths > t).sum()) for t in range(1, LENGTH)]
@@ -339,7 +348,9 @@ def test_gradient_is_finite_where_tokens_are_impossible(load):
 def test_places_count_the_tokens_of_a_response_not_of_the_prompt(load):
     """At place 2 of min_new_tokens 3 no end, at place 3 any; whatever stands left of it."""
     logits = torch.zeros(4, 5)
-    found = LogitTransform(2.0, suppress_ids=(4,), min_new_tokens=3, stops=(0, 1))(logits, torch.tensor([0, 2, 3, 9]))
+    found = LogitTransform(2.0, suppress_ids=(4,), min_new_tokens=3, stop_ids=(0, 1))(
+        logits, torch.tensor([0, 2, 3, 9])
+    )
     ninf = -torch.inf
     assert found.tolist() == [[ninf, ninf, 0, 0, ninf]] * 2 + [[0, 0, 0, 0, ninf]] * 2
     assert LogitTransform(0.5)(torch.tensor([[1.0, -2.0]]), torch.tensor([0])).tolist() == [[2.0, -4.0]]
@@ -363,8 +374,8 @@ def test_greedy_takes_the_most_probable_possible_token(load, name):
 
 
 def test_suppressed_ids_outside_the_vocabulary_or_without_an_end_are_refused():
-    def made(stops=(1, 5), **settings):
-        return make_logit_transform(GenerationConfig(**settings), stops, 27)
+    def made(stop_ids=(1, 5), **settings):
+        return make_logit_transform(GenerationConfig(**settings), stop_ids, 27)
 
     for bad in (27, -1):
         with pytest.raises(UserError) as error:
@@ -436,11 +447,11 @@ def test_text_is_cut_before_the_first_stop_string(strings):
 def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strings, text, max_rows):
     """It is the unstopped response, cut; the prompt's own words complete nothing. None: two words of one response."""
     lm, prompts = load(), PROMPTS * 6
-    decoding = LogitTransform(1.0, stops=(1,))
+    decoding = LogitTransform(1.0, stop_ids=(1,))
     free, _, _ = bent(lm, decoding, prompts)
     text = text or strings().tokenizer.decode(max(listed(free), key=len)[3:5])
     stop = strings(text)
-    said, _, _ = bent(lm, decoding, prompts, strings=stop, max_rows=max_rows)
+    said, _, _ = bent(lm, decoding, prompts, stop_strings=stop, max_rows=max_rows)
     stopped = 0
     for whole, response, cut in zip(listed(free), listed(said), said.truncated.tolist(), strict=True):
         texts = [stop.tokenizer.decode(whole[: t + 1]) for t in range(len(whole))]
@@ -454,9 +465,9 @@ def test_a_response_ends_with_the_token_that_completes_a_stop_string(load, strin
 def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
     lm = load()
     ids, mask = pad(PROMPTS, 2, "left")
-    free = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=(1,)), 1)
+    free = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stop_ids=(1,)), 1)
     text = strings().tokenizer.decode(free.ids[0])
-    said = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stops=(1,)), 1, strings(text))
+    said = sample(lm, ids, mask, uniform_noise([0], range(6), 6, 1), LogitTransform(stop_ids=(1,)), 1, strings(text))
     assert torch.equal(said.ids, free.ids)
     expected = [token not in (1, int(free.ids[0, 0])) for token in free.ids[:, 0].tolist()]
     assert said.truncated.tolist() == expected
@@ -464,10 +475,10 @@ def test_stop_string_may_end_a_response_at_the_very_limit(load, strings):
 
 
 def test_a_stop_string_does_not_begin_in_the_prompt(load, strings):
-    lm, decoding = load(), LogitTransform(1.0, stops=(1,))
+    lm, decoding = load(), LogitTransform(1.0, stop_ids=(1,))
     free = listed(bent(lm, decoding, PROMPTS)[0])
     decode = strings().tokenizer.decode
     text = decode([PROMPTS[0][-1], free[0][0]])
     assert text not in decode(free[0])
     assert len(free[0]) > 1
-    assert listed(bent(lm, decoding, PROMPTS, strings=strings(text))[0])[0] == free[0]
+    assert listed(bent(lm, decoding, PROMPTS, stop_strings=strings(text))[0])[0] == free[0]

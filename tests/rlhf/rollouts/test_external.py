@@ -29,23 +29,25 @@ def test_generate_score_step_are_the_parts_of_a_step(job, change, tmp_path):
     whole = PPOTrainer(job)
     parts = PPOTrainer(change(job, output=str(tmp_path / "parts")))
     for _ in range(2):
-        rollout = parts.score(parts.generate(parts._next_prompts()))
-        assert same(whole.step(), parts.step(rollout))
-    assert all(torch.equal(p, q) for p, q in zip(whole.weights.values(), parts.weights.values(), strict=True))
+        rollout = parts.score(parts.generate(parts.next_prompts()))
+        assert same(whole.step(), parts.learn(rollout))
+    assert all(
+        torch.equal(p, q) for p, q in zip(whole.learner.weights.values(), parts.learner.weights.values(), strict=True)
+    )
 
 
 def test_scores_may_come_from_anywhere(trainer):
     rollout = trainer.generate(PROMPTS)
     assert rollout.scores.isnan().all()
     scores = torch.tensor([float("good" in text) for text in rollout.completions])
-    assert trainer.step(replace(rollout, scores=scores))["objective/score"] == float(scores.mean())
+    assert trainer.learn(replace(rollout, scores=scores))["objective/score"] == float(scores.mean())
     assert trainer.state.step == 1
 
 
 def test_a_second_call_within_a_step_draws_other_numbers_and_the_next_step_begins_anew(trainer):
     first, second = trainer.generate(PROMPTS), trainer.generate(PROMPTS)
     assert first.completions != second.completions
-    trainer.begin_step()
+    trainer._begin_step()
     assert trainer.generate(PROMPTS).completions == first.completions
 
 
@@ -83,7 +85,7 @@ def test_holes_are_read_but_not_scored_and_change_no_advantage_by_themselves(tra
             expected.insert(0, after + values[t])
         torch.testing.assert_close(batch.returns[i, mask[i]], torch.tensor(expected))
     assert not batch.advantages[~real].any()
-    assert trainer.step(rollout)["policy/optimizer_steps"] == 4.0
+    assert trainer.learn(rollout)["policy/optimizer_steps"] == 4.0
 
 
 def test_ids_are_prompts_as_they_are(trainer):
@@ -126,8 +128,8 @@ def test_a_batch_with_advantages_of_one_s_own(trainer):
     batch = trainer.make_batch(rollout)
     mine = torch.where(rollout.response_mask, 1.0, 0.0)
     before = trainer.learner.policy_weights["lm.lm_head.weight"].detach().clone()
-    trainer.step(replace(batch, advantages=mine))
-    after = trainer.read(rollout).old_logprobs
+    trainer.learn_from_batch(replace(batch, advantages=mine))
+    after = trainer.compute_logprobs_and_values(rollout).old_logprobs
     assert (after - rollout.old_logprobs)[rollout.response_mask].mean() > 0  # what was said became more likely
     assert not torch.equal(before, trainer.learner.policy_weights["lm.lm_head.weight"])
 
@@ -138,7 +140,7 @@ def test_own_loop_can_save_and_go_on(job, change, tmp_path):
 
     def turn(trainer):
         rollout = trainer.generate(PROMPTS)
-        return trainer.step(replace(rollout, scores=torch.tensor([float(len(t)) for t in rollout.completions])))
+        return trainer.learn(replace(rollout, scores=torch.tensor([float(len(t)) for t in rollout.completions])))
 
     turn(one)
     one.save()
@@ -159,7 +161,7 @@ def test_own_loop_can_save_and_go_on(job, change, tmp_path):
         (lambda r: replace(r, scores=torch.full((8,), torch.inf)), "response 0 has the score inf"),
         (
             lambda r: replace(r, scores=torch.zeros(8), token_scores=torch.ones(r.response_ids.shape)),
-            "token_scores pay 1 at place . of response ., which is no token of the policy's; pay it on the last",
+            "token_scores holds 1 at position . of response ., which is no token of the policy's",
         ),
         (
             lambda r: replace(r, scores=torch.zeros(8), token_scores=torch.full(r.response_ids.shape, torch.nan)),
@@ -175,7 +177,7 @@ def test_rollouts_that_cannot_be_learnt_from(trainer, spoil, message):
     rollout = trainer.generate(PROMPTS)
     assert not rollout.response_mask.all()
     with pytest.raises(UserError, match=message):
-        trainer.step(spoil(rollout))
+        trainer.learn(spoil(rollout))
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_rollouts_that_cannot_be_learnt_from(trainer, spoil, message):
         ({"responses": [[8]] * 8, "masks": [[False]] * 8}, "response 0 of the rollout has no token of the policy's"),
         ({"responses": [[8]] * 8, "token_scores": [[0.0, 1.0]] * 8}, "response 0 has 1 tokens, but its token_scores 2"),
         ({"responses": [[8]] * 7 + [[]]}, "response 7 of the rollout has no token of the policy's"),
-        ({"responses": [[8] * 200] * 8}, "but .* reads at most 128"),
+        ({"responses": [[8] * 200] * 8}, "but the context length of .* is 128"),
     ],
 )
 def test_lists_that_do_not_fit(trainer, given, message):
@@ -198,9 +200,7 @@ def test_lists_that_do_not_fit(trainer, given, message):
 def test_mistakes_in_the_use_of_the_trainer(trainer, job, change):
     with pytest.raises(UserError, match=r"no score: set reward\.model"):
         trainer.score(trainer.generate(PROMPTS))
-    with pytest.raises(
-        UserError, match=r"data.path is not set, so there are no prompts to take; give step\(\) a rollout"
-    ):
+    with pytest.raises(UserError, match=r"data.path is not set, so there are no prompts; pass prompts to generate"):
         trainer.step()
     with pytest.raises(UserError, match=r"data\.path is not set"):
         trainer.train()
@@ -208,7 +208,7 @@ def test_mistakes_in_the_use_of_the_trainer(trainer, job, change):
         trainer.generate(["the film", ""])
     rollout = trainer.generate(PROMPTS[:6])
     with pytest.raises(UserError, match=r"has 6 responses, no multiple of ppo\.minibatch_size = 4"):
-        trainer.step(replace(rollout, scores=torch.zeros(6)))
+        trainer.learn(replace(rollout, scores=torch.zeros(6)))
 
 
 def test_groups_must_share_a_prompt(job, change):
@@ -219,7 +219,7 @@ def test_groups_must_share_a_prompt(job, change):
         ppo={"estimator": "rloo", "samples_per_prompt": 2},
     )
     trainer = PPOTrainer(grouped, custom_loop=True)
-    with pytest.raises(UserError, match="not every 2 rows in a row have the same prompt; repeat each prompt"):
-        trainer.step(replace(trainer.generate(PROMPTS), scores=torch.zeros(8)))
+    with pytest.raises(UserError, match="not every 2 consecutive rows have the same prompt; repeat each prompt"):
+        trainer.learn(replace(trainer.generate(PROMPTS), scores=torch.zeros(8)))
     twice = [p for p in PROMPTS[:4] for _ in range(2)]
-    assert trainer.step(replace(trainer.generate(twice), scores=torch.arange(8.0)))["policy/optimizer_steps"] == 4
+    assert trainer.learn(replace(trainer.generate(twice), scores=torch.arange(8.0)))["policy/optimizer_steps"] == 4

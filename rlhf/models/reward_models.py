@@ -1,0 +1,119 @@
+"""Reward models: sequence classifiers with one label, whole or as an adapter over the policy's own base."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.config.shared import ModelConfig
+from rlhf.errors import UserError
+from rlhf.models.adapters import is_adapter_weight
+from rlhf.models.loading import adapter_base, describe_source, first_line, is_adapter, resolve
+from rlhf.models.trunk import disable_dropout
+
+SCORE_STATISTICS = "score_statistics.json"
+"""Beside a reward adapter: mean and deviation of its scores, which a whole reward model has in its config."""
+
+
+def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A sequence-classification model with one label; an adapter is merged into a copy of its base.
+
+    Raises:
+        UserError: the path holds no such model, or one with several labels.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = resolve(path)
+    if is_adapter(path):
+        return _load_reward_adapter(path, dtype)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:
+        raise UserError(f"cannot load a reward model from {describe_source(path)}: {first_line(error)}") from error
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        architecture = (config.architectures or ["model of unknown kind"])[0]
+        raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
+    if config.num_labels != 1:
+        raise UserError(f"reward model {path} has {config.num_labels} labels, but a score needs exactly 1")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    disable_dropout(model)
+    return model
+
+
+def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    if _adapter_config(path).task_type != "SEQ_CLS":
+        raise UserError(
+            f"{path} is an adapter of a language model, which is no reward model; train one with `rlhf reward`"
+        )
+    base = AutoModelForSequenceClassification.from_pretrained(adapter_base(resolve(path)), num_labels=1, dtype=dtype)
+    model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
+    for name, value in load_score_statistics(path).items():
+        setattr(model.config, name, value)
+    disable_dropout(model)
+    return model
+
+
+def load_score_statistics(path: str) -> dict[str, Any]:
+    """What `rlhf reward` measured of a reward adapter's scores: score_mean, score_std, append_eos, ..."""
+    file = Path(resolve(path)) / SCORE_STATISTICS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def is_compatible_adapter(path: str, policy: ModelConfig) -> bool:
+    """Whether a reward model is an adapter over the same base as an adapted policy, so that both can share it."""
+    if policy.path is None or policy.lora.rank == 0 or not is_adapter(path) or is_adapter(policy.path):
+        return False
+    if _adapter_config(path).task_type != "SEQ_CLS":
+        return False
+    policy_base = resolve(policy.path)
+    reward_base = resolve(adapter_base(resolve(path)))
+    if Path(policy_base).exists():
+        return Path(policy_base).resolve() == Path(reward_base).resolve()
+    return policy_base == reward_base
+
+
+def attach_reward_adapter(lm: Any, path: str, name: str) -> nn.Linear:
+    """Add a reward adapter, frozen, to an adapted language model.
+
+    Args:
+        lm: the policy; what it trains stays trainable.
+        path: the adapter's folder.
+        name: the adapter's name in `lm`.
+
+    Returns:
+        The scalar head, which reads the states of the trunk while that adapter is active.
+
+    Raises:
+        UserError: the folder does not hold exactly one scalar head.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    stored = load_file(str(Path(resolve(path)) / "adapter_model.safetensors"))
+    heads = [key for key in stored if key.endswith("score.weight")]
+    if len(heads) != 1:
+        raise UserError(f"reward adapter {path} holds {len(heads)} scalar heads, but must hold one")
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    lm.add_adapter(name, dataclasses.replace(_adapter_config(path), modules_to_save=None, task_type="CAUSAL_LM"))
+    set_peft_model_state_dict(lm, {k: v for k, v in stored.items() if k not in heads}, adapter_name=name)
+    for parameter_name, p in lm.named_parameters():
+        if is_adapter_weight(parameter_name, name):
+            p.requires_grad_(False)
+    for p in trained:  # PEFT froze them when the new adapter became the active one
+        p.requires_grad_(True)
+    weight = stored[heads[0]].float()
+    head = nn.Linear(weight.shape[1], 1, bias=False, dtype=torch.float32)
+    head.load_state_dict({"weight": weight})
+    return head.requires_grad_(False)
+
+
+def _adapter_config(path: str) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(resolve(path))

@@ -1,0 +1,117 @@
+"""Forward passes through a transformers model's trunk: everything below its output head.
+
+Only the trunk is run here, so that logits need not exist for prompts and padding: callers pick the hidden states that
+they need first (`rlhf.models.distribution`).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from rlhf.records import Tokens, mask_up_to_last
+
+
+def unwrap_peft(lm: Any) -> Any:
+    """The transformers model inside PEFT's wrapper; its adapters stay active. Other models are returned as they are."""
+    return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+
+
+def disable_dropout(model: Any) -> dict[str, float]:
+    """Set every dropout rate to zero; otherwise two forwards differ and the first ratio is not 1.
+
+    Rates are set rather than `eval()` called, because evaluation mode would also disable gradient checkpointing. Some
+    model families read the rates from their config in every forward, so the config is changed too.
+
+    Returns:
+        The config's previous rates by name, for the config that is exported.
+    """
+    config = model.config.get_text_config()
+    rates = {name: rate for name, rate in vars(config).items() if "drop" in name and isinstance(rate, float)}
+    for name in rates:
+        setattr(config, name, 0.0)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return rates
+
+
+def enable_gradient_checkpointing(model: Any, context_fn: Callable[..., Any] | None = None) -> None:
+    """Recompute activations in the backward pass; `context_fn` is torch's, for the forward and its recomputation."""
+    options: dict[str, Any] = {"use_reentrant": False}
+    if context_fn is not None:
+        options["context_fn"] = context_fn
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def position_ids(mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Positions that count real tokens only: the first one is at 0, however much padding stands before it."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def trunk_inputs(lm: Any, mask: Bool[Tensor, "B L"], new_tokens: int | None = None) -> dict[str, Tensor]:
+    """The arguments that tell a trunk which tokens are padding.
+
+    Args:
+        mask: True on real tokens, those in the cache included.
+        new_tokens: how many tokens the forward reads while a cache holds the earlier ones; None: all of them.
+    """
+    accepted = _forward_arguments(type(unwrap_peft(lm).base_model))
+    if "position_ids" in accepted:
+        return {"attention_mask": mask.long(), "position_ids": position_ids(mask)[:, -(new_tokens or 0) :]}
+    # A recurrent trunk has no positions, and takes the mask of the tokens that it reads now.
+    return {"attention_mask": mask.long() if "past_key_values" in accepted else mask.long()[:, -(new_tokens or 0) :]}
+
+
+def cache_argument(lm: Any) -> str:
+    """The name under which a trunk's forward takes its cache."""
+    accepted = _forward_arguments(type(unwrap_peft(lm).base_model))
+    return "past_key_values" if "past_key_values" in accepted else "cache_params"
+
+
+@functools.cache
+def _forward_arguments(trunk: type) -> frozenset[str]:
+    return frozenset(inspect.signature(trunk.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _last_hidden_states(lm: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L H"]:
+    trunk = unwrap_peft(lm).base_model
+    return trunk(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
+
+
+def states_around_response(lm: Any, tokens: Tokens) -> Float[Tensor, "B S H"]:
+    """The hidden states before the first of R response tokens, ..., and after the last one; S = R + 1."""
+    ids = torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1)
+    # Environment tokens between turns are part of the context, though they are not scored.
+    mask = torch.cat([tokens.prompt_mask, mask_up_to_last(tokens.response_mask)], dim=1)
+    return _last_hidden_states(lm, ids, mask)[:, tokens.prompt_ids.shape[1] - 1 :]
+
+
+def response_states(lm: Any, tokens: Tokens) -> Float[Tensor, "N H"]:
+    """The hidden state before each of the N True tokens of `response_mask`, row by row."""
+    return states_around_response(lm, tokens)[:, :-1][tokens.response_mask]
+
+
+def last_token_states(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
+    """The hidden states at the last real token of right-padded texts."""
+    rows = torch.arange(len(ids), device=ids.device)
+    return _last_hidden_states(model, ids, mask)[rows, mask.long().sum(-1) - 1]
+
+
+def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
+    """A classifier's single label for right-padded texts: its head at the last real token, or an encoder's own pooling.
+
+    The last True of the mask, not the last id that differs from padding: where the padding and end tokens are the same,
+    transformers' own rule reads the token before the end token.
+    """
+    model = unwrap_peft(model)
+    if not hasattr(model, "score"):
+        return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
+    return model.score(last_token_states(model, ids, mask)).squeeze(-1).float()

@@ -1,0 +1,81 @@
+"""Checks of rollouts before PPO trains on them, whether a run collects them or a custom loop brings them."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rlhf.config.ppo import PPOConfig
+from rlhf.errors import UserError
+from rlhf.records import Rollout
+
+MAX_START_DIFFERENCE = 1e-3
+"""Nats by which policy and reference may differ on a token before the first update: rounding, and no more."""
+
+
+def check_reference_matches_policy(rollout: Rollout) -> None:
+    """Refuse a policy that differs from its reference before the first update: every KL of the run would be wrong.
+
+    Raises:
+        UserError: they differ by more than rounding on some token.
+    """
+    difference = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
+    if difference > MAX_START_DIFFERENCE:
+        raise UserError(
+            f"before the first update policy and reference differ by {difference:.3g} nats on a token, but they must "
+            "be the same model; is the model's forward pass random, or does it depend on more than its inputs?"
+        )
+
+
+def check_mask(mask: Bool[Tensor, "B R"]) -> None:
+    """Refuse a response without a token of the policy's."""
+    if not bool(mask.any(-1).all()):
+        row = int((~mask.any(-1)).nonzero()[0])
+        raise UserError(f"response {row} of the rollout has no token of the policy's")
+
+
+def check_rollout(rollout: Rollout, config: PPOConfig) -> None:
+    """Refuse a rollout that PPO cannot train on.
+
+    Raises:
+        UserError: it does not divide into minibatches or groups, is not scored, or rewards environment tokens.
+    """
+    for name in ("minibatch_size", "samples_per_prompt"):
+        if len(rollout) % getattr(config, name):
+            raise UserError(
+                f"the rollout has {len(rollout)} responses, no multiple of ppo.{name} = {getattr(config, name)}"
+            )
+    check_mask(rollout.response_mask)
+    if not bool(rollout.scores.isfinite().all()):
+        row = int((~rollout.scores.isfinite()).nonzero()[0])
+        raise UserError(f"response {row} has the score {float(rollout.scores[row])}; call score(), or fill in scores")
+    _check_token_scores(rollout)
+    _check_groups(rollout, config.samples_per_prompt)
+    if config.estimator == "remax" and rollout.baseline_scores is None:
+        raise UserError(
+            "ppo.estimator remax needs baseline_scores, the scores of greedy responses; trainer.score() computes them"
+        )
+
+
+def _check_token_scores(rollout: Rollout) -> None:
+    token_scores = rollout.token_scores
+    if token_scores is None:
+        return
+    mask = rollout.response_mask
+    if not bool(token_scores[mask].isfinite().all()):
+        raise UserError("token_scores are not finite everywhere")
+    if bool((token_scores[~mask] != 0).any()):
+        row, position = (~mask & (token_scores != 0)).nonzero()[0].tolist()
+        raise UserError(
+            f"token_scores holds {float(token_scores[row, position]):g} at position {position} of response {row}, "
+            "which is no token of the policy's; put it on the policy's last token before"
+        )
+
+
+def _check_groups(rollout: Rollout, size: int) -> None:
+    """Rows i * size to i * size + size - 1 must answer the same prompt."""
+    ids = rollout.prompts.prompt_ids
+    if bool(torch.any(ids.view(-1, size, ids.shape[1]) != ids[::size].unsqueeze(1))):
+        raise UserError(
+            f"ppo.samples_per_prompt is {size}, but not every {size} consecutive rows have the same prompt; "
+            "repeat each prompt that many times, in consecutive rows"
+        )

@@ -1,0 +1,185 @@
+"""The stages of a rollout on one process: sample responses, compute log-probabilities and values, score.
+
+`rlhf.trainers.advantages` goes on from there: token rewards and advantages.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf.config.shared import GenerationConfig, RewardConfig
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask, token_positions
+from rlhf.records import Prompts, Rollout, microbatches, select, trim
+from rlhf.rewards.penalties import apply_penalties
+from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.sampling import sample
+from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
+from tabular.core.distributions import logprob_and_entropy
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a run samples: tokenizer, distribution and limits, fixed when it starts."""
+
+    tokenizer: Any
+    transform: LogitTransform
+    config: GenerationConfig
+
+    @classmethod
+    def of(cls, tokenizer: Any, lm: Any, config: GenerationConfig) -> "Sampler":
+        """The sampler of a model.
+
+        Raises:
+            UserError: the settings name token ids that the model does not have.
+        """
+        stop_ids = resolve_stop_ids(tokenizer, lm.config, config, lm.generation_config)
+        return cls(
+            tokenizer=tokenizer,
+            transform=make_logit_transform(config, stop_ids, lm.config.get_text_config().vocab_size),
+            config=config,
+        )
+
+    @property
+    def stop_strings(self) -> StopStrings | None:
+        return StopStrings(self.tokenizer, tuple(self.config.stop_strings)) if self.config.stop_strings else None
+
+
+@dataclass(frozen=True)
+class RequestedOutputs:
+    """What a run's objective needs of a rollout besides log-probabilities and values."""
+
+    exact_kl: bool = False
+    old_states: bool = False
+    ref_states: bool = False
+    bootstrap_values: bool = False
+
+
+def sample_responses(
+    policy: ActorCritic, sampler: Sampler, prompts: Prompts, noise: Float[Tensor, "B R"] | None
+) -> Rollout:
+    """A response to every prompt, greedy without noise; log-probabilities, values and scores are still nan."""
+    sampled = sample(
+        policy.lm,
+        prompts.prompt_ids,
+        prompts.prompt_mask,
+        noise,
+        transform=sampler.transform,
+        max_new_tokens=sampler.config.max_new_tokens,
+        stop_strings=sampler.stop_strings,
+        max_rows=sampler.config.max_rows,
+    )
+    completions = decode(sampler, sampled.ids, sampled.mask)
+    rollout = unscored_rollout(prompts, sampled.ids, sampled.mask, sampled.truncated, completions)
+    return replace(rollout, sampler_logprobs=sampled.logprobs)
+
+
+def unscored_rollout(
+    prompts: Prompts,
+    response_ids: Int[Tensor, "B R"],
+    response_mask: Bool[Tensor, "B R"],
+    truncated: Bool[Tensor, "B"],
+    completions: list[str],
+) -> Rollout:
+    """A rollout of text alone: log-probabilities, values and scores are nan until they are computed."""
+    missing = torch.full(response_ids.shape, torch.nan, device=response_ids.device)
+    return Rollout(
+        prompts=prompts,
+        response_ids=response_ids,
+        response_mask=response_mask,
+        truncated=truncated,
+        completions=completions,
+        old_logprobs=missing,
+        ref_logprobs=missing,
+        old_values=missing,
+        scores=missing[:, 0],
+    )
+
+
+@torch.no_grad()
+def compute_logprobs_and_values(
+    policy: ActorCritic,
+    reference: Reference,
+    rollout: Rollout,
+    groups: Sequence[Int[Tensor, "_"]],
+    transform: LogitTransform,
+    requested: RequestedOutputs | None = None,
+) -> Rollout:
+    """The rollout with the policy's log-probabilities and values, and the reference's log-probabilities.
+
+    Args:
+        groups: the rows of each forward pass. With the microbatches of the first epoch the old log-probabilities come
+            from the same forward that the update repeats, so that the first ratio is exactly 1.
+        requested: further outputs to store in the rollout.
+    """
+    requested = requested or RequestedOutputs()
+    outputs: dict[str, Tensor] = {}
+
+    def store(name: str, rows: Tensor, values: Tensor) -> None:
+        """Put the values [M, r, ...] of some rows into the field [B, R, ...]."""
+        if name not in outputs:
+            shape = (*rollout.response_ids.shape, *values.shape[2:])
+            outputs[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
+        outputs[name][rows, : values.shape[1]] = values
+
+    for rows in groups:
+        group = trim(select(rollout, rows))
+        mask = group.response_mask
+        ref_states = reference.states(group.tokens)
+        out = policy(
+            group.tokens,
+            transform,
+            reference=FixedDistribution(ref_states, reference.head) if requested.exact_kl else None,
+            with_states=requested.old_states,
+        )
+        ref_logits = transform(reference.head(ref_states), token_positions(mask))
+        ref_logprobs, _ = logprob_and_entropy(ref_logits, group.response_ids[mask])
+        store("ref_logprobs", rows, scatter_to_mask(ref_logprobs, mask))
+        if requested.ref_states:
+            store("ref_states", rows, scatter_to_mask(ref_states, mask))
+        if out.states is not None:
+            store("old_states", rows, scatter_to_mask(out.states, mask))
+        store("old_logprobs", rows, out.logprobs)
+        store("old_values", rows, out.values)
+        if out.ref_kl is not None:
+            store("exact_kl", rows, out.ref_kl)
+    if requested.bootstrap_values:
+        outputs["bootstrap_values"] = bootstrap_values(policy, rollout, groups)
+    return replace(rollout, **outputs)
+
+
+def bootstrap_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "B"]:
+    """The critic's value of the state after each truncated response; 0 for the others."""
+    values = torch.zeros(len(rollout), device=rollout.response_ids.device)
+    for rows in groups:
+        truncated = rows[rollout.truncated[rows].to(rows.device)]
+        if len(truncated):
+            values[truncated] = policy.values_after(trim(select(rollout, truncated)).tokens)
+    return values
+
+
+def score_rollout(rollout: Rollout, source: RewardSource, config: RewardConfig, max_new_tokens: int) -> Rollout:
+    """The rollout with the source's score of each response, penalties applied."""
+    scores = source(rollout.prompts.prompts, rollout.completions, rollout.prompts.columns)
+    scores = torch.tensor(scores, dtype=torch.float32, device=rollout.response_ids.device)
+    lengths = rollout.response_mask.sum(-1)
+    return replace(rollout, scores=apply_penalties(scores, lengths, rollout.truncated, config, max_new_tokens))
+
+
+def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> list[str]:
+    """The responses as text, without special tokens and stop strings."""
+    rows = [row[is_token].tolist() for row, is_token in zip(ids.cpu(), mask.cpu(), strict=True)]
+    texts = sampler.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    stop_strings = sampler.stop_strings
+    if stop_strings is None:
+        return texts
+    return [stop_strings.cut(row, text) for row, text in zip(rows, texts, strict=True)]
+
+
+def forward_groups(count: int, minibatch: int, microbatch: int) -> list[Int[Tensor, "_"]]:
+    """Rows 0 to count - 1, split into minibatches first and each of them into microbatches."""
+    return [rows for part in torch.arange(count).split(minibatch) for rows in microbatches(part, microbatch)]

@@ -1,0 +1,131 @@
+"""What a PPO run is made of, checked and loaded in this order: prompts and texts first, then models and scorers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf.config.jobs import PPOJob
+from rlhf.data.prompts import PromptSet, load_prompts
+from rlhf.errors import UserError
+from rlhf.evaluation.responses import held_out_indices
+from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.build import build_policy
+from rlhf.models.distribution import check_head
+from rlhf.models.loading import check_causal, context_length_of, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.trunk import disable_dropout
+from rlhf.rewards.functions import FunctionReward
+from rlhf.rewards.sources import RewardSource, attach_sources, open_sources
+from rlhf.rollouts.stages import Sampler
+from rlhf.trainers.ptx import TextStream
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Tokenizer and text of a run."""
+
+    tokenizer: Any
+    context_length: int | None
+    """The longest prompt and response together, in tokens; None: no limit."""
+    prompts: PromptSet | None
+    """Prompts to train on; None in a custom loop without data."""
+    held_out: PromptSet | None
+    eval_indices: list[int]
+    """The held-out prompts that evaluations use."""
+    texts: TextStream | None
+    """Texts of the PTX loss."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens, held-out prompts included; 0 without data."""
+        prompt_sets = [prompts for prompts in (self.prompts, self.held_out) if prompts is not None]
+        return max((len(ids) for prompts in prompt_sets for ids in prompts.ids), default=0)
+
+    def check_context_length(self, path: str | None, prompt: int, response: int) -> None:
+        """Refuse a prompt and a response, lengths in tokens, that together exceed the context length."""
+        if self.context_length is not None and prompt + response > self.context_length:
+            raise UserError(
+                f"the longest prompt and generation.max_new_tokens = {response} make {prompt + response} tokens, but "
+                f"the context length of {path} is {self.context_length}; lower one of them"
+            )
+
+
+@dataclass(frozen=True)
+class RunModels:
+    """Models of a run, on their device and with dropout disabled."""
+
+    policy: ActorCritic
+    reference: Reference
+    sampler: Sampler
+    scorers: Mapping[str, RewardSource]
+    """`score`, the source that is trained on, and `judge`, a second one for evaluations; each where there is one."""
+    dropout_rates: dict[str, float]
+    """The policy's original dropout rates, for its exported config."""
+
+
+def load_data(job: PPOJob) -> RunData:
+    """Tokenizer, prompts and texts, all checked before any model is loaded.
+
+    Raises:
+        UserError: data or tokenizer cannot be used, or the data is too small or too long.
+    """
+    assert job.model.path is not None
+    config = check_causal(job.model.path, job.model.trust_remote_code)
+    context_length = context_length_of(config)
+    tokenizer = load_tokenizer(job.model.path, job.model.chat_template, job.model.trust_remote_code)
+    prompts = held_out_prompts = None
+    if job.data.path is not None:
+        prompts, held_out_prompts = load_prompts(tokenizer, job.data, job.seed)
+        if len(prompts) < job.ppo.prompts_per_step:
+            raise UserError(
+                f"{job.data.path} holds {len(prompts)} prompts to train on, fewer than the "
+                f"{job.ppo.prompts_per_step} of one batch (ppo.rollout_batch_size = {job.ppo.rollout_batch_size}, "
+                f"ppo.samples_per_prompt = {job.ppo.samples_per_prompt}); lower it or bring more prompts"
+            )
+    data = RunData(
+        tokenizer=tokenizer,
+        context_length=context_length,
+        prompts=prompts,
+        held_out=held_out_prompts,
+        eval_indices=held_out_indices(len(held_out_prompts), job.eval) if held_out_prompts else [],
+        texts=TextStream.load(job.ptx, tokenizer, context_length, job.seed) if job.ptx.path is not None else None,
+    )
+    if prompts is not None:
+        data.check_context_length(job.model.path, data.longest_prompt, job.generation.max_new_tokens)
+    if job.critic.init not in (None, "reward"):
+        resolve(job.critic.init)  # a folder that is missing should be reported before the policy is loaded
+    return data
+
+
+def load_models(
+    job: PPOJob, tokenizer: Any, device: torch.device, reward: Callable[..., Any] | None = None
+) -> RunModels:
+    """Policy, critic, reference and scorers.
+
+    Args:
+        reward: a function to use in place of `job.reward`'s source.
+
+    Raises:
+        UserError: a model, a reward function or a setting that depends on them cannot work.
+    """
+    sources: dict[str, RewardSource] = {}
+    configs = {"judge": job.eval.judge}
+    if reward is None:
+        configs["score"] = job.reward
+    else:
+        sources["score"] = FunctionReward(reward, getattr(reward, "__name__", "reward"))
+    sources |= open_sources(configs, device, job.model)
+    lm = load_causal_lm(job.model)
+    sampler = Sampler.of(tokenizer, lm, job.generation)
+    dropout_rates = disable_dropout(lm)
+    check_head(lm)
+    policy = build_policy(job, lm)
+    sources |= attach_sources(configs, device, job.model, policy.lm)
+    return RunModels(
+        policy=policy,
+        reference=Reference.of(policy.lm).to(device),
+        sampler=sampler,
+        scorers={name: sources[name] for name in ("score", "judge") if name in sources},
+        dropout_rates=dropout_rates,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rlhf.config.jobs import PPOJob
+from rlhf.config.shared import SourceConfig
 from rlhf.data.prompts import PromptSet, load_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import held_out_indices
@@ -110,7 +111,7 @@ def load_models(
         UserError: a model, a reward function or a setting that depends on them cannot work.
     """
     sources: dict[str, RewardSource] = {}
-    configs = {"judge": job.eval.judge}
+    configs: dict[str, SourceConfig] = {"judge": job.eval.judge}
     if reward is None:
         configs["score"] = job.reward
     else:

@@ -14,8 +14,11 @@ IDS = {
     "tabular/RandomWalk-v0": ("tabular.envs.small:RandomWalk", {}),
     "tabular/ShortCorridor-v0": ("tabular.envs.small:ShortCorridor", {}),
     "tabular/WindyGrid-v0": ("tabular.envs.small:WindyGrid", {}),
+    "tabular/Gambler-v0": ("tabular.envs.gambler:Gambler", {}),
+    "tabular/CarRental-v0": ("tabular.envs.car_rental:CarRental", {}),
+    "tabular/BlackjackTable-v0": ("tabular.envs.blackjack:Blackjack", {}),
 }
-"""Gymnasium id -> class and options. Cliff, lake and taxi are gymnasium's own."""
+"""Gymnasium id -> class and options. Cliff, lake, taxi and the id `tabular/Blackjack-v0` are gymnasium's own."""
 
 for env_id, (entry_point, options) in IDS.items():
     gym.register(env_id, entry_point=entry_point, kwargs=options)

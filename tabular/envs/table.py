@@ -37,8 +37,8 @@ class Grid:
     "rows of characters: # wall, S start, G goal, C cliff, H hole, anything else floor"
     positions: tuple[tuple[int, int], ...]
     "[S] row and column of each state"
-    arrows: str = "↑→↓←"
-    "one character for each action; empty where actions are not directions"
+    arrows: str | tuple[str, ...] = "↑→↓←"
+    "one character for each action, or a name where actions are not directions; empty if they have no names"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,7 +82,9 @@ class TableEnv(gym.Env):
         self.render_mode = render_mode
         self.observation_space: gym.Space[Any] = gym.spaces.Discrete(len(table))
         self.action_space = gym.spaces.Discrete(len(table[0]))
-        self.best_reward = max(o[2] for actions in table.values() for outcomes in actions.values() for o in outcomes)
+        # Many actions of a large table share their list of outcomes.
+        lists = {id(outcomes): outcomes for actions in table.values() for outcomes in actions.values()}
+        self.best_reward = max(outcome[2] for outcomes in lists.values() for outcome in outcomes)
         self.s = int(start.argmax())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

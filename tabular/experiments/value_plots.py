@@ -202,9 +202,10 @@ def _draw_arrows(
     """An arrow for each of the actions, white on dark cells, and the probability of the arrow below it."""
     if middle is None:
         middle = float(values[shown].min() + values[shown].max()) / 2 if shown.any() else 0.0
+    separator = "" if isinstance(grid.arrows, str) else ","
     for state in np.flatnonzero(shown):
         row, column = grid.positions[state]
-        text = "".join(arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen)
+        text = separator.join(arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen)
         colour = "white" if values[state] < middle else "black"
         size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
         ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)

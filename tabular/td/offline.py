@@ -1,4 +1,4 @@
-"""Off-policy learning from a log of another policy's transitions: Q-learning without ever acting."""
+"""Off-policy learning from a log of another policy's transitions: Q-learning without acting."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from tabular.core.checks import check_at_least, check_choice, check_fraction, check_positive
 from tabular.envs.arrays import enumerate_space
 from tabular.history import History
 from tabular.td import kernels
@@ -16,14 +17,15 @@ from tabular.td.rng import make_rng
 Number = float | int
 
 METHODS = {"q_learning": kernels.Q_LEARNING, "double_q_learning": kernels.DOUBLE_Q_LEARNING}
-"""Those whose target does not ask what the behaviour would do next."""
+"""The methods whose target does not depend on the behaviour policy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
-    """A log of N transitions, numbered states and actions from 0. A cut episode (truncation) is not terminated.
+    """A log of N transitions; states and actions are indices from 0, truncated steps are not `terminated`.
 
-    Raises ValueError for columns that are not of this kind, or not equally long.
+    Raises:
+        ValueError: for columns of another type or of different lengths, and for rewards that are not finite.
     """
 
     states: Int[np.ndarray, "N"]
@@ -36,39 +38,45 @@ class Transitions:
         kinds = {"rewards": ("iuf", "numbers"), "terminated": ("b", "true or false")}
         for field in fields(self):
             column = np.asarray(getattr(self, field.name))
-            kind, wanted = kinds.get(field.name, ("iu", "whole numbers"))
+            kind, requirement = kinds.get(field.name, ("iu", "whole numbers"))
             if column.ndim != 1 or (len(column) and column.dtype.kind not in kind):
-                raise ValueError(f"{field.name} must be {wanted} [N], got {list(column.shape)} of {column.dtype}")
+                raise ValueError(
+                    f"{field.name} is {list(column.shape)} of {column.dtype}, but must be {requirement} [N]"
+                )
             if len(column) != len(self.states):
                 raise ValueError(
-                    f"all columns must be equally long: {len(self.states)} states, {len(column)} {field.name}"
+                    f"there are {len(column)} {field.name}, but must be as many as states: {len(self.states)}"
                 )
             object.__setattr__(self, field.name, column.astype(float) if field.name == "rewards" else column)
-        if not (good := np.isfinite(self.rewards)).all():
-            raise ValueError(f"rewards must be finite, number {good.argmin()} is {self.rewards[good.argmin()]}")
+        finite = np.isfinite(self.rewards)
+        if not finite.all():
+            row = finite.argmin()
+            raise ValueError(f"rewards[{row}] is {self.rewards[row]}, but must be finite")
 
 
 def record(
     make_env: Callable[..., gym.Env], act: Callable[[Any, np.random.Generator], int], steps: int, seed: int
 ) -> Transitions:
-    """Follows `act(observation, generator)` for `steps` steps and writes everything down.
+    """Records `steps` transitions of the policy `act(observation, generator)`.
 
-    Raises ValueError for observations or actions that are not discrete, and for fewer than one step.
+    Raises:
+        ValueError: for observations or actions that are not discrete, and for fewer than one step.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    env, generator = make_env(), np.random.default_rng(seed)
+    check_at_least(1, steps=steps)
+    env = make_env()
+    generator = np.random.default_rng(seed)
     _, index = enumerate_space(env.observation_space, "a log needs discrete observations", "observations")
     _, action_index = enumerate_space(env.action_space, "a log needs discrete actions", "actions")
     rows = []
     observation, _ = env.reset(seed=int(generator.integers(2**31)))
     for _ in range(steps):
         action = act(observation, generator)
-        after, reward, terminated, truncated, _ = env.step(action)
-        rows.append((index(observation), action_index(action), float(reward), index(after), bool(terminated)))
-        observation = env.reset()[0] if terminated or truncated else after
-    states, actions, rewards, next_states, ends = (np.array(column) for column in zip(*rows, strict=True))
-    return Transitions(states, actions, rewards, next_states, ends)
+        next_observation, reward, terminated, truncated, _ = env.step(action)
+        rows.append(
+            (index(observation), action_index(action), float(reward), index(next_observation), bool(terminated))
+        )
+        observation = env.reset()[0] if terminated or truncated else next_observation
+    return Transitions(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
 def learn_from_log(
@@ -82,19 +90,39 @@ def learn_from_log(
     method: str = "q_learning",
     masks: Bool[np.ndarray, "S A"] | None = None,
 ) -> tuple[Float[np.ndarray, "S A"], History]:
-    """Action values from `epochs` passes over the log, each in a random order; what is not in it stays 0.
+    """Learns action values from a log, in `epochs` passes of random order; actions that are not in it keep the value 0.
 
-    The history has td_error and q_change of each pass. `masks` are True where an action may be taken (None: all).
-    Raises ValueError for settings out of range, for an empty log, for states or actions outside the table, and where
-    the masks allow no action.
+    Args:
+        log: the transitions.
+        n_states: S.
+        n_actions: A.
+        gamma: discount, in [0, 1].
+        alpha: step size, in (0, 1].
+        epochs: passes over the log.
+        seed: of the order, and of the choice of a table by double Q-learning.
+        method: q_learning or double_q_learning.
+        masks: True where an action is legal [S, A]; None: everywhere.
+
+    Returns:
+        The action values [S, A], and a history with td_error and q_change of each pass.
+
+    Raises:
+        ValueError: for settings out of range, an empty log, states or actions outside the table, and masks that allow
+            no action.
     """
     masks = np.ones((n_states, n_actions), dtype=bool) if masks is None else np.asarray(masks, dtype=bool)
-    _check_settings(method, gamma, alpha, epochs)
+    check_choice(list(METHODS), method=method)
+    check_fraction(gamma=gamma, alpha=alpha)
+    check_positive(alpha=alpha)
+    check_at_least(1, epochs=epochs)
     _check_log(log, n_states, n_actions, masks)
-    generator, rng = np.random.default_rng(seed), make_rng(np.random.SeedSequence(seed))
-    tables = 2 if method == "double_q_learning" else 1
-    q, history, summary = np.zeros((tables, n_states, n_actions)), History(), np.empty((2, 1))
-    rule, stats = kernels.Rule(METHODS[method], False, float(gamma), float(alpha)), np.zeros(4)
+    generator = np.random.default_rng(seed)
+    rng = make_rng(np.random.SeedSequence(seed))
+    q = np.zeros((2 if method == "double_q_learning" else 1, n_states, n_actions))
+    history = History()
+    summary = np.empty((2, 1))
+    rule = kernels.Rule(METHODS[method], False, float(gamma), float(alpha))
+    stats = np.zeros(4)
     columns = log.states, log.actions, log.rewards, log.next_states, log.terminated
     for epoch in range(epochs):
         order = generator.permutation(len(log.states))
@@ -104,37 +132,26 @@ def learn_from_log(
     return q.mean(axis=0), history
 
 
-def _check_settings(method: str, gamma: Number, alpha: Number, epochs: int) -> None:
-    checks = {
-        "method": (method, method in METHODS, f"one of {', '.join(METHODS)}"),
-        "gamma": (gamma, 0 <= gamma <= 1, "in [0, 1]"),
-        "alpha": (alpha, 0 < alpha <= 1, "in (0, 1]"),
-        "epochs": (epochs, epochs >= 1, "at least 1"),
-    }
-    for name, (value, good, wanted) in checks.items():
-        if not good:
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
 def _check_log(log: Transitions, n_states: int, n_actions: int, masks: Bool[np.ndarray, "..."]) -> None:
-    """The compiled loop looks at no bounds: a number outside the table would be written somewhere else."""
+    """The compiled loop checks no bounds: an index outside the table would write to other memory."""
     if len(log.states) == 0:
-        raise ValueError("the log is empty: there is nothing to learn from")
+        raise ValueError("the log is empty, but must have at least one transition")
     for name, column, size in (
         ("states", log.states, n_states),
         ("next_states", log.next_states, n_states),
         ("actions", log.actions, n_actions),
     ):
-        if (outside := (column < 0) | (column >= size)).any():
+        outside = (column < 0) | (column >= size)
+        if outside.any():
             row = outside.argmax()
             raise ValueError(
-                f"{name} of the log must be 0 to {size - 1} to fit [S, A] = [{n_states}, {n_actions}], number {row} is "
-                f"{column[row]}"
+                f"{name}[{row}] of the log is {column[row]}, but must be 0 to {size - 1} for [S, A] = [{n_states}, "
+                f"{n_actions}]"
             )
     if masks.shape != (n_states, n_actions):
-        raise ValueError(f"masks must be [S, A] = [{n_states}, {n_actions}], got {list(masks.shape)}")
+        raise ValueError(f"masks is {list(masks.shape)}, but must be [S, A] = [{n_states}, {n_actions}]")
     stuck = ~log.terminated & (masks.sum(axis=1) == 0)[log.next_states]
     if stuck.any():
         raise ValueError(
-            f"the masks allow no action in state {log.next_states[stuck.argmax()]}: one at least is needed"
+            f"masks allows no action in state {log.next_states[stuck.argmax()]}, but must allow at least one"
         )

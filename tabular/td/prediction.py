@@ -1,8 +1,8 @@
 """Prediction: the values of a policy from sampled episodes, by TD(0), TD(lambda), n-step TD and Monte Carlo.
 
-On a table the whole loop is compiled; in any other environment an episode is played first and learnt from afterwards
-by the same functions. All episodes of a run share one value table [S], so the order of the updates matters: TD(0) and
-TD(lambda) learn within the episode, Monte Carlo and n-step as soon as their return is complete.
+An episode is sampled first, compiled where the environment is described by its table and step by step in any other;
+then the same compiled functions update the values. All episodes of a run share one value table [S], so the order of the
+updates matters: each rule updates in the order of the steps in which it would do so online, Monte Carlo at the end.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tabular.compiled import compiled_with_allocation
+from tabular.core.checks import check_at_least, check_choice, check_finite, check_fraction, check_positive
 from tabular.envs.arrays import compile_table, enumerate_space, reward_error, time_limit
 from tabular.planning.policies import Policy, checked_policy
 from tabular.td.rng import draw, make_rng
@@ -24,8 +25,8 @@ Number = float | int
 METHODS = ("td", "n_step", "monte_carlo")
 TD, N_STEP, MONTE_CARLO = range(3)
 
-FOREVER = 1_000_000
-"""Steps after which an episode without a limit is cut, so that a policy that never ends is noticed."""
+MAX_EPISODE_STEPS = 1_000_000
+"""Limit for environments without a time limit, so that a policy that never ends is an error."""
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,41 @@ class PredictionConfig:
     lam: Number = 0.0
     "trace decay of td, in [0, 1]"
     n: int = 4
-    "steps that n_step looks ahead"
+    "number of rewards in a target of n_step"
     first_visit: bool = False
-    "monte_carlo learns from the first visit of an episode only"
+    "monte_carlo learns only from the first visit of a state in an episode"
     initial_value: Number = 0.0
-    "all values at the beginning"
+    "initial value of all states"
 
     def __post_init__(self) -> None:
-        checks = {
-            "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
-            "alpha": (0 <= self.alpha <= 1 and (self.alpha > 0 or self.method == "monte_carlo"), "in (0, 1]"),
-            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
-            "lam": (0 <= self.lam <= 1, "in [0, 1]"),
-            "n": (self.n >= 1, "at least 1"),
-            "initial_value": (abs(self.initial_value) < float("inf"), "finite"),
-        }
-        for name, (good, wanted) in checks.items():
-            if not good:
-                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        check_choice(METHODS, method=self.method)
+        check_fraction(alpha=self.alpha, gamma=self.gamma, lam=self.lam)
+        if self.method != "monte_carlo":
+            check_positive(alpha=self.alpha)
+        check_at_least(1, n=self.n)
+        check_finite(initial_value=self.initial_value)
 
 
 def predict(
     make_env: Callable[..., gym.Env], policy: Policy, config: PredictionConfig, episodes: int, seed: int
 ) -> Float[np.ndarray, "E S"]:
-    """The estimated values after each of the `episodes` [E, S], following the policy.
+    """Estimates the values of a policy. A truncated episode bootstraps from the estimate of its last state.
 
-    `policy` is an action per state [S] or the probability of each action [S, A]. A cut episode (truncation) goes on in
-    the estimate of the state it was left in. Raises ValueError for spaces that are not discrete, for what is no
-    policy there, for fewer than one episode, for rewards that are not finite, and for an
-    episode that does not end within a million steps.
+    Args:
+        make_env: makes the environment.
+        policy: an action per state [S], or the probability of each action [S, A].
+        config: the method and its settings.
+        episodes: number of episodes E.
+        seed: seed of the policy's actions and the environment.
+
+    Returns:
+        The estimated values after each episode [E, S].
+
+    Raises:
+        ValueError: for spaces that are not discrete, an invalid policy, fewer than one episode, rewards that are not
+            finite, and an episode that does not end within a million steps.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    check_at_least(1, episodes=episodes)
     env = make_env()
     n_states, index = enumerate_space(env.observation_space, "prediction needs discrete observations", "observations")
     n_actions, _ = enumerate_space(env.action_space, "prediction needs discrete actions", "actions")
@@ -84,23 +88,25 @@ def predict(
     values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
     rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))
-    limit = time_limit(env) or FOREVER
+    limit = time_limit(env) or MAX_EPISODE_STEPS
     n = min(config.n, limit)  # no episode is longer, and numba's integers end somewhere
     first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
     for episode in range(episodes):
         if table is not None:
-            played = _sampled(table.start, *table[1:7], cumulative, limit, rng)
+            sampled = _sample_on_table(table.start, *table[1:7], cumulative, limit, rng)
         else:
-            played = _play(env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None)
-        if len(played[1]) == limit == FOREVER and not played[2]:
-            raise ValueError(f"an episode did not end within {FOREVER} steps: does this policy ever end?")
-        learn_values(values, counts, *played, *rule, n, config.first_visit)
+            sampled = _sample_in_env(
+                env, index, cumulative, limit, rng, first_action, reset_seed if episode == 0 else None
+            )
+        if len(sampled[1]) == limit == MAX_EPISODE_STEPS and not sampled[2]:
+            raise ValueError(f"an episode did not end within {MAX_EPISODE_STEPS} steps: does this policy ever end?")
+        learn_values(values, counts, *sampled, *rule, n, config.first_visit)
         history[episode] = values
     return history
 
 
-def _sampled(*args: Any) -> tuple[np.ndarray, np.ndarray, bool]:
-    """`sample`, with Ctrl-C as Python knows it: numba answers SystemError while it hands the arrays over."""
+def _sample_on_table(*args: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    """`sample`, with Ctrl-C as KeyboardInterrupt: numba raises SystemError if it comes while arrays are passed."""
     try:
         return sample(*args)
     except SystemError as error:
@@ -110,10 +116,10 @@ def _sampled(*args: Any) -> tuple[np.ndarray, np.ndarray, bool]:
         raise (cause or error) from None
 
 
-def _play(
+def _sample_in_env(
     env: gym.Env, index: Any, cumulative: np.ndarray, limit: int, rng: np.ndarray, first_action: int, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """One episode in any environment: states [T + 1], rewards [T], and whether it terminated (or was cut)."""
+    """One episode in any environment: states [T + 1], rewards [T], and whether it terminated."""
     observation, _ = env.reset(seed=seed)
     states, rewards, terminated, truncated = [index(observation)], [], False, False
     while not (terminated or truncated) and len(rewards) < limit:
@@ -128,15 +134,15 @@ def _play(
 
 @compiled_with_allocation
 @no_type_check
-def sample(start, first, count, chance, next_state, reward, terminated, cumulative, limit, rng):
-    """One episode on a table, as `_play` returns it."""
+def sample(start, first, count, outcome_cumulative, next_state, reward, terminated, cumulative, limit, rng):
+    """One episode on a table, as `_sample_in_env` returns it."""
     states, rewards = [draw(start, 0, len(start), rng)], [0.0]
     rewards.pop()
     ended = False
     while not ended and len(rewards) < limit:
         s = states[-1]
         a = draw(cumulative[s], 0, cumulative.shape[1], rng)
-        outcome = draw(chance, first[s, a], count[s, a], rng)
+        outcome = draw(outcome_cumulative, first[s, a], count[s, a], rng)
         states.append(next_state[outcome])
         rewards.append(reward[outcome])
         ended = terminated[outcome]
@@ -158,15 +164,15 @@ def learn_values(values, counts, states, rewards, terminated, method, alpha, gam
 @compiled_with_allocation
 @no_type_check
 def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
-    """Every step, each state moves by `alpha delta e(s)`, `delta = r + gamma V(s') - V(s)`; traces `e` accumulate.
+    """At every step each state moves by `alpha delta e(s)`, `delta = r + gamma V(s') - V(s)`; traces `e` accumulate.
 
-    Sutton (1988); Sutton & Barto (2018), section 12.2. With lam 0 only the present state moves: TD(0), eq. 6.2.
+    Sutton (1988); Sutton & Barto (2018), section 12.2. With lam 0 only the current state is updated: TD(0), eq. 6.2.
     """
     traces = np.zeros(len(values))
     for t in range(len(rewards)):
         s, last = states[t], t == len(rewards) - 1
-        follows = 0.0 if last and terminated else values[states[t + 1]]
-        delta = rewards[t] + gamma * follows - values[s]
+        next_value = 0.0 if last and terminated else values[states[t + 1]]
+        delta = rewards[t] + gamma * next_value - values[s]
         if lam == 0:
             values[s] += alpha * delta
         else:
@@ -193,12 +199,12 @@ def n_step_td(values, states, rewards, terminated, alpha, gamma, n):
 def monte_carlo(values, counts, states, rewards, terminated, alpha, gamma, first_visit):
     """Each state moves towards the return that followed it, the last one first. Sutton & Barto (2018), section 5.1."""
     target = 0.0 if terminated else values[states[-1]]
-    first_seen = np.full(len(values), -1)
+    first_visits = np.full(len(values), -1)
     for t in range(len(rewards) - 1, -1, -1):
-        first_seen[states[t]] = t
+        first_visits[states[t]] = t
     for t in range(len(rewards) - 1, -1, -1):
         s = states[t]
         target = rewards[t] + gamma * target
-        if not first_visit or first_seen[s] == t:
+        if not first_visit or first_visits[s] == t:
             counts[s] += 1
             values[s] += (alpha if alpha > 0 else 1 / counts[s]) * (target - values[s])

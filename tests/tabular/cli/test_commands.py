@@ -241,7 +241,7 @@ def test_without_matplotlib_only_the_pictures_are_missing(cli, tmp_path, monkeyp
             "unknown option --alhpa for q_learning: did you mean --alpha?",
         ),
         (["q_learning", "--env", "maze", "--n", "1"], "unknown option --n for q_learning"),
-        (["q_learning", "--env", "maze", "--alpha", "2"], "alpha must be in (0, 1], got 2"),
+        (["q_learning", "--env", "maze", "--alpha", "2"], "alpha is 2, but must be between 0 and 1"),
         (["q_learning", "--env", "maze", "--alpha", "big"], "--alpha is 'big', but must be a number"),
         (["q_learning", "--env", "maze", "--env.sise", "9"], "has no option --env.sise: did you mean size?"),
         (

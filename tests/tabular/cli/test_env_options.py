@@ -60,7 +60,7 @@ def test_nothing_is_rendered(error_of, command, env):
     ("algorithm", "option", "message"),
     [
         ("dqn", "buffer_size", r"buffer_size 1000000000000 would take"),
-        ("n_step_sarsa", "n", "n 1000000000000 would take"),
+        ("n_step_sarsa", "n", "n is 1000000000000, which needs "),
     ],
 )
 def test_more_memory_than_there_is(error_of, algorithm, option, message):

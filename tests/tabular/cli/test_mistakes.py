@@ -71,7 +71,7 @@ def test_damaged_folders(error_of, folder):
     for old, new, message in (
         ("settings: {}", "settings: {alpha: x}", "alpha is 'x', but must be a number"),
         ("settings: {}", "settings: {alpah: 1}", "unknown setting alpah: did you mean alpha?"),
-        ("settings: {}", "settings: {alpha: 7}", "alpha must be in (0, 1], got 7"),
+        ("settings: {}", "settings: {alpha: 7}", "alpha is 7, but must be between 0 and 1"),
         ("env_options: {}", "env_options: 3", "env_options is 3, but must be names with values"),
         ("threshold: null", "threshold: abc", "threshold is 'abc', but must be a number"),
         ("algorithm: q_learning", "algorithm: q_lerning", "unknown algorithm 'q_lerning'"),

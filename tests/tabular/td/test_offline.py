@@ -29,7 +29,7 @@ def test_a_log_of_a_random_walk_teaches_the_optimal_values():
 
 
 @pytest.mark.parametrize("method", ["q_learning", "double_q_learning"])
-def test_the_end_is_an_end_in_a_log_too(method):
+def test_terminated_transitions_of_a_log_do_not_bootstrap(method):
     log = record(cliff, lambda s, g: 0 if s == 36 else 2 if s == 35 else 1, 200, seed=0)
     assert log.terminated.sum() == 200 // 13
     q, _ = learn_from_log(log, 48, 4, gamma=1.0, alpha=1.0, epochs=60, method=method)
@@ -37,7 +37,7 @@ def test_the_end_is_an_end_in_a_log_too(method):
     assert q[36, 0] == pytest.approx(-1)  # the other actions are not in the log and stay at 0, which is better
 
 
-def test_what_was_recorded_is_what_happened():
+def test_recorded_transitions_equal_the_steps():
     limited = gym.make("CliffWalking-v1", max_episode_steps=3)
     log = record(lambda: limited, lambda s, g: 0, 7, seed=0)
     assert log.states.tolist() == [36, 24, 12, 36, 24, 12, 36]
@@ -58,7 +58,7 @@ def log_of(columns):
     return log
 
 
-def test_lists_are_as_good_as_arrays():
+def test_columns_may_be_lists():
     q, _ = learn_from_log(log_of(GOOD), 2, 2, gamma=0.5, alpha=1.0, epochs=2)
     assert q.tolist() == [[0.5, 0], [0, 1]]
 
@@ -66,16 +66,16 @@ def test_lists_are_as_good_as_arrays():
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("next_states", [1], "equally long: 2 states, 1 next_states"),
-        ("actions", [0, 1, 0], "equally long: 2 states, 3 actions"),
-        ("states", [0.0, 1.0], r"states must be whole numbers \[N\], got \[2\] of float64"),
-        ("states", [[0], [1]], r"states must be whole numbers \[N\], got \[2, 1\]"),
-        ("terminated", [0, 1], "terminated must be true or false"),
-        ("rewards", ["1", "2"], "rewards must be numbers"),
-        ("rewards", [0.0, float("nan")], "rewards must be finite, number 1 is nan"),
+        ("next_states", [1], "there are 1 next_states, but must be as many as states: 2"),
+        ("actions", [0, 1, 0], "there are 3 actions, but must be as many as states: 2"),
+        ("states", [0.0, 1.0], r"states is \[2\] of float64, but must be whole numbers \[N\]"),
+        ("states", [[0], [1]], r"states is \[2, 1\] of int64, but must be whole numbers \[N\]"),
+        ("terminated", [0, 1], r"terminated is \[2\] of int64, but must be true or false"),
+        ("rewards", ["1", "2"], r"rewards is \[2\] of <U1, but must be numbers"),
+        ("rewards", [0.0, float("nan")], r"rewards\[1\] is nan, but must be finite"),
     ],
 )
-def test_columns_that_are_no_log(column, values, message):
+def test_invalid_columns_are_refused(column, values, message):
     with pytest.raises(ValueError, match=message):
         log_of({**GOOD, column: values})
 
@@ -83,13 +83,13 @@ def test_columns_that_are_no_log(column, values, message):
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("states", [0, -1], r"states of the log must be 0 to 1 to fit \[S, A\] = \[2, 3\], number 1 is -1"),
-        ("next_states", [2, 0], "next_states of the log must be 0 to 1 .* number 0 is 2"),
-        ("actions", [0, 3], "actions of the log must be 0 to 2 .* number 1 is 3"),
-        ("actions", [-1, 0], "actions of the log must be 0 to 2 .* number 0 is -1"),
+        ("states", [0, -1], r"states\[1\] of the log is -1, but must be 0 to 1 for \[S, A\] = \[2, 3\]"),
+        ("next_states", [2, 0], r"next_states\[0\] of the log is 2, but must be 0 to 1"),
+        ("actions", [0, 3], r"actions\[1\] of the log is 3, but must be 0 to 2"),
+        ("actions", [-1, 0], r"actions\[0\] of the log is -1, but must be 0 to 2"),
     ],
 )
-def test_logs_outside_the_table(column, values, message):
+def test_indices_outside_the_table_are_refused(column, values, message):
     with pytest.raises(ValueError, match=message):
         learn_from_log(log_of({**GOOD, column: values}), 2, 3)
 
@@ -97,23 +97,26 @@ def test_logs_outside_the_table(column, values, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "sarsa"}, "method must be one of q_learning, double_q_learning, got 'sarsa'"),
-        ({"alpha": 5}, r"alpha must be in \(0, 1\], got 5"),
-        ({"alpha": float("nan")}, "alpha must be"),
-        ({"gamma": 2}, r"gamma must be in \[0, 1\], got 2"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"masks": np.ones((2, 3), dtype=bool)}, r"masks must be \[S, A\] = \[2, 2\], got \[2, 3\]"),
-        ({"masks": np.array([[True, True], [False, False]])}, "the masks allow no action in state 1"),
+        ({"method": "sarsa"}, "method is 'sarsa', but must be one of q_learning, double_q_learning"),
+        ({"alpha": 5}, "alpha is 5, but must be between 0 and 1"),
+        ({"alpha": float("nan")}, "alpha is nan, but must be between 0 and 1"),
+        ({"gamma": 2}, "gamma is 2, but must be between 0 and 1"),
+        ({"epochs": 0}, "epochs is 0, but must be at least 1"),
+        ({"masks": np.ones((2, 3), dtype=bool)}, r"masks is \[2, 3\], but must be \[S, A\] = \[2, 2\]"),
+        (
+            {"masks": np.array([[True, True], [False, False]])},
+            "masks allows no action in state 1, but must allow at least one",
+        ),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         learn_from_log(log_of(GOOD), 2, 2, **settings)
 
 
-def test_a_log_of_nothing():
+def test_an_empty_log_is_refused():
     nothing = log_of({name: np.zeros(0, np.asarray(column).dtype) for name, column in GOOD.items()})
     with pytest.raises(ValueError, match="the log is empty"):
         learn_from_log(nothing, 2, 2)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps is 0, but must be at least 1"):
         record(cliff, uniformly, 0, seed=0)

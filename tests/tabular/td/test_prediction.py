@@ -30,7 +30,7 @@ def rmse(config, episodes, seeds=200):
         (PredictionConfig(method="monte_carlo", alpha=0.02, initial_value=0.5), (0.1969, 0.0817)),
     ],
 )
-def test_the_random_walk(config, reference):
+def test_errors_on_the_random_walk_equal_the_reference(config, reference):
     """Sutton & Barto, example 6.2: the error after 10 and 100 episodes, within three standard errors."""
     errors = rmse(config, (10, 100))
     assert (abs(errors.mean(axis=0) - reference) < 3 * errors.std(axis=0, ddof=1) / 200**0.5 + 1e-4).all()
@@ -44,7 +44,7 @@ def learnt(method, states, rewards, terminated=True, gamma=0.5, alpha=0.5, lam=0
     return values.tolist()
 
 
-def test_td_by_hand():
+def test_td_equals_a_worked_example():
     """0 -> 1 -> end, rewards 2 and 4: delta = 2 + 5 - 0 = 7, then 4 - 10 = -6; traces carry gamma lam of it back."""
     assert learnt("td", [0, 1, 2], [2, 4]) == [3.5, 7, 20, 30]
     assert learnt("td", [0, 1, 2], [2, 4], lam=1.0) == [3.5 - 6 * 0.5 * 0.5, 7, 20, 30]
@@ -52,7 +52,7 @@ def test_td_by_hand():
     assert learnt("td", [0, 1, 2], [2, 4], terminated=False) == [3.5, 10 + 0.5 * (4 + 10 - 10), 20, 30]  # cut
 
 
-def test_n_step_and_monte_carlo_by_hand():
+def test_n_step_and_monte_carlo_equal_a_worked_example():
     assert learnt("n_step", [0, 1, 2], [2, 4], n=1) == [3.5, 7, 20, 30]
     assert learnt("n_step", [0, 1, 2], [2, 4], n=2) == [2.0, 7, 20, 30]  # G0 = 2 + .5 * 4
     assert learnt("n_step", [0, 1, 2, 3], [2, 4, 8], n=2) == [0.5 * (2 + 2 + 5), 10 + 0.5 * (8 - 10), 14, 30]
@@ -62,7 +62,7 @@ def test_n_step_and_monte_carlo_by_hand():
     assert learnt("monte_carlo", [0, 0, 1], [2, 4], gamma=1.0, alpha=0.0, first_visit=True) == [6, 10, 20, 30]
 
 
-def test_the_ends_of_lambda_and_n():
+def test_lambda_0_and_1_and_n_1_and_infinity_are_known_methods():
     """lambda 0 and n = 1 are TD(0); n beyond the episode is Monte Carlo, which for lambda 1 holds offline only."""
     runs = {
         name: predict(walk, RANDOM, PredictionConfig(**settings), 50, seed=3)
@@ -80,13 +80,13 @@ def test_the_ends_of_lambda_and_n():
 
 
 @pytest.mark.parametrize("settings", [{"lam": 0.8}, {"method": "n_step"}, {"method": "monte_carlo", "alpha": 0}])
-def test_estimates_come_near_the_truth(settings):
+def test_estimates_approach_the_true_values(settings):
     estimates = predict(walk, RANDOM, PredictionConfig(**{"alpha": 0.01, **settings}), 3000, seed=0)
     assert estimates[-2000:].mean(axis=0) == pytest.approx(TRUE, abs=0.05)
 
 
 @pytest.mark.parametrize("settings", [{}, {"lam": 0.5}, {"method": "n_step"}, {"method": "monte_carlo"}])
-def test_other_environments_are_played_step_by_step(settings):
+def test_environments_without_a_table_give_the_same_values(settings):
     """The wrapped lake is no table any more; the mean over runs is the policy's value all the same."""
     policy = np.array([0, 3, 3, 3, 0, 0, 0, 0, 3, 1, 0, 0, 0, 2, 1, 0])
     config = PredictionConfig(**{"alpha": 0.02, "gamma": 0.99, **settings})
@@ -102,7 +102,7 @@ def test_other_environments_are_played_step_by_step(settings):
     assert slow[14] == pytest.approx(exact[14], abs=0.15)
 
 
-def test_a_seed_is_a_run():
+def test_a_seed_determines_the_run():
     runs = [predict(walk, RANDOM, PredictionConfig(), 20, seed) for seed in (1, 1, 2)]
     assert (runs[0] == runs[1]).all()
     assert (runs[0] != runs[2]).any()
@@ -115,30 +115,30 @@ def test_gamma_0_predicts_rewards():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "guess"}, "method must be one of td, n_step, monte_carlo, got 'guess'"),
-        ({"alpha": 0}, r"alpha must be in \(0, 1\], got 0"),
-        ({"lam": 1.1}, "lam must be"),
-        ({"gamma": -1}, "gamma must be"),
-        ({"n": 0}, "n must be at least 1"),
-        ({"initial_value": float("nan")}, "initial_value must be finite, got nan"),
+        ({"method": "guess"}, "method is 'guess', but must be one of td, n_step, monte_carlo"),
+        ({"alpha": 0}, "alpha is 0, but must be positive"),
+        ({"lam": 1.1}, "lam is 1.1, but must be between 0 and 1"),
+        ({"gamma": -1}, "gamma is -1, but must be between 0 and 1"),
+        ({"n": 0}, "n is 0, but must be at least 1"),
+        ({"initial_value": float("nan")}, "initial_value is nan, but must be finite"),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PredictionConfig(**settings)
 
 
-def test_policies_and_spaces_that_do_not_fit():
+def test_policies_and_spaces_of_another_size_or_kind_are_refused():
     with pytest.raises(ValueError, match=r"\[5, 2\], got \[4, 2\]"):
         predict(walk, np.full((4, 2), 0.5), PredictionConfig(), 1, 0)
     with pytest.raises(ValueError, match="discrete observations"):
         predict(lambda: gym.make("CartPole-v1"), RANDOM, PredictionConfig(), 1, 0)
-    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="episodes is 0, but must be at least 1"):
         predict(walk, RANDOM, PredictionConfig(), 0, 0)
 
 
 @pytest.mark.parametrize("row", [[1.0, 1.0], [2.0, -1.0], [np.nan, 0.5], [0.5, np.inf], [0.0, 0.0]])
-def test_rows_that_are_no_probabilities(row):
+def test_rows_that_are_not_probabilities_are_refused(row):
     policy = RANDOM.copy()
     policy[3] = row
     with pytest.raises(ValueError, match=r"the policy in state 3, \[.*\], must be probabilities"):
@@ -146,20 +146,20 @@ def test_rows_that_are_no_probabilities(row):
 
 
 @pytest.mark.parametrize("action", [-1, 2])
-def test_actions_that_are_none(action):
+def test_actions_that_do_not_exist_are_refused(action):
     policy = np.array([0, 1, action, 1, 1])
     with pytest.raises(ValueError, match=f"the policy takes action {action} in state 2: outside 0 to 1"):
         predict(walk, policy, PredictionConfig(), 1, 0)
 
 
-def test_a_policy_that_never_ends_is_noticed(monkeypatch):
-    monkeypatch.setattr("tabular.td.prediction.FOREVER", 1000)
+def test_a_policy_that_never_ends_is_refused(monkeypatch):
+    monkeypatch.setattr("tabular.td.prediction.MAX_EPISODE_STEPS", 1000)
     stuck = np.zeros(47, dtype=int)  # up, into the edge
     with pytest.raises(ValueError, match="did not end within 1000 steps"):
         predict(lambda: gym.make("tabular/Maze-v0"), stuck, PredictionConfig(), 1, 0)
 
 
-def test_rewards_that_are_none_are_refused():
+def test_rewards_that_are_not_finite_are_refused():
     def broken():
         return gym.wrappers.TransformReward(walk(), lambda reward: float("nan"))
 

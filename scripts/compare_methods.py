@@ -1,9 +1,9 @@
-"""PPO's variants on the demo's task, as the README's table: `python scripts/compare_methods.py --seeds 3`.
+"""Variants of PPO on the demo's task, as a table: `python scripts/compare_methods.py --seeds 3`.
 
-Language model and reward model are the demo's, trained once a seed (or taken from `scripts/demo_seeds.py`'s folder with
---base); only PPO's settings differ. Scores, KL and win rates are of the held-out prompts, at the step with the best
-held-out score of the reward model, as `rlhf ppo` exports it. CPU seconds are the process's own, over all its threads,
-so that a busy machine shows less in them.
+Language model and reward model are the demo's, trained once per seed (or taken from the folder of
+`scripts/demo_seeds.py` with --base); only PPO's settings differ. Scores, KL and win rates are measured on the held-out
+prompts, at the step with the best held-out score of the reward model, which `rlhf ppo` exports. CPU seconds are process
+time, over all threads, which depends less on other load than wall time.
 """
 
 import argparse
@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.jobs import LoraConfig, PPOJob
-from rlhf.demo.demo import jobs
+from rlhf.demo.demo import make_stages
 from rlhf.run.progress import silence_libraries
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.reward_model import train_reward_model
 from rlhf.trainers.sft import train_sft
-
-GROUP: dict[str, Any] = {"samples_per_prompt": 4}
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "PPO, critic on the policy's trunk (default)": {},
@@ -34,19 +32,20 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "PPO, separate critic": {"critic": {"kind": "separate"}},
     "KL-penalty surrogate": {"ppo": {"policy_loss": "kl_penalty"}},
-    "RLOO": {"ppo": {"estimator": "rloo", **GROUP}},
-    "GRPO": {"ppo": {"estimator": "grpo", **GROUP}},
+    "RLOO": {"ppo": {"estimator": "rloo", "samples_per_prompt": 4}},
+    "GRPO": {"ppo": {"estimator": "grpo", "samples_per_prompt": 4}},
 }
-"""What each method changes in the demo's PPO job."""
+"""Method -> the settings that it changes in the demo's PPO job."""
 
 
-def job_of(base: PPOJob, changes: dict[str, dict[str, Any]], output: Path) -> PPOJob:
+def changed_job(base: PPOJob, changes: dict[str, dict[str, Any]], output: Path) -> PPOJob:
+    """A job with other settings and another run folder."""
     groups = {name: replace(getattr(base, name), **values) for name, values in changes.items()}
     return replace(base, output=str(output), **groups)
 
 
 def run(job: PPOJob) -> dict[str, float]:
-    """Train, unless the folder is there already; the held-out numbers at the best step."""
+    """Train, unless the run is finished already; the held-out measures at the best step."""
     folder = Path(job.output)
     if not (folder / "seconds").exists():
         start = time.process_time()
@@ -64,21 +63,23 @@ def run(job: PPOJob) -> dict[str, float]:
     }
 
 
-def base_of(output: Path, base: Path | None, seed: int) -> PPOJob:
-    """The demo's PPO job of a seed, on its language model and reward model."""
-    sft, reward, ppo = jobs(output / f"seed-{seed}", seed)
+def demo_job(output: Path, base: Path | None, seed: int) -> PPOJob:
+    """The demo's PPO job of a seed, with its language model and reward model trained or taken from `base`."""
+    stages = make_stages(output / f"seed-{seed}", seed)
     if base is not None:
         folder = base / f"seed-{seed}"
-        model, score = replace(ppo.model, path=str(folder / "sft")), replace(ppo.reward, model=str(folder / "reward"))
-        return replace(ppo, model=model, reward=score)
-    for job, train in ((sft, train_sft), (reward, train_reward_model)):
-        if not (Path(job.output) / "model").exists():
-            train(replace(job, resume="auto"))  # pyright: ignore[reportArgumentType]
-    return ppo
+        model = replace(stages.ppo.model, path=str(folder / "sft"))
+        reward = replace(stages.ppo.reward, model=str(folder / "reward"))
+        return replace(stages.ppo, model=model, reward=reward)
+    if not (Path(stages.sft.output) / "model").exists():
+        train_sft(replace(stages.sft, resume="auto"))
+    if not (Path(stages.reward.output) / "model").exists():
+        train_reward_model(replace(stages.reward, resume="auto"))
+    return stages.ppo
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Means over seeds, with the smallest and the largest."""
+    """A Markdown table of means over seeds, with minimum and maximum."""
     columns = list(next(iter(results.values()))[0])
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for name, rows in results.items():
@@ -92,21 +93,22 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train every method on every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first_seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, whose models are used")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/methods"), help="folder of all runs")
+    parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, to use its models")
     parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     options = parser.parse_args(argv)
     silence_libraries()
     chosen = options.methods or list(METHODS)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        base = base_of(options.output, options.base, seed)
+        base = demo_job(options.output, options.base, seed)
         for name in chosen:
             folder = options.output / f"seed-{seed}" / name.replace(" ", "_").replace(",", "").replace("'", "")
-            results[name].append(run(job_of(base, METHODS[name], folder)))
+            results[name].append(run(changed_job(base, METHODS[name], folder)))
             print(f"seed {seed}, {name}: {results[name][-1]}", flush=True)
     print("\n" + table(results))
 

@@ -1,4 +1,4 @@
-"""The demo on several seeds, as the README's table: `python scripts/demo_seeds.py --seeds 3 --output runs/seeds`."""
+"""The demo on several seeds, as a table and learning curves: `python scripts/demo_seeds.py --seeds 3`."""
 
 import argparse
 import json
@@ -6,22 +6,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rlhf.demo.demo import goals
 
 
-def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
-    """One demo in a process of its own; what it reached. A seed that is done already is only read."""
-    done = folder / "result.json"
-    if done.exists():
-        return json.loads(done.read_text())
+def run(folder: Path, seed: int, options: list[str]) -> dict[str, float]:
+    """Run the demo in a new process, unless its result is there already; its measures."""
+    file = folder / "result.json"
+    if file.exists():
+        return json.loads(file.read_text())
     start = time.perf_counter()
-    command = [sys.executable, "-m", "rlhf.cli.main", "demo", "--output", str(folder), "--seed", str(seed), *extra]
-    if subprocess.run(command).returncode not in (0, 1):  # 1: a goal was missed, which the table will show
+    command = [sys.executable, "-m", "rlhf.cli.main", "demo", "--output", str(folder), "--seed", str(seed), *options]
+    if subprocess.run(command).returncode not in (0, 1):  # 1: a goal was missed, which the table shows
         raise SystemExit(f"the demo with seed {seed} failed")
-    rows = [json.loads(line) for line in (folder / "ppo" / "eval.jsonl").read_text().splitlines()]
-    accuracy = json.loads((folder / "reward" / "eval.jsonl").read_text().splitlines()[-1])["accuracy"]
-    before, after = rows[0], max(rows, key=lambda row: row["score"])
+    evaluations = read_rows(folder / "ppo" / "eval.jsonl")
+    before = evaluations[0]
+    after = max(evaluations, key=lambda row: row["score"])
+    accuracy = read_rows(folder / "reward" / "eval.jsonl")[-1]["accuracy"]
     reached = goals(before, after, accuracy)
     result = {
         "seed": seed,
@@ -39,58 +41,77 @@ def run(folder: Path, seed: int, extra: list[str]) -> dict[str, float]:
         "of": len(reached),
         "seconds": time.perf_counter() - start,
     }
-    done.write_text(json.dumps(result) + "\n")
+    file.write_text(json.dumps(result) + "\n")
     return result
 
 
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The objects of a jsonl file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def plot(folders: list[Path], path: Path) -> None:
-    """The learning curves of all seeds: training score, KL, and the held-out judge."""
+    """Draw the learning curves of all seeds: training score, KL, and the held-out judge."""
     from matplotlib.figure import Figure
 
-    def read(folder: Path, name: str) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (folder / "ppo" / f"{name}.jsonl").read_text().splitlines()]
-
     figure = Figure(figsize=(10, 3), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for i, folder in enumerate(folders):
-        rows, evals = read(folder, "metrics"), read(folder, "eval")
-        for panel, name in zip(panels, ("objective/score", "objective/kl"), strict=False):
-            recent = [rows[max(0, j - 4) : j + 1] for j in range(len(rows))]
-            values = [sum(r[name] for r in part) / len(part) for part in recent]
-            panel.plot([r["step"] for r in rows], values, color=f"C{i}", linewidth=1.2)
-        panels[2].plot([r["step"] for r in evals], [r["judge"] for r in evals], "o-", color=f"C{i}", label=f"seed {i}")
-        low, high = ([r[f"judge_{side}"] for r in evals] for side in ("low", "high"))
-        panels[2].fill_between([r["step"] for r in evals], low, high, color=f"C{i}", alpha=0.15, linewidth=0)
-    titles = ("reward model's score, training", "KL to the start, nats a response", "independent judge, held out")
-    for panel, title in zip(panels, titles, strict=True):
+    score_panel, kl_panel, judge_panel = figure.subplots(1, 3)
+    for seed, folder in enumerate(folders):
+        metrics = read_rows(folder / "ppo" / "metrics.jsonl")
+        steps = [row["step"] for row in metrics]
+        for panel, name in ((score_panel, "objective/score"), (kl_panel, "objective/kl")):
+            panel.plot(steps, running_mean([row[name] for row in metrics]), color=f"C{seed}", linewidth=1.2)
+        evaluations = read_rows(folder / "ppo" / "eval.jsonl")
+        steps = [row["step"] for row in evaluations]
+        judge_panel.plot(steps, [row["judge"] for row in evaluations], "o-", color=f"C{seed}", label=f"seed {seed}")
+        low = [row["judge_low"] for row in evaluations]
+        high = [row["judge_high"] for row in evaluations]
+        judge_panel.fill_between(steps, low, high, color=f"C{seed}", alpha=0.15, linewidth=0)
+    titles = {
+        score_panel: "reward model's score, training",
+        kl_panel: "KL to the reference, nats per response",
+        judge_panel: "independent judge, held out",
+    }
+    for panel, title in titles.items():
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("PPO step")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-    panels[2].legend(frameon=False, fontsize=8, loc="lower right")
+    judge_panel.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"curves in {path}")
 
 
+def running_mean(values: list[float], window: int = 5) -> list[float]:
+    """The mean of each value and the ones before it in the window."""
+    recent = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in recent]
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """A Markdown table with a row for each seed."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + " ---: |" * len(names)]
+    for row in rows:
+        cells = [f"{v:.0f}" if isinstance(v, int) or name == "seconds" else f"{v:.3f}" for name, v in row.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    """Run all seeds, draw the curves and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/learning_curves.png"))
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/seeds"), help="folder of all runs (%(default)s)")
+    parser.add_argument("--plot", type=Path, default=Path("docs/learning_curves.png"), help="PNG file (%(default)s)")
     parser.add_argument("--kl_coef", help="passed to the demo")
     options = parser.parse_args()
-    extra = ["--kl_coef", options.kl_coef] if options.kl_coef is not None else []
-    rows = [run(options.output / f"seed-{seed}", seed, extra) for seed in range(options.seeds)]
-    plot([options.output / f"seed-{seed}" for seed in range(options.seeds)], options.plot)
-    names = list(rows[0])
-    print("\n| " + " | ".join(names) + " |\n|" + " ---: |" * len(names))
-    for row in rows:
-        print(
-            "| "
-            + " | ".join(f"{v:.0f}" if isinstance(v, int) or n == "seconds" else f"{v:.3f}" for n, v in row.items())
-            + " |"
-        )
+    demo_options = ["--kl_coef", options.kl_coef] if options.kl_coef is not None else []
+    folders = [options.output / f"seed-{seed}" for seed in range(options.seeds)]
+    rows = [run(folder, seed, demo_options) for seed, folder in enumerate(folders)]
+    plot(folders, options.plot)
+    print("\n" + table(rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Completions from any folder that the stages wrote."""
+"""`rlhf generate`: responses of any model to a prompt, to the prompts of a file, or in a chat."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import DataConfig, GenerationConfig
+import torch
+
+from rlhf.config.jobs import DataConfig, GenerateJob, GenerationConfig
 from rlhf.data.datasets import load_rows
 from rlhf.data.encoding import encode_prompts, pad, padding_id, render_chat
 from rlhf.data.prompts import prepare_prompts
@@ -16,79 +19,112 @@ from rlhf.rollouts.sampling import uniform_noise
 from rlhf.rollouts.stages import Sampler, sample_responses
 from rlhf.run.saved_policy import load_policy
 
+BATCH_SIZE = 64
+"""Responses that are sampled in parallel."""
 
-def complete(
-    model: str,
-    prompt: str | None = None,
-    file: str | None = None,
-    chat: bool = False,
-    output: str | None = None,
-    count: int = 1,
-    max_new_tokens: int = 128,
-    temperature: float = 1.0,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Continue one prompt, every prompt of a file, or a conversation on the terminal; returns what was said.
+
+def generate(job: GenerateJob) -> None:
+    """Print or write the responses to a prompt or to the prompts of a file, or chat in the terminal.
 
     Raises:
-        UserError: the model or file cannot be used, or `output` exists.
+        UserError: the model or the file cannot be used, or the output file exists.
     """
-    import torch
-
-    if count < 1:
-        raise UserError(f"--count is {count}, but it must be positive")
-    if output is not None and Path(output).exists():
-        raise UserError(f"{output} exists; name another --output")
-    if prompt is not None and not prompt.strip():
-        raise UserError("--prompt is empty; give it some text to continue")
+    output = None if job.output is None else _new_file(job.output)
+    generator = Generator(job)
+    if job.chat:
+        chat(generator)
+        return
+    prompts = [prompt for prompt in _prompts(job, generator.tokenizer) for _ in range(job.count)]
+    rows = [
+        {"prompt": prompt, "response": response}
+        for start in range(0, len(prompts), BATCH_SIZE)
+        for prompt, response in generator.respond(prompts[start : start + BATCH_SIZE], start)
+    ]
     if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature)
-    lm, tokenizer = load_policy(model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lm.to(device).eval()
-    policy, sampler = ActorCritic(lm, critic=None), Sampler.of(tokenizer, lm, config)
+        output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return
+    for row in rows:
+        print(f"{row['prompt']}{row['response']}" if isinstance(row["prompt"], str) else row["response"])
 
-    def say(prompts: list[Any], turn: int = 0) -> list[str]:
-        ids, mask = pad(encode_prompts(tokenizer, prompts), padding_id(tokenizer), "left")
-        context_length = context_length_of(lm.config)
-        if context_length is not None and ids.shape[1] + max_new_tokens > context_length:
+
+class Generator:
+    """A policy with its tokenizer and sampler, on the GPU if there is one."""
+
+    def __init__(self, job: GenerateJob):
+        """Load the model.
+
+        Raises:
+            UserError: it is no causal language model, or has no end token.
+        """
+        assert job.model is not None
+        self.name = job.model
+        self.seed = job.seed
+        self.max_new_tokens = job.max_new_tokens
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        lm, self.tokenizer = load_policy(job.model)
+        lm.to(self.device).eval()
+        self.context_length = context_length_of(lm.config)
+        self.policy = ActorCritic(lm, critic=None)
+        config = GenerationConfig(max_new_tokens=job.max_new_tokens, temperature=job.temperature)
+        self.sampler = Sampler.of(self.tokenizer, lm, config)
+
+    def respond(self, prompts: Sequence[Any], stream: int) -> list[tuple[Any, str]]:
+        """Each prompt with a sampled response.
+
+        Args:
+            prompts: texts or lists of messages.
+            stream: number that gives each call of a run its own random numbers.
+
+        Raises:
+            UserError: prompt and response may exceed the model's context length.
+        """
+        ids, mask = pad(encode_prompts(self.tokenizer, list(prompts)), padding_id(self.tokenizer), "left")
+        length = ids.shape[1]
+        if self.context_length is not None and length + self.max_new_tokens > self.context_length:
             raise UserError(
-                f"a prompt of {ids.shape[1]} tokens and --max_new_tokens {max_new_tokens} exceed the context length of "
-                f"{model}, which is {context_length}; lower one of them"
+                f"a prompt of {length} tokens and --max_new_tokens {self.max_new_tokens} exceed the context length of "
+                f"{self.name}, which is {self.context_length}; lower one of them"
             )
-        noise = uniform_noise([seed, turn], range(len(prompts)), len(prompts), max_new_tokens)
-        batch = Prompts(ids.to(device), mask.to(device), prompts, {})
-        return sample_responses(policy, sampler, batch, noise).completions
-
-    if chat:
-        render_chat(tokenizer, [{"role": "user", "content": "hello"}], True)  # no template: said before the first line
-        return _converse(say)
-    prompts: list[Any] = [prompt]
-    if file is not None:
-        limit = DataConfig(path=file, max_prompt_length=10**9)
-        prompts = prepare_prompts(tokenizer, load_rows(file, "train"), limit, padding_id(tokenizer)).prompts
-    prompts = [p for p in prompts for _ in range(count)]
-    said = [text for i in range(0, len(prompts), 64) for text in say(prompts[i : i + 64], i)]
-    rows = [{"prompt": p, "response": text} for p, text in zip(prompts, said, strict=True)]
-    if output is not None:
-        Path(output).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    else:
-        for row in rows:
-            print(f"{row['prompt']}{row['response']}" if isinstance(row["prompt"], str) else row["response"])
-    return rows
+        noise = uniform_noise([self.seed, stream], range(len(prompts)), len(prompts), self.max_new_tokens)
+        batch = Prompts(ids.to(self.device), mask.to(self.device), list(prompts), {})
+        completions = sample_responses(self.policy, self.sampler, batch, noise).completions
+        return list(zip(prompts, completions, strict=True))
 
 
-def _converse(say: Any) -> list[dict[str, Any]]:
+def chat(generator: Generator) -> None:
+    """Answer each line of standard input, with the whole conversation as the prompt, until an empty line.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or the conversation exceeds the context length.
+    """
+    render_chat(generator.tokenizer, [{"role": "user", "content": "hello"}], True)  # raises before the first line
     messages: list[dict[str, str]] = []
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            break
-        if not line:
-            break
+    while line := _read_line():
         messages.append({"role": "user", "content": line})
-        messages.append({"role": "assistant", "content": say([messages], len(messages))[0]})
-        print(messages[-1]["content"])
-    return messages
+        [(_, response)] = generator.respond([messages], len(messages))
+        messages.append({"role": "assistant", "content": response})
+        print(response)
+
+
+def _read_line() -> str:
+    """A line of standard input; empty at its end."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _prompts(job: GenerateJob, tokenizer: Any) -> list[Any]:
+    if job.file is None:
+        return [job.prompt]
+    config = DataConfig(path=job.file, max_prompt_length=10**9)  # the context length is the only limit
+    return prepare_prompts(tokenizer, load_rows(job.file, "train"), config, padding_id(tokenizer)).prompts
+
+
+def _new_file(name: str) -> Path:
+    """The path of a file that does not exist yet, in a folder that does."""
+    path = Path(name)
+    if path.exists():
+        raise UserError(f"output file {name} exists; name another with --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,6 +1,5 @@
-"""The `rlhf` command. Each stage imports what it needs when it is called, so that help comes at once."""
+"""The `rlhf` command. Each subcommand imports what it needs when it is called, so that help is printed at once."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,18 +12,25 @@ COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
     "reward": "train a reward model on preference pairs",
     "ppo": "train a policy with PPO",
-    "evaluate": "compare a policy with the model it started from, on held-out prompts",
-    "generate": "continue a prompt, a file of prompts, or a chat",
-    "report": "write a run's report as one HTML page",
-    "demo": "all of it on film reviews, in minutes on a CPU",
+    "evaluate": "evaluate a policy on held-out prompts, beside the model it started from",
+    "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
+    "report": "write the report of a run as one HTML page",
+    "demo": "run all stages on film reviews, in minutes on a CPU",
 }
 
-STOPPED = 130
-"""Exit status of a run that was asked to stop before its end, so that `rlhf sft && rlhf ppo` does not go on."""
+INTERRUPTED = 130
+"""Exit status of a run that was interrupted before its end, so that `rlhf sft && rlhf ppo` stops."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console command; returns the exit status."""
+    """Entry point of the console command.
+
+    Returns:
+        The exit status: 0 done, 1 a goal of the demo was missed, 130 interrupted.
+
+    Raises:
+        SystemExit: with status 2 for a user's mistake, after one line on standard error.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: rlhf COMMAND [options]\n\ncommands:")
@@ -37,17 +43,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     with report_user_errors():
-        if argv[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-            raise UserError(
-                f"unknown command {argv[0]!r}; "
-                + (f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}")
-            )
-        run: Callable[[list[str]], int | None] = globals()[f"_{argv[0]}"]
-        return run(argv[1:]) or 0
+        command = _command(argv[0])
+        try:
+            return command(argv[1:])
+        except BrokenPipeError:  # of `| head`: all files are written, and nobody reads the output any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return INTERRUPTED
     return 2
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """The function that runs a command."""
+    if name not in COMMANDS:
+        import difflib
+
+        similar = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+    return globals()[f"_{name}"]
 
 
 def _sft(argv: list[str]) -> int:
@@ -58,7 +74,7 @@ def _sft(argv: list[str]) -> int:
     silence_libraries()
     from rlhf.trainers.sft import train_sft
 
-    return 0 if train_sft(job) else STOPPED
+    return 0 if train_sft(job) else INTERRUPTED
 
 
 def _reward(argv: list[str]) -> int:
@@ -69,7 +85,7 @@ def _reward(argv: list[str]) -> int:
     silence_libraries()
     from rlhf.trainers.reward_model import train_reward_model
 
-    return 0 if train_reward_model(job) else STOPPED
+    return 0 if train_reward_model(job) else INTERRUPTED
 
 
 def _ppo(argv: list[str]) -> int:
@@ -82,18 +98,17 @@ def _ppo(argv: list[str]) -> int:
 
     trainer = PPOTrainer(job)
     trainer.train()
-    return 0 if trainer.state.step >= job.ppo.steps else STOPPED
+    return 0 if trainer.state.step >= job.ppo.steps else INTERRUPTED
 
 
-def _evaluate(argv: list[str]) -> None:
-    """`rlhf evaluate RUN` takes everything from the run; options override it, or stand alone without a RUN."""
-    from rlhf.config.jobs import EvaluateJob, evaluation_of
-    from rlhf.config.parsing import parse
+def _evaluate(argv: list[str]) -> int:
+    """`rlhf evaluate RUN` takes its settings from the run, and options override them; RUN may be left out."""
+    from rlhf.config.jobs import EvaluateJob, evaluation_of_run
+    from rlhf.config.parsing import parse, split_words
 
-    if argv and not argv[0].startswith("-"):
-        job = evaluation_of(Path(argv[0]), argv[1:])
-    else:
-        job = parse(EvaluateJob, argv, "rlhf evaluate")
+    runs, options = split_words(EvaluateJob, argv)
+    from_run = len(runs) == 1
+    job = evaluation_of_run(Path(runs[0]), options) if from_run else parse(EvaluateJob, argv, "rlhf evaluate")
     silence_libraries()
     import json
 
@@ -107,54 +122,46 @@ def _evaluate(argv: list[str]) -> None:
     console.print(summary_table(result.get("before"), result["after"]))
     console.print(responses_table(samples, step=1))
     print(json.dumps(result))
+    return 0
 
 
-def _generate(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("rlhf generate", description="Continue prompts with any model or run folder.")
-    parser.add_argument("model", help="run folder, checkpoint folder, model folder or hub id")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="a prompt")
-    what.add_argument("--file", help="a data file with a column `prompt`")
-    what.add_argument("--chat", action="store_true", help="talk: each line is a turn, an empty one ends")
-    parser.add_argument("--output", help="write a jsonl file instead of printing")
-    parser.add_argument("--count", type=int, default=1, help="responses to each prompt (default 1)")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
+def _generate(argv: list[str]) -> int:
+    from rlhf.config.jobs import GenerateJob
+    from rlhf.config.parsing import parse
+
+    job = parse(GenerateJob, argv, "rlhf generate", "model")
     silence_libraries()
-    from rlhf.cli.generate import complete
+    from rlhf.cli.generate import generate
 
-    complete(**vars(options))
+    generate(job)
+    return 0
 
 
-def _report(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("rlhf report", description="Write a run's report as one self-contained HTML page.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--output", type=Path, help="where to write it (default: RUN/report.html)")
-    options = parser.parse_args(argv)
+def _report(argv: list[str]) -> int:
+    from rlhf.config.jobs import ReportJob
+    from rlhf.config.parsing import parse
+
+    job = parse(ReportJob, argv, "rlhf report", "run")
     from rlhf.report.report import write_report
 
+    assert job.run is not None
     try:
-        print(write_report(options.run, options.output))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        print(write_report(Path(job.run), Path(job.output) if job.output is not None else None))
+    except OSError as error:
+        raise UserError(f"{error.filename or job.output}: {error.strerror or error}") from error
+    return 0
 
 
 def _demo(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("rlhf demo", description="SFT, reward model, PPO and evaluation on film reviews.")
-    parser.add_argument("--output", help="folder for everything (default: the first free runs/demo-N)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kl_coef", type=float, help="price of the KL; 0 shows how a reward model is hacked")
-    options = parser.parse_args(argv)
-    if options.kl_coef is not None and options.kl_coef < 0:
-        raise UserError(f"--kl_coef is {options.kl_coef}, but it must be at least 0")
+    from rlhf.config.jobs import DemoJob
+    from rlhf.config.parsing import parse
+
+    job = parse(DemoJob, argv, "rlhf demo")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     silence_libraries()
     from rlhf.demo.demo import run_demo
 
-    output = options.output or next(f"runs/demo-{n}" for n in range(1, 10_000) if not Path(f"runs/demo-{n}").exists())
-    return 0 if run_demo(output, options.seed, options.kl_coef) else 1
+    return 0 if run_demo(job) else 1
 
 
 if __name__ == "__main__":

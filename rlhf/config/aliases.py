@@ -1,4 +1,4 @@
-"""Names that people bring from elsewhere: what they are called here, and why some of them are not here."""
+"""Settings of other trainers: the name each has here, or why it is not supported; both for error messages."""
 
 ALIASES = {
     # TRL's PPOConfig, up to its last release
@@ -53,11 +53,11 @@ ALIASES = {
     "critic_learning_rate": "critic.lr",
     "actor_learning_rate": "ppo.lr",
 }
-"""The last part of a name elsewhere -> the setting here."""
+"""Last part of a setting's name in another trainer -> full name of the setting that replaces it here."""
 
-_DISTRIBUTION = (
-    "it would change the distribution that is sampled, and then PPO's ratios and KL would be of another one than the "
-    "policy's; generation.temperature, min_new_tokens and suppress_ids apply to sampling and scoring alike"
+_CHANGES_DISTRIBUTION = (
+    "it changes the distribution that is sampled, so that PPO's ratios and KL would not be the policy's; "
+    "generation.temperature, min_new_tokens and suppress_ids change sampling and log-probabilities alike"
 )
 
 UNSUPPORTED = dict.fromkeys(
@@ -75,6 +75,6 @@ UNSUPPORTED = dict.fromkeys(
         "min_length_penalty",
         "length_penalty",
     ),
-    _DISTRIBUTION,
+    _CHANGES_DISTRIBUTION,
 )
-"""The last part of a name that does not exist here -> why."""
+"""Last part of a setting's name in another trainer -> why it is not supported, after `because`."""

@@ -1,6 +1,6 @@
-"""Every setting of every stage, as a tree of frozen dataclasses; `parse()` fills it from YAML files and options.
+"""The jobs that a user runs, each a tree of frozen dataclasses with all its settings.
 
-The branches are in `settings.py` and, for PPO alone, `ppo_settings.py`; here they become the jobs that a user runs.
+`rlhf.config.parsing.parse` makes them; their branches are in `shared.py`, `training.py` and `ppo.py`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from rlhf.config.parsing import as_text, flatten, parse, read_yaml
+from rlhf.config.checks import check, reject_unused
+from rlhf.config.parsing import parse, read_yaml, to_options
 from rlhf.config.ppo import CriticConfig, PPOConfig, PTXConfig
 from rlhf.config.shared import (
     CheckpointConfig,
@@ -21,18 +22,18 @@ from rlhf.config.shared import (
     RewardConfig,
     ScratchConfig,
     SourceConfig,
-    TrainingConfig,
-    check,
-    reject_unused,
 )
+from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 
 __all__ = [
     "CheckpointConfig",
     "CriticConfig",
     "DataConfig",
+    "DemoJob",
     "EvalConfig",
     "EvaluateJob",
+    "GenerateJob",
     "GenerationConfig",
     "JudgeConfig",
     "LoraConfig",
@@ -40,31 +41,47 @@ __all__ = [
     "PPOConfig",
     "PPOJob",
     "PTXConfig",
+    "ReportJob",
     "RewardConfig",
     "RewardJob",
     "SFTJob",
     "ScratchConfig",
     "SourceConfig",
     "TrainingConfig",
-    "evaluation_of",
+    "evaluation_of_run",
 ]
 
 Tracker = Literal["tensorboard", "wandb"]
 
 
+# --------------------------------------------------------------------------------------------------- training stages
+
+
 @dataclass(frozen=True)
-class PPOJob:
+class TrainingJob:
+    """The settings that every training stage begins with."""
+
+    output: str
+    """Run folder; must not exist unless resume is set."""
+    seed: int = 0
+    """Seed of all random numbers, from 0 to 2**32 - 1."""
+    resume: str | None = None
+    """`auto`: continue from the newest checkpoint in output, or start if there is none; or a checkpoint folder."""
+    trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
+    """Experiment trackers that log the metrics besides metrics.jsonl: tensorboard, wandb."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self):
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class PPOJob(TrainingJob):
     """Train a policy with PPO."""
 
     output: str = "runs/ppo"
-    """The run folder; it must not exist unless resume is set."""
-    seed: int = 0
-    resume: str | None = None
-    """`auto` continues the newest checkpoint of `output`, or starts where there is none; or a checkpoint's folder."""
-    trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
-    """Where metrics go besides metrics.jsonl."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    """Run folder; must not exist unless resume is set."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -74,107 +91,105 @@ class PPOJob:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
-        _check_seed(self.seed)
-        _require(self, "model.path")
+        super().__post_init__()
+        _check_set(self, "model.path")
         self._check_critic()
+        limit = f"at most generation.max_new_tokens = {self.generation.max_new_tokens}"
         check(
             self.reward.truncated != "overlong" or self.reward.overlong_buffer <= self.generation.max_new_tokens,
             "reward.overlong_buffer",
             self.reward.overlong_buffer,
-            f"at most generation.max_new_tokens = {self.generation.max_new_tokens}",
+            limit,
         )
         check(
             self.reward.min_length <= self.generation.max_new_tokens,
             "reward.min_length",
             self.reward.min_length,
-            f"at most generation.max_new_tokens = {self.generation.max_new_tokens}, or every response is too short",
+            f"{limit}, or every response is too short",
         )
 
     def _check_critic(self) -> None:
-        ppo, critic = self.ppo, self.critic
-        if not ppo.has_critic:
-            names = tuple(f.name for f in fields(critic))
-            reject_unused(critic, "critic", names, f"ppo.estimator {ppo.estimator} has no critic")
+        estimator = f"ppo.estimator {self.ppo.estimator}"
+        if not self.ppo.has_critic:
+            names = tuple(f.name for f in fields(self.critic))
+            reject_unused(self.critic, names, f"{estimator} has no critic")
             if self.reward.truncated == "bootstrap":
                 raise UserError(
-                    f"reward.truncated is bootstrap, but ppo.estimator {ppo.estimator} has no critic to say what a "
-                    "cut response was worth; use replace, overlong or mask"
+                    f"reward.truncated is bootstrap, but {estimator} has no critic to bootstrap from; use replace, "
+                    "overlong or mask"
                 )
-        if critic.kind == "adapter" and self.model.lora.rank == 0:
+        if self.critic.kind == "adapter" and self.model.lora.rank == 0:
             raise UserError(
-                "critic.kind is adapter, but model.lora.rank is 0: an adapter critic shares the frozen base of an "
-                "adapted policy; set --model.lora.rank 16, or critic.kind to shared or separate"
+                "critic.kind is adapter, but model.lora.rank is 0, and an adapter critic shares the frozen base of a "
+                "policy with adapters; set --model.lora.rank 16, or critic.kind to shared or separate"
             )
-        if ppo.vf_coef == 0 and (critic.warmup_steps or critic.pretraining_steps):
-            raise UserError("ppo.vf_coef is 0, so a critic that learns first would learn nothing; raise it")
-        if critic.init == "reward" and self.reward.model is None:
-            raise UserError("critic.init is reward, but there is no reward.model to take the critic from")
+        if self.ppo.vf_coef == 0 and (self.critic.warmup_steps or self.critic.pretraining_steps):
+            raise UserError(
+                "ppo.vf_coef is 0, but must be positive with critic.warmup_steps or critic.pretraining_steps, which "
+                "train the critic alone"
+            )
+        if self.critic.init == "reward" and self.reward.model is None:
+            raise UserError("critic.init is reward, but reward.model is not set; set it, or critic.init to a path")
         check(
-            critic.warmup_steps < ppo.steps,
+            self.critic.warmup_steps < self.ppo.steps,
             "critic.warmup_steps",
-            critic.warmup_steps,
-            f"below the run's {ppo.steps} steps, or the policy would never learn",
+            self.critic.warmup_steps,
+            f"below the run's {self.ppo.steps} steps, or the policy is never trained",
         )
 
 
 @dataclass(frozen=True)
-class SFTJob:
+class SFTJob(TrainingJob):
     """Fine-tune a language model on demonstrations, or train a new one."""
 
     output: str = "runs/sft"
-    """The run folder; it must not exist unless resume is set."""
-    seed: int = 0
-    resume: str | None = None
-    """`auto` continues the newest checkpoint of `output`, or starts where there is none; or a checkpoint's folder."""
-    trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
-    model: ModelConfig = field(default_factory=ModelConfig)
+    """Run folder; must not exist unless resume is set."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
-        _check_seed(self.seed)
-        _require(self, "data.path")
+        super().__post_init__()
+        _check_set(self, "data.path")
         if (self.model.path is None) == (self.scratch.model_type is None):
             raise UserError("set one of model.path (start from a model) and scratch.model_type (train a new one)")
 
 
 @dataclass(frozen=True)
-class RewardJob:
+class RewardJob(TrainingJob):
     """Train a reward model on preference pairs (Bradley-Terry)."""
 
-    export: Literal["merged", "adapter"] = "merged"
-    """With model.lora.rank: whole weights, which plain transformers loads, or the adapter and its head alone, which PPO
-    with adapters on the same model lays over the one base that it holds."""
-
     output: str = "runs/reward"
-    """The run folder; it must not exist unless resume is set."""
-    seed: int = 0
-    resume: str | None = None
-    """`auto` continues the newest checkpoint of `output`, or starts where there is none; or a checkpoint's folder."""
-    trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    """Run folder; must not exist unless resume is set."""
+    export: Literal["merged", "adapter"] = "merged"
+    """With model.lora.rank, what to write: merged weights, which plain transformers loads; or only the adapter and its
+    head, which PPO with adapters on the same base model attaches to that one base."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
     def __post_init__(self):
-        _check_seed(self.seed)
-        _require(self, "model.path", "data.path")
+        super().__post_init__()
+        _check_set(self, "model.path", "data.path")
         if self.export == "adapter" and self.model.lora.rank == 0:
-            raise UserError("export is adapter, but model.lora.rank is 0: there is no adapter to write")
+            raise UserError("export is adapter, but model.lora.rank is 0, so that there is no adapter; set the rank")
+
+
+# ------------------------------------------------------------------------------------------------------ other commands
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Compare a policy with the model it started from, on held-out prompts."""
+    """Evaluate a policy on held-out prompts, beside the model it started from.
+
+    `rlhf evaluate RUN` takes all settings from a PPO run, and options override them.
+    """
 
     output: str | None = None
-    """Folder for evaluation.json and samples.jsonl; null only prints."""
+    """Folder to write evaluation.json and samples.jsonl to; null: only print."""
     seed: int = 0
+    """Seed of sampling, and of the split if held-out examples are a fraction of the training examples."""
     baseline: str | None = None
-    """The model to compare with, and the reference of the KL; null compares with nothing."""
+    """Model to compare with, and the reference of the KL; null: no comparison."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -183,22 +198,83 @@ class EvaluateJob:
 
     def __post_init__(self):
         _check_seed(self.seed)
-        _require(self, "model.path", "data.path")
+        _check_set(self, "model.path", "data.path")
 
 
-def _check_seed(seed: int) -> None:
-    check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
+@dataclass(frozen=True)
+class GenerateJob:
+    """Generate responses with any model: to a prompt, to the prompts of a file, or in a chat."""
+
+    model: str | None = None
+    """The model: run folder, checkpoint folder, model folder or hub id."""
+    prompt: str | None = None
+    """A prompt to continue."""
+    file: str | None = None
+    """Dataset with a column `prompt`, in the formats of data.path."""
+    chat: bool = False
+    """Chat in the terminal: each line is a message, an empty line ends the chat."""
+    output: str | None = None
+    """Write prompts and responses to this jsonl file, which must not exist; null: print them."""
+    count: int = 1
+    """Responses per prompt."""
+    max_new_tokens: int = 128
+    """Maximum length of a response, in tokens, including its end token."""
+    temperature: float = 1.0
+    """Divisor of the logits."""
+    seed: int = 0
+    """Seed of sampling."""
+
+    def __post_init__(self):
+        _check_seed(self.seed)
+        _check_set(self, "model")
+        if sum([self.prompt is not None, self.file is not None, self.chat]) != 1:
+            raise UserError("set one of prompt (a text), file (a file of prompts) and chat")
+        if self.prompt is not None and not self.prompt.strip():
+            raise UserError("prompt is empty, but must be a text to continue")
+        check(self.count > 0, "count", self.count, "positive")
+        check(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
+        check(self.temperature > 0, "temperature", self.temperature, "positive")
 
 
-def _require(job: object, *keys: str) -> None:
-    for key in keys:
-        group, name = key.split(".")
-        if getattr(getattr(job, group), name) is None:
-            raise UserError(f"{key} is not set; give it with --{key} or in a --config file")
+@dataclass(frozen=True)
+class ReportJob:
+    """Write the report of a run as one self-contained HTML page."""
+
+    run: str | None = None
+    """Run folder."""
+    output: str | None = None
+    """HTML file to write; null: report.html in the run folder."""
+
+    def __post_init__(self):
+        _check_set(self, "run")
 
 
-def evaluation_of(run: Path, argv: Sequence[str]) -> EvaluateJob:
-    """The evaluation of a finished PPO run: its model against the model it started from, on its held-out prompts."""
+@dataclass(frozen=True)
+class DemoJob:
+    """Run SFT, reward modelling, PPO and evaluation on film reviews, in minutes on a CPU."""
+
+    output: str | None = None
+    """New folder for all stages; null: the first free one of runs/demo-1, runs/demo-2, ..."""
+    seed: int = 0
+    """Seed of all stages."""
+    kl_coef: float | None = None
+    """Fixed coefficient of the KL to the reference; 0 shows over-optimisation of the reward model. null: adaptive."""
+
+    def __post_init__(self):
+        _check_seed(self.seed)
+        check(self.kl_coef is None or self.kl_coef >= 0, "kl_coef", self.kl_coef, "null or at least 0")
+
+
+def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
+    """The evaluation of a finished PPO run: its model against the model it started from, on its held-out prompts.
+
+    Args:
+        run: folder of a PPO run.
+        argv: options that override the run's settings.
+
+    Raises:
+        UserError: the folder is not one of a PPO run, or an option is wrong.
+    """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder (it has no config.yaml); to evaluate a model use --model.path")
     settings = read_yaml(run / "config.yaml")
@@ -206,6 +282,19 @@ def evaluation_of(run: Path, argv: Sequence[str]) -> EvaluateJob:
         raise UserError(f"{run} is no PPO run; name a model with --model.path, and the data and scores to use")
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
     model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig())}
-    known = flatten({**shared, "baseline": settings["model"]["path"], "model": model})
-    given = [f"--{key}={as_text(value)}" for key, value in known.items()]
-    return parse(EvaluateJob, [*given, *argv], "rlhf evaluate")
+    options = to_options({**shared, "baseline": settings["model"]["path"], "model": model})
+    return parse(EvaluateJob, [*options, *argv], "rlhf evaluate")
+
+
+def _check_seed(seed: int) -> None:
+    check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
+
+
+def _check_set(job: object, *keys: str) -> None:
+    """Raise UserError if one of the dotted keys is null."""
+    for key in keys:
+        value = job
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value is None:
+            raise UserError(f"{key} is not set; give it with --{key} or in a --config file")

@@ -1,16 +1,18 @@
-"""From YAML files and options to a tree of dataclasses and back; `config.py` has the tree.
+"""From YAML files and command-line options to a tree of settings dataclasses, and back.
 
-The only file that knows the command-line library. It knows nothing of the settings themselves.
+The grammar of all commands: `--key value` or `--key=value`, with dashes or underscores in the key; `--config file.yaml`
+reads settings from a file and may come several times; later files win over earlier ones, and options over files. This
+is the only module that uses the command-line library, and it depends on no particular setting.
 """
 
 import difflib
 import re
 import sys
-import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,37 +21,55 @@ from rlhf.errors import UserError
 
 Job = TypeVar("Job")
 
+TYPE_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", NoneType: "null"}
+BOOLEANS = ("true", "false", "yes", "no")
 
-def parse(kind: type[Job], argv: Sequence[str] | None = None, prog: str | None = None) -> Job:
-    """Build a job from `--config file.yaml` (several: later ones win) and dotted overrides such as `--ppo.lr 1e-5`.
+
+def parse(
+    kind: type[Job], argv: Sequence[str] | None = None, prog: str | None = None, positional: str | None = None
+) -> Job:
+    """Build a job from a command line.
+
+    Args:
+        kind: class of the job.
+        argv: the words of the command line; None: those of this process.
+        prog: the command's name for usage and messages; None: the script's.
+        positional: the setting that may be given without its name, as in `rlhf report RUN`.
 
     Raises:
         UserError: an unknown key, a wrong type or an impossible value, named with the key's full name.
+        SystemExit: after `--help` was printed.
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-    argv = _whole_numbers(kind, list(sys.argv[1:] if argv is None else argv))
+    prog = prog or Path(sys.argv[0]).name
+    arguments, words = split_words(kind, sys.argv[1:] if argv is None else argv)
+    if len(arguments) > (positional is not None):
+        raise UserError(f"`{prog}` takes no argument {arguments[-1]!r}; see `{prog} --help`")
+    words += [f"--{positional}={argument}" for argument in arguments]
+    _check_keys(kind, words)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, exit_on_error=False, description=kind.__doc__)
-    parser.add_argument(
-        "--config", action="config", help="YAML file with any of these settings; may come several times"
-    )
+    usage = f"{prog}{f' [{positional.upper()}]' if positional else ''} [--config FILE ...] [--SETTING VALUE ...]"
+    parser = ArgumentParser(prog=prog, usage=usage, exit_on_error=False, description=kind.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; may be repeated")
     parser.add_class_arguments(kind, None)
-    _refuse_unknown(kind, argv)
     try:
-        settings = parser.parse_args(argv)
-        settings.pop("config", None)
-        return _build(kind, settings.as_dict())
+        settings = parser.parse_args(words)
     except ArgumentError as error:
-        raise UserError(_plain(str(error))) from None
+        raise UserError(_type_message(kind, str(error))) from None
+    settings.pop("config", None)
+    return _build(kind, settings.as_dict())
 
 
 def from_dict(kind: type[Job], settings: dict[str, Any]) -> Job:
     """Build a job from nested settings, as `config.yaml` holds them; checks them as `parse` does."""
-    flat = flatten(settings)
-    _refuse(sorted(set(flat) - set(keys_of(kind))), kind)
-    argv = [f"--{key}={as_text(value)}" for key, value in flat.items()]
-    return parse(kind, argv)
+    _check_known(kind, flatten(settings))
+    return parse(kind, to_options(settings))
+
+
+def to_options(settings: dict[str, Any]) -> list[str]:
+    """Nested settings as command-line options."""
+    return [f"--{key}={_as_text(value)}" for key, value in flatten(settings).items()]
 
 
 def to_yaml(job: object) -> str:
@@ -59,69 +79,41 @@ def to_yaml(job: object) -> str:
     return yaml.safe_dump(_without_tuples(asdict(job)), sort_keys=False, allow_unicode=True)
 
 
-def flat(job: object) -> dict[str, Any]:
-    """Dotted name -> value of every setting of a job."""
+def flat_settings(job: object) -> dict[str, Any]:
+    """Dotted key -> value of every setting of a job."""
     assert is_dataclass(job)
     assert not isinstance(job, type)
     return flatten(asdict(job))
 
 
-def keys_of(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every setting of a job."""
-    found: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
+def setting_types(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> type of every setting of a class of jobs."""
+    types: dict[str, Any] = {}
+    hints = get_type_hints(kind)
     for item in fields(kind):
         if is_dataclass(hints[item.name]):
-            found |= keys_of(hints[item.name], f"{prefix}{item.name}.")
+            types |= setting_types(hints[item.name], f"{prefix}{item.name}.")
         else:
-            found[prefix + item.name] = hints[item.name]
-    return found
+            types[prefix + item.name] = hints[item.name]
+    return types
 
 
-def _build(kind: type[Job], settings: dict[str, Any]) -> Job:
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for item in fields(kind):  # pyright: ignore[reportArgumentType]
-        value = settings[item.name]
-        values[item.name] = _build(hints[item.name], dict(value)) if is_dataclass(hints[item.name]) else value
-    return kind(**values)
-
-
-def _whole_numbers(kind: type, argv: list[str]) -> list[str]:
-    """Options with `1e5` written out where a whole number is wanted."""
-    whole = {f"--{key}" for key, hint in keys_of(kind).items() if hint in (int, int | None)}
-    found, name = [], ""
-    for arg in argv:
-        option, _, value = arg.partition("=") if arg.startswith("--") else (name, "", arg)
-        if option in whole and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", value) and float(value).is_integer():
-            arg = arg.removesuffix(value) + str(int(float(value)))
-        found.append(arg)
-        name = arg if arg.startswith("--") else ""
-    return found
-
-
-def _refuse_unknown(kind: type, argv: list[str]) -> None:
-    """Name the first unknown key, in an option or a file, and the nearest one that exists."""
-    own = {"config", "help", "print_config"}
-    options = [arg[2:].split("=")[0].rstrip("+") for arg in argv if re.match(r"--[A-Za-z]", arg)]
-    groups = {key.rsplit(".", n)[0] for key in keys_of(kind) for n in range(1, key.count(".") + 1)}
-    _refuse([o for o in options if o not in own | groups and o not in keys_of(kind)], kind)
-    for i, arg in enumerate(argv):
-        name = (
-            arg.split("=", 1)[1]
-            if arg.startswith("--config=")
-            else (argv[i + 1 : i + 2] or [""])[0]
-            if arg == "--config"
-            else None
-        )
-        if name is not None:
-            _refuse(sorted(set(flatten(read_yaml(Path(name)))) - set(keys_of(kind))), kind, where=f"{name}: ")
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; `UserError` where it does not."""
+    """The settings of a YAML file.
+
+    Raises:
+        UserError: there is no such file, it is not YAML, or it does not hold a mapping.
+    """
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist" if path.name else "--config needs the name of a YAML file")
+        raise UserError(f"config file {path} does not exist")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -129,55 +121,133 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
-        raise UserError(f"{path} holds no settings")
+        raise UserError(f"{path} has no settings")
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}; a config file holds settings such as 'ppo: {{lr: 1e-5}}'"
-        )
+        name = type(content).__name__
+        raise UserError(f"{path} holds a {name}, but must hold settings such as 'ppo: {{lr: 1e-5}}'")
     return content
 
 
-def _refuse(unknown: Sequence[str], kind: type, where: str = "") -> None:
-    if not unknown:
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+def split_words(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that belong to no option, and all options as one word each: `--key=value`.
+
+    Keys get underscores for dashes, a flag without a value is true, and a whole number may be written as 1e5. This
+    comes before the command-line library, which would take the value of an unknown option for an argument.
+
+    Raises:
+        UserError: an option needs a value and has none.
+    """
+    types = setting_types(kind)
+    arguments: list[str] = []
+    options: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if word == "-h" or key in ("help", "print_config"):
+            options.append(word)
+            continue
+        if not word.startswith("--"):
+            arguments.append(word)
+            continue
+        if not equals and types.get(key) is bool and not (waiting and waiting[0].lower() in BOOLEANS):
+            value = "true"
+        elif not equals and waiting and not waiting[0].startswith("--"):
+            value = waiting.pop(0)
+        elif not equals and (key in types or key == "config"):
+            raise UserError(f"option --{key} needs a value")
+        options.append(f"--{key}={_whole_number(value) if types.get(key) in (int, int | None) else value}")
+    return arguments, options
+
+
+def _whole_number(text: str) -> str:
+    """`1e5` written out."""
+    if re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d+", text) and float(text).is_integer():
+        return str(int(float(text)))
+    return text
+
+
+def _check_keys(kind: type, words: Sequence[str]) -> None:
+    """Raise UserError for the first unknown key, in an option or in a config file."""
+    sections = {key.rsplit(".", n)[0] for key in setting_types(kind) for n in range(1, key.count(".") + 1)}
+    options = [word[2:].split("=")[0].rstrip("+") for word in words if word.startswith("--")]
+    _check_known(kind, [key for key in options if key not in {"config", "help", "print_config", *sections}])
+    for word in words:
+        if word.startswith("--config="):
+            file = word.removeprefix("--config=")
+            _check_known(kind, flatten(read_yaml(Path(file))), where=f"{file}: ")
+
+
+def _check_known(kind: type, keys: Iterable[str], where: str = "") -> None:
+    """Raise UserError for the first of the dotted `keys` that is no setting, with the nearest one that is."""
+    valid = list(setting_types(kind))
+    key = next((key for key in keys if key not in valid), None)
+    if key is None:
         return
-    key, known = unknown[0], list(keys_of(kind))
-    if members := [k for k in known if k.startswith(f"{key}.")]:
+    if members := [name for name in valid if name.startswith(f"{key}.")]:
         raise UserError(f"{where}{key} is a section, not a setting; it holds {', '.join(members)}")
     last = key.rsplit(".", 1)[-1]
     if last in UNSUPPORTED:
-        raise UserError(f"{where}there is no setting {key}: {UNSUPPORTED[last]}")
-    if ALIASES.get(last) in known:
-        raise UserError(f"{where}unknown setting {key}; here it is {ALIASES[last]}")
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    hint = f"; did you mean {(leaf or near)[0]}?" if leaf or near else f"; known: {', '.join(known)}"
-    raise UserError(f"{where}unknown setting {key}{hint}")
+        raise UserError(f"{where}{key} is not supported, because {UNSUPPORTED[last]}")
+    if ALIASES.get(last) in valid:
+        raise UserError(f"{where}unknown setting {key}; it is called {ALIASES[last]} here")
+    same_name = [name for name in valid if name.rsplit(".", 1)[-1] == last]
+    similar = same_name or difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(valid)}"
+    raise UserError(f"{where}unknown setting {key}; {hint}")
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+# -------------------------------------------------------------------------------------------------- values and types
 
 
-def as_text(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
-    )
+def _build(kind: type[Job], settings: dict[str, Any]) -> Job:
+    """A job from nested settings of the right types."""
+    hints = get_type_hints(kind)
+    values = {}
+    for item in fields(kind):  # pyright: ignore[reportArgumentType]
+        value = settings[item.name]
+        values[item.name] = _build(hints[item.name], dict(value)) if is_dataclass(hints[item.name]) else value
+    return kind(**values)
+
+
+def _type_message(kind: type, message: str) -> str:
+    """The command-line library's message about a value of a wrong type, in the words of all other messages."""
+    match = re.search(r'[Pp]arser key "([^"]+)":?\s*(.*)', message, re.S)
+    value = re.search(r"(?:Got|Given) value: (.*?)(?:\n|$)", message)
+    types = setting_types(kind)
+    if match is None or value is None or match[1] not in types:
+        return " ".join((f"{match[1]}: {match[2]}" if match else message).split())
+    return f"{match[1]} is {value[1]}, but must be {_type_name(types[match[1]])}"
+
+
+def _type_name(hint: Any) -> str:
+    """A type in words: `null or a number`, `one of k1, k2, k3`, `a list of text`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        null_first = sorted(arguments, key=lambda argument: argument is not NoneType)
+        return " or ".join(_type_name(argument) for argument in null_first)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        return f"a list, with each item {_type_name(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)} values, each {_type_name(arguments[0])}"
+    return TYPE_NAMES[hint]
+
+
+def _as_text(value: Any) -> str:
+    """A value as it is written in an option."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
 
 
 def _without_tuples(value: Any) -> Any:
+    """Tuples as lists, which YAML has."""
     if isinstance(value, dict):
         return {k: _without_tuples(v) for k, v in value.items()}
     return [_without_tuples(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(message: str) -> str:
-    """The library's message in one line, without Python's names for the types."""
-    match = re.search(r'[Pp]arser key "([^"]+)":?\s*(.*)', message, re.S)
-    text = f"{match[1]}: {match[2]}" if match else message
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")
-    return " ".join(text.split())

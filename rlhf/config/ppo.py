@@ -1,130 +1,138 @@
-"""PPO's own settings: the objective, the advantages, the critic, and the batches.
+"""PPO's own settings: batches, optimizer, advantages, losses, KL to the reference, critic, and the PTX loss.
 
-Defaults are Ziegler et al. (2019). Whatever a combination would never read is refused when it is set, so that no value
-in a file means nothing.
+Defaults follow Ziegler et al. (2019). A setting that has no effect beside the others is rejected, so that every value
+in a config file means something.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rlhf.config.shared import check, divisors_near, reject_unused
+from rlhf.config.checks import (
+    ABOVE_1,
+    AT_LEAST_0,
+    AT_LEAST_2,
+    FRACTION,
+    POSITIVE,
+    check,
+    check_ranges,
+    divisors_near,
+    reject_unused,
+)
+from rlhf.config.training import AdamWConfig
 from rlhf.errors import UserError
 
-CRITIC_ONLY = ("lam", "lam_critic", "lam_length_alpha", "vf_coef", "clip_range_value")
-"""Settings that only a critic reads."""
+CRITIC_SETTINGS = ("lam", "lam_critic", "lam_length_alpha", "vf_coef", "clip_range_value")
+"""Settings of `PPOConfig` that only matter with a critic."""
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(AdamWConfig):
     """Proximal policy optimisation (Schulman et al., 2017) on tokens; defaults from Ziegler et al. (2019)."""
 
-    # ------------------------------------------------------------------------------------------------- batches
-    total_episodes: int = 100_000
-    """Responses to sample in the whole run; rounded up to full rollout batches."""
-    rollout_batch_size: int = 64
-    """Responses sampled for one step, over all processes."""
-    minibatch_size: int = 64
-    """Responses for one optimizer step, over all processes."""
-    microbatch_size: int = 16
-    """Responses in one forward pass on one device; changes memory and speed, never the result."""
-    ppo_epochs: int = 4
-    """Passes over a rollout batch."""
-    samples_per_prompt: int = 1
-    """Responses to each prompt; a rollout batch holds rollout_batch_size / samples_per_prompt prompts."""
+    section: ClassVar[str] = "ppo"
+
     # ----------------------------------------------------------------------------------------------- optimizer
     lr: float = 1e-5
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How lr falls to 0 over the steps."""
+    """How the learning rate decays to 0 over the PPO steps; constant keeps it."""
     warmup_steps: int = 0
-    """Steps over which lr rises from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's moments."""
+    """PPO steps over which the learning rate rises linearly from 0 to its peak."""
     adam_eps: float = 1e-5
-    """AdamW's epsilon."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Epsilon in AdamW's denominator."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to at most this norm; a critic with weights of its own has a norm of its own."""
+    """Gradients with a larger L2 norm are scaled down to this one; the weights of a separate or adapter critic are
+    clipped apart from the policy's."""
+    # ------------------------------------------------------------------------------------------------- batches
+    total_episodes: int = 100_000
+    """Responses to sample in the whole run; rounded up to full rollout batches."""
+    rollout_batch_size: int = 64
+    """Responses sampled per PPO step, over all processes."""
+    minibatch_size: int = 64
+    """Responses per optimizer step, over all processes; must divide rollout_batch_size."""
+    microbatch_size: int = 16
+    """Responses per forward pass on one device; changes memory and speed, not the result."""
+    ppo_epochs: int = 4
+    """Passes over each rollout batch."""
+    samples_per_prompt: int = 1
+    """Responses per prompt; a rollout batch has rollout_batch_size / samples_per_prompt prompts."""
     # ----------------------------------------------------------------------------------------------- advantages
     estimator: Literal["gae", "rloo", "grpo", "reinforce_pp", "remax"] = "gae"
-    """Where advantages come from: a critic (gae), other responses to the prompt (rloo, grpo), the batch's mean
-    (reinforce_pp), or the greedy response to the prompt (remax)."""
+    """Advantage estimator, by its baseline: the critic (gae), the other responses to the prompt (rloo, grpo), the batch
+    mean (reinforce_pp), or the greedy response to the prompt (remax)."""
     gamma: float = 1.0
-    """Discount per token; rloo and grpo know none."""
+    """Discount per token; not used by rloo and grpo."""
     lam: float = 0.95
     """Lambda of generalised advantage estimation (Schulman et al., 2016)."""
     lam_critic: float | None = None
-    """Lambda of the critic's targets; null takes the policy's (Yuan et al., 2025, VC-PPO: 1.0)."""
+    """Lambda of the critic's targets; null: lam (Yuan et al., 2025, VC-PPO: 1.0)."""
     lam_length_alpha: float | None = None
-    """Lambda 1 - 1 / (alpha * length) for each response in place of lam (Yue et al., 2025, VAPO: 0.05)."""
+    """Lambda = 1 - 1 / (alpha * length) for each response, instead of lam (Yue et al., 2025, VAPO: 0.05)."""
     grpo_divide_by_std: bool = True
-    """GRPO divides by the deviation of a prompt's scores (Shao et al., 2024); false leaves it out (Dr. GRPO)."""
+    """Divide GRPO's advantages by the standard deviation of a prompt's scores (Shao et al., 2024); Dr. GRPO: false."""
     whiten_advantages: bool | None = None
-    """Give a batch's advantages mean 0 and deviation 1 over its tokens; null does for gae and reinforce_pp."""
+    """Whiten a batch's advantages to mean 0 and deviation 1 over its tokens; null: with gae and reinforce_pp only."""
     whiten_rewards: bool = False
-    """Divide a batch's token rewards by their deviation; mean and sign stay in proportion."""
+    """Divide a batch's token rewards by their standard deviation, without centring."""
     # ------------------------------------------------------------------------------------------------ objective
     policy_loss: Literal["clip", "kl_penalty"] = "clip"
-    """Clipped surrogate, or surrogate minus an adaptive price on the exact KL(old || new) (Schulman et al., 2017)."""
+    """Clipped surrogate, or surrogate with an adaptive penalty on the exact KL(old || new) (Schulman et al., 2017)."""
     clip_range: float = 0.2
-    """The ratio's clip interval is [1 - clip_range, 1 + clip_range]."""
+    """The ratio is clipped to [1 - clip_range, 1 + clip_range]."""
     clip_range_high: float | None = None
-    """Upper half of the interval; null takes clip_range (DAPO: 0.28)."""
+    """The ratio is clipped at 1 + clip_range_high from above; null: clip_range (Yu et al., 2025, DAPO: 0.28)."""
     dual_clip: float | None = None
-    """Bounds the loss of tokens with negative advantage at this ratio (Ye et al., 2020: 3); null does not."""
+    """Bound on the ratio of tokens with a negative advantage (Ye et al., 2020: 3); null: no bound."""
     log_ratio_clamp: float = 20.0
-    """Bound on the log-ratio before it is exponentiated."""
+    """Bound on the absolute log-ratio before it is exponentiated."""
     kl_penalty_beta: float = 1.0
-    """First price of a nat of KL(old || new); doubles and halves with what a step caused."""
+    """Initial coefficient of KL(old || new) in the kl_penalty loss; adapted after each step."""
     kl_penalty_target: float = 0.01
-    """Nats a token that a step may cause: above 1.5 times this beta doubles, below this / 1.5 it halves."""
+    """Target of KL(old || new) per step, in nats per token: above 1.5 times the target beta doubles, below the target /
+    1.5 it halves."""
     clip_range_value: float | None = 0.2
-    """How far a value may move from its old value before its loss stops falling; null does not clip."""
+    """New values are clipped to this distance from the old ones in the value loss; null does not clip."""
     vf_coef: float = 0.1
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     loss_aggregation: Literal["token", "sequence", "fixed"] = "token"
-    """Mean over tokens; mean over responses of their tokens' means; or sum over tokens divided by the fixed number
-    minibatch_size * generation.max_new_tokens (Liu et al., 2025)."""
+    """Mean over tokens; mean over responses of their token means; or sum over tokens divided by minibatch_size *
+    generation.max_new_tokens (Liu et al., 2025, Dr. GRPO)."""
     target_kl: float | None = None
-    """Ends a step's updates once approx_kl of a minibatch exceeds this; null never does."""
+    """Stop a step's updates once approx_kl of a minibatch exceeds this, in nats per token; null never stops."""
     # --------------------------------------------------------------------------------------- KL to the reference
     kl_coef: float = 0.05
-    """Price of one nat of divergence from the reference; the start value where kl_target is set."""
+    """Coefficient of the KL to the reference; its initial value if kl_target is set."""
     kl_target: float | None = None
-    """Nats per response that an adaptive kl_coef aims at (Ziegler et al., 2019); null keeps kl_coef fixed."""
+    """Target of the adaptive kl_coef, in nats per response (Ziegler et al., 2019); null: kl_coef is fixed."""
     kl_horizon: int = 10_000
-    """Responses over which the adaptive kl_coef reacts."""
+    """Time scale on which the adaptive kl_coef changes, in responses."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
-    """How a token's divergence is told: from its log-ratio d by d, d^2 / 2 or exp(-d) - 1 + d, or exactly over the
-    vocabulary."""
+    """Estimator of a token's KL from its log-ratio d: d (k1), d^2 / 2 (k2), exp(-d) - 1 + d (k3; Schulman, 2020), or
+    the exact sum over the vocabulary (full)."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Paid by each token as a reward, or added to the loss with its gradient (k2, k3, full)."""
+    """Subtract the KL from the token rewards, or add it to the loss with its gradient (k2, k3, full)."""
 
     def __post_init__(self):
+        super().__post_init__()
         self._check_values()
         self._check_batches()
-        self._check_combinations()
+        self._check_estimator()
+        self._check_losses()
 
     def _check_values(self) -> None:
-        def every(names: tuple[str, ...], ok, need: str) -> None:
-            for name in names:
-                check(ok(getattr(self, name)), f"ppo.{name}", getattr(self, name), need)
-
-        every(("total_episodes", "rollout_batch_size", "minibatch_size"), lambda x: x > 0, "positive")
-        every(("microbatch_size", "ppo_epochs", "samples_per_prompt", "kl_horizon"), lambda x: x > 0, "positive")
-        every(("lr", "max_grad_norm", "adam_eps", "clip_range"), lambda x: x > 0, "positive")
-        every(("log_ratio_clamp", "kl_penalty_beta", "kl_penalty_target"), lambda x: x > 0, "positive")
-        every(("warmup_steps", "weight_decay", "vf_coef", "ent_coef", "kl_coef"), lambda x: x >= 0, "at least 0")
-        every(("clip_range_value", "kl_target", "target_kl"), lambda x: x is None or x > 0, "null or positive")
-        every(("clip_range_high", "lam_length_alpha"), lambda x: x is None or x > 0, "null or positive")
-        every(("dual_clip",), lambda x: x is None or x > 1, "null or above 1")
-        every(("gamma", "lam"), lambda x: 0 <= x <= 1, "between 0 and 1")
-        every(("lam_critic",), lambda x: x is None or 0 <= x <= 1, "null or between 0 and 1")
-        every(("clip_range",), lambda x: x < 1, "below 1")
-        every(("adam_betas",), lambda x: all(0 <= b < 1 for b in x), "at least 0 and below 1")
+        counts = ("total_episodes", "rollout_batch_size", "minibatch_size", "microbatch_size", "ppo_epochs")
+        clips = ("clip_range", "clip_range_high", "clip_range_value", "log_ratio_clamp")
+        kl = ("kl_penalty_beta", "kl_penalty_target", "kl_target", "kl_horizon", "target_kl")
+        ranges = {
+            POSITIVE: (*counts, "samples_per_prompt", *clips, *kl, "lam_length_alpha"),
+            AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef"),
+            FRACTION: ("gamma", "lam", "lam_critic"),
+            ABOVE_1: ("dual_clip",),
+        }
+        check_ranges(self, ranges)
+        check(self.clip_range < 1, "ppo.clip_range", self.clip_range, "below 1")
 
     def _check_batches(self) -> None:
         for name in ("minibatch_size", "samples_per_prompt"):
@@ -132,8 +140,8 @@ class PPOConfig:
                 self.rollout_batch_size % getattr(self, name) == 0,
                 f"ppo.{name}",
                 getattr(self, name),
-                f"a divisor of ppo.rollout_batch_size = {self.rollout_batch_size}; "
-                f"near: {divisors_near(getattr(self, name), self.rollout_batch_size)}",
+                f"a divisor of ppo.rollout_batch_size = {self.rollout_batch_size}, "
+                f"such as {divisors_near(getattr(self, name), self.rollout_batch_size)}",
             )
         check(
             self.lr_schedule == "constant" or self.warmup_steps < self.steps,
@@ -148,129 +156,135 @@ class PPOConfig:
             f"above a fifth of ppo.rollout_batch_size = {self.rollout_batch_size}, or kl_coef could fall to 0 at once",
         )
 
-    def _check_combinations(self) -> None:
+    def _check_estimator(self) -> None:
+        estimator = f"ppo.estimator {self.estimator}"
         if self.estimator in ("rloo", "grpo"):
-            need = f"at least 2 with ppo.estimator {self.estimator}, which compares the responses to a prompt"
-            check(self.samples_per_prompt > 1, "ppo.samples_per_prompt", self.samples_per_prompt, need)
-            reject_unused(self, "ppo", ("gamma",), f"ppo.estimator {self.estimator} pays whole responses")
+            condition = f"at least 2 with {estimator}, which compares the responses to a prompt"
+            check(self.samples_per_prompt > 1, "ppo.samples_per_prompt", self.samples_per_prompt, condition)
+            reject_unused(self, ("gamma",), f"{estimator} rewards whole responses")
         if not self.has_critic:
-            reject_unused(self, "ppo", CRITIC_ONLY, f"ppo.estimator {self.estimator} has no critic")
+            reject_unused(self, CRITIC_SETTINGS, f"{estimator} has no critic")
         if self.estimator != "grpo":
-            reject_unused(self, "ppo", ("grpo_divide_by_std",), f"ppo.estimator is {self.estimator}")
+            reject_unused(self, ("grpo_divide_by_std",), f"ppo.estimator is {self.estimator}")
         if self.estimator == "reinforce_pp" and self.whiten_advantages is False:
             raise UserError(
-                "ppo.whiten_advantages is false, but the batch's mean and deviation are all the baseline that "
-                "ppo.estimator reinforce_pp has; leave it null"
+                "ppo.whiten_advantages is false, but whitening by the batch is the only baseline of ppo.estimator "
+                "reinforce_pp; set it to null"
             )
         if self.lam_length_alpha is not None:
-            reject_unused(self, "ppo", ("lam",), "ppo.lam_length_alpha sets lambda for each response")
+            reject_unused(self, ("lam",), "ppo.lam_length_alpha sets lambda for each response")
+
+    def _check_losses(self) -> None:
         if self.policy_loss == "clip":
-            reject_unused(self, "ppo", ("kl_penalty_beta", "kl_penalty_target"), "ppo.policy_loss is clip")
+            reject_unused(self, ("kl_penalty_beta", "kl_penalty_target"), "ppo.policy_loss is clip")
         else:
-            reject_unused(self, "ppo", ("clip_range", "clip_range_high", "dual_clip"), "ppo.policy_loss is kl_penalty")
+            reject_unused(self, ("clip_range", "clip_range_high", "dual_clip"), "ppo.policy_loss is kl_penalty")
         if self.kl_placement == "loss" and self.kl_estimator == "k1":
             raise UserError(
-                "ppo.kl_estimator is k1 and ppo.kl_placement is loss, but as a loss k1's gradient is zero in "
-                "expectation and nothing would hold the policy; use k2, k3 or full there"
+                "ppo.kl_estimator is k1 and ppo.kl_placement is loss, but the gradient of k1 as a loss is zero in "
+                "expectation, so that it would not bound the KL; use k2, k3 or full"
             )
         if self.kl_target is None:
-            reject_unused(self, "ppo", ("kl_horizon",), "ppo.kl_target is null")
+            reject_unused(self, ("kl_horizon",), "ppo.kl_target is null")
         if self.kl_coef == 0:
-            why = "ppo.kl_coef is 0, from which no controller rises"
-            reject_unused(self, "ppo", ("kl_target", "kl_estimator", "kl_placement"), why)
+            reason = "ppo.kl_coef is 0, which the adaptive controller cannot raise"
+            reject_unused(self, ("kl_target", "kl_estimator", "kl_placement"), reason)
 
     @property
     def has_critic(self) -> bool:
-        """Whether advantages need values; the other estimators build and store no critic."""
+        """Whether the advantages need values; the other estimators build and store no critic."""
         return self.estimator == "gae"
 
     @property
     def whitens(self) -> bool:
-        """Whether advantages are whitened: as said, or as the estimator's own paper does."""
+        """Whether advantages are whitened; null follows the estimator's paper."""
         return self.estimator in ("gae", "reinforce_pp") if self.whiten_advantages is None else self.whiten_advantages
 
     @property
     def steps(self) -> int:
-        """PPO iterations: rollout batches that make up `total_episodes`."""
+        """PPO steps: rollout batches that make up `total_episodes`."""
         return -(-self.total_episodes // self.rollout_batch_size)
 
     @property
     def minibatches(self) -> int:
+        """Minibatches per epoch."""
         return self.rollout_batch_size // self.minibatch_size
 
     @property
     def prompts_per_step(self) -> int:
+        """Prompts per rollout batch."""
         return self.rollout_batch_size // self.samples_per_prompt
 
     def check_processes(self, processes: int) -> None:
-        """Refuse a minibatch that the processes cannot share evenly."""
+        """Raise UserError if a minibatch cannot be divided evenly among the processes."""
         if self.minibatch_size % processes:
             near = max(processes, round(self.minibatch_size / processes) * processes)
             raise UserError(
-                f"ppo.minibatch_size is {self.minibatch_size}, which {processes} processes cannot share evenly; "
-                f"use a multiple of {processes}, such as {near}, with a ppo.rollout_batch_size that it divides"
+                f"ppo.minibatch_size is {self.minibatch_size}, but must be a multiple of the {processes} processes, "
+                f"such as {near}, with a ppo.rollout_batch_size that it divides"
             )
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """Who says what a state is worth. Only `ppo.estimator: gae` has a critic."""
+    """The critic, which estimates values; only `ppo.estimator: gae` has one."""
+
+    section: ClassVar[str] = "critic"
 
     kind: Literal["shared", "separate", "adapter"] = "shared"
-    """A value head on the policy's trunk; on a trunk of its own; or on a second adapter over the policy's frozen
-    base (needs model.lora.rank)."""
+    """A value head on the policy's trunk (shared), on a trunk of its own (separate), or on a second adapter over the
+    policy's frozen base model (adapter; needs model.lora.rank)."""
     init: str | None = None
-    """First weights of a separate critic: null copies the policy, `reward` the reward model with its head, or a path:
-    a run folder, reward model or language model."""
+    """Initial weights of a separate critic: null copies the policy, `reward` copies reward.model with its head, or a
+    path: run folder, reward model or language model."""
     head_init: Literal["zero", "normal"] = "zero"
-    """First weights of the value head: zero (Ziegler et al., 2019) or N(0, 1 / sqrt(hidden size + 1))."""
+    """Initial weights of the value head: zero (Ziegler et al., 2019), or normal with deviation 1 / sqrt(hidden size +
+    1)."""
     lr: float | None = None
-    """Peak learning rate of the critic's own weights, the value head included; null takes ppo.lr."""
+    """Peak learning rate of the critic's own weights, including the value head; null: ppo.lr."""
     warmup_steps: int = 0
-    """First steps of the run in which only the critic learns."""
+    """First PPO steps, in which only the critic is trained."""
     pretraining_steps: int = 0
-    """Rollouts of the frozen policy, before the first step, from which the critic learns at most, towards Monte Carlo
-    returns (Yuan et al., 2025); it stops sooner once explained variance stops rising."""
+    """Maximum number of rollouts of the frozen policy on which the critic is trained before the first step, with Monte
+    Carlo returns as targets (Yuan et al., 2025, VC-PPO)."""
     pretraining_patience: int = 5
-    """Rollouts without a rise of explained variance by .01 that end the pretraining."""
+    """Pretraining ends after this many rollouts in which explained variance did not rise by 0.01."""
 
     def __post_init__(self):
-        check(self.lr is None or self.lr > 0, "critic.lr", self.lr, "null or positive")
-        for name in ("warmup_steps", "pretraining_steps"):
-            check(getattr(self, name) >= 0, f"critic.{name}", getattr(self, name), "at least 0")
-        check(self.pretraining_patience > 0, "critic.pretraining_patience", self.pretraining_patience, "positive")
+        ranges = {
+            POSITIVE: ("lr", "pretraining_patience"),
+            AT_LEAST_0: ("warmup_steps", "pretraining_steps"),
+        }
+        check_ranges(self, ranges)
         if self.pretraining_steps == 0:
-            reject_unused(self, "critic", ("pretraining_patience",), "critic.pretraining_steps is 0")
+            reject_unused(self, ("pretraining_patience",), "critic.pretraining_steps is 0")
         if self.kind != "separate":
-            reject_unused(self, "critic", ("init",), f"critic.kind {self.kind} stands on the policy's weights")
+            reject_unused(self, ("init",), f"critic.kind {self.kind} uses the policy's weights")
         if self.init is not None and self.head_init != "zero":
             raise UserError(
-                f"critic.head_init is {self.head_init!r}, but the value head comes with critic.init = {self.init!r}; "
-                "drop one of them"
+                f"critic.head_init is {self.head_init!r}, but critic.init = {self.init!r} includes the value head; "
+                "remove one of them"
             )
 
 
 @dataclass(frozen=True)
 class PTXConfig:
-    """A language-modelling loss on text of one's own beside PPO's, so that the policy does not forget it.
+    """A language-modelling loss on additional text, which reduces forgetting: PPO-ptx (Ouyang et al., 2022)."""
 
-    InstructGPT's PPO-ptx (Ouyang et al., 2022).
-    """
+    section: ClassVar[str] = "ptx"
 
     path: str | None = None
-    """Text data as `rlhf sft` reads it; null mixes nothing in."""
+    """Text dataset, in the formats of `rlhf sft`; null: no such loss."""
     split: str = "train"
     """Split of a hub dataset or saved folder."""
     coef: float = 1.0
-    """Weight of the loss, a mean over tokens (InstructGPT: 27.8 for a sum of another scale)."""
+    """Coefficient of the loss, which is a mean over tokens."""
     batch_size: int = 8
-    """Texts for each optimizer step, over all processes."""
+    """Texts per optimizer step, over all processes."""
     max_length: int = 512
-    """Longest text, in tokens; longer ones are cut at the end."""
+    """Maximum length of a text, in tokens; longer ones are truncated at the end."""
 
     def __post_init__(self):
-        for name in ("coef", "batch_size"):
-            check(getattr(self, name) > 0, f"ptx.{name}", getattr(self, name), "positive")
-        check(self.max_length > 1, "ptx.max_length", self.max_length, "at least 2")
+        check_ranges(self, {POSITIVE: ("coef", "batch_size"), AT_LEAST_2: ("max_length",)})
         if self.path is None:
-            reject_unused(self, "ptx", ("split", "coef", "batch_size", "max_length"), "ptx.path is null")
+            reject_unused(self, ("split", "coef", "batch_size", "max_length"), "ptx.path is null")

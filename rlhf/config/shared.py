@@ -1,108 +1,106 @@
-"""Settings that several stages share: model, data, generation, scores, evaluation, checkpoints, supervised training.
+"""Settings that several stages share: model, data, generation, scores, evaluation, checkpoints.
 
-A dataclass checks its own values when it is made, with the setting's full name in the message, so that a mistake in a
-file, an option or a Python call ends in the same words.
+A dataclass checks its own values when it is made and names each setting in full, so that a mistake in a file, an option
+or a Python call gets the same message. The string under a field is its help text in `--help`.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
+from rlhf.config.checks import (
+    AT_LEAST_0,
+    FRACTION_BELOW_1,
+    NOT_EMPTY,
+    POSITIVE,
+    check,
+    check_ranges,
+    divisors_near,
+    reject_unused,
+)
 from rlhf.errors import UserError
-
-
-def check(ok: bool, key: str, value: object, need: str) -> None:
-    if not ok:
-        raise UserError(f"{key} is {value!r}, but it must be {need}")
-
-
-def reject_unused(group: Any, prefix: str, names: tuple[str, ...], why: str) -> None:
-    """Refuse settings that were given but would never be read."""
-    defaults = {f.name: f.default for f in fields(group)}
-    for name in names:
-        if getattr(group, name) != defaults[name]:
-            raise UserError(f"{prefix}.{name} is {getattr(group, name)!r}, but it would never be read: {why}; drop it")
-
-
-def divisors_near(part: int, whole: int) -> str:
-    """The divisors of `whole` nearest to `part`, in words."""
-    divisors = [d for d in range(1, whole + 1) if whole % d == 0]
-    nearest = sorted(sorted(divisors, key=lambda d: abs(d - part))[:3])
-    return ", ".join(map(str, nearest))
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al., 2021) through PEFT."""
+    """Low-rank adapters (LoRA; Hu et al., 2021) through PEFT."""
+
+    section: ClassVar[str] = "model.lora"
 
     rank: int = 0
-    """Rank of the adapters; 0 trains all weights."""
+    """Rank of the adapters; 0 trains all weights instead."""
     alpha: float = 16.0
-    """The adapter's output is scaled by alpha / rank."""
+    """The adapters' output is scaled by alpha / rank."""
     targets: list[str] | None = None
-    """Names of the modules that get an adapter; null means every linear layer but the output head."""
+    """Names of the modules that get an adapter; null: every linear layer but the output head."""
 
     def __post_init__(self):
         check(self.rank >= 0, "model.lora.rank", self.rank, "0 (train all weights) or a positive rank")
-        check(self.alpha > 0, "model.lora.alpha", self.alpha, "positive")
+        check_ranges(self, {POSITIVE: ("alpha",)})
         if self.rank == 0:
-            reject_unused(self, "model.lora", ("alpha", "targets"), "model.lora.rank is 0")
+            reject_unused(self, ("alpha", "targets"), "model.lora.rank is 0")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which causal language model to start from, and how to hold it."""
+    """The causal language model to start from, its precision and its adapters."""
+
+    section: ClassVar[str] = "model"
 
     path: str | None = None
-    """Hub id or folder of a causal language model, or a run folder of an earlier stage."""
+    """Causal language model: hub id, model folder, or run folder of an earlier stage."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Type of the stored weights. For full fine-tuning keep float32 and use mixed_precision."""
+    """Data type of the stored weights. To train all weights, keep float32 and set mixed_precision."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Type of the arithmetic; null takes what the launcher says."""
+    """Data type of the computation (autocast); null: as configured by accelerate's launcher."""
     attn_implementation: str | None = None
-    """Attention kernel: eager, sdpa, flash_attention_2; null lets transformers choose."""
+    """Attention kernel: eager, sdpa or flash_attention_2; null: transformers' choice."""
     load_in_4bit: bool = False
-    """Hold the frozen weights in 4 bits (NF4; Dettmers et al., 2023): needs bitsandbytes and adapters."""
+    """Quantise the frozen weights to 4 bits (NF4; Dettmers et al., 2023). Needs bitsandbytes and model.lora.rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Run model code that comes with a hub repository."""
     chat_template: str | None = None
-    """A Jinja file with the chat template, for tokenizers that have none."""
+    """File with a Jinja chat template, for tokenizers that have none."""
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self):
         if self.load_in_4bit and self.lora.rank == 0:
             raise UserError(
-                "model.load_in_4bit is true and model.lora.rank is 0, but weights of 4 bits cannot be trained; "
+                "model.load_in_4bit is true and model.lora.rank is 0, but 4-bit weights cannot be trained; "
                 "train adapters on them with --model.lora.rank 16"
             )
 
 
 @dataclass(frozen=True)
 class ScratchConfig:
-    """A new model with random weights and a byte-level BPE tokenizer trained on the data."""
+    """A new model with random weights, and a byte-level BPE tokenizer trained on the data."""
+
+    section: ClassVar[str] = "scratch"
 
     model_type: str | None = None
-    """Architecture such as llama, gpt2 or qwen2; null starts from model.path instead."""
+    """Architecture of the new model, such as llama, gpt2 or qwen2; null: start from model.path."""
     vocab_size: int = 4096
-    """Entries of the new tokenizer."""
+    """Tokens in the new tokenizer's vocabulary."""
     hidden_size: int = 128
-    """Width of the model; its feed-forward layers are four times as wide where the architecture lets one choose."""
+    """Width of the model; its feed-forward layers are four times as wide where the architecture allows it."""
     num_layers: int = 2
     """Transformer blocks."""
     num_heads: int = 4
-    """Attention heads; a divisor of hidden_size."""
+    """Attention heads; must divide hidden_size."""
     max_positions: int = 512
-    """Longest text the model can read, in tokens."""
+    """Context length, in tokens."""
     dropout: float = 0.1
-    """Dropout rates of the architecture, in SFT and reward modelling; PPO always runs without."""
+    """Dropout probability in SFT and reward modelling; PPO runs without dropout."""
     lowercase: bool = False
     """Lower-case all text in the tokenizer."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"):
-            check(getattr(self, name) > 0, f"scratch.{name}", getattr(self, name), "positive")
-        check(0 <= self.dropout < 1, "scratch.dropout", self.dropout, "at least 0 and below 1")
+        ranges = {
+            POSITIVE: ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"),
+            FRACTION_BELOW_1: ("dropout",),
+        }
+        check_ranges(self, ranges)
         check(self.vocab_size >= 260, "scratch.vocab_size", self.vocab_size, "at least 260 (256 bytes, special tokens)")
         check(
             self.hidden_size % self.num_heads == 0,
@@ -115,60 +113,60 @@ class ScratchConfig:
             self.hidden_size // self.num_heads % 2 == 0,
             "scratch.hidden_size",
             self.hidden_size,
-            f"an even multiple of scratch.num_heads = {self.num_heads}, for rotary positions turn pairs of numbers",
+            f"an even multiple of scratch.num_heads = {self.num_heads}, because rotary embeddings rotate pairs of "
+            "coordinates",
         )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the examples come from."""
+    """The examples: prompts, demonstrations or preference pairs."""
+
+    section: ClassVar[str] = "data"
 
     path: str | None = None
-    """Hub id, a json, jsonl, csv or parquet file, or a folder written by `save_to_disk`."""
+    """Dataset: hub id, json, jsonl, csv or parquet file, or folder written by `save_to_disk`."""
     split: str = "train"
-    """Split of a hub dataset or saved folder to train on."""
+    """Training split of a hub dataset or saved folder."""
     eval_path: str | None = None
-    """Held-out examples; null holds out eval_fraction of the training examples."""
+    """Held-out dataset; null: hold out eval_fraction of the training examples."""
     eval_split: str | None = None
-    """Split to evaluate on: of eval_path, or of path where eval_path is null."""
+    """Held-out split, of eval_path or else of path."""
     eval_fraction: float = 0.05
-    """Share of the training examples held out where nothing else is named; 0 turns evaluation off."""
+    """Fraction of the training examples to hold out if neither eval_path nor eval_split is set; 0: no evaluation."""
     max_prompt_length: int = 512
-    """Longest prompt, in tokens."""
+    """Maximum length of a prompt, in tokens."""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """What happens to longer prompts; truncate keeps the end of the prompt."""
+    """Prompts above max_prompt_length: end with an error, drop them, or truncate them at the start."""
 
     def __post_init__(self):
-        check(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "at least 0 and below 1")
-        check(self.max_prompt_length > 0, "data.max_prompt_length", self.max_prompt_length, "positive")
+        check_ranges(self, {FRACTION_BELOW_1: ("eval_fraction",), POSITIVE: ("max_prompt_length",)})
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How responses are sampled. Nothing here may make the sampled and the scored distribution differ."""
+    """How responses are sampled. Every setting here changes sampling and log-probabilities alike."""
+
+    section: ClassVar[str] = "generation"
 
     max_new_tokens: int = 64
-    """Longest response, in tokens, its end token included."""
+    """Maximum length of a response, in tokens, including its end token."""
     temperature: float = 1.0
-    """Divides the logits, when sampling and in every log-probability alike."""
+    """Divisor of the logits, in sampling and in all log-probabilities."""
     min_new_tokens: int = 0
-    """Before so many tokens no end token is possible, in sampling and in every log-probability alike; a stop string
-    may still end a response."""
+    """Mask the end tokens until a response has this many tokens, in sampling and in all log-probabilities; a stop
+    string may still end a response."""
     suppress_ids: list[int] = field(default_factory=list)
-    """Token ids that are never possible, in sampling and in every log-probability alike."""
+    """Token ids that are never sampled; masked in all log-probabilities too."""
     stop_ids: list[int] | None = None
-    """Token ids that end a response; null takes the end tokens of the tokenizer and of the model."""
+    """Token ids that end a response; null: the end tokens of tokenizer and model."""
     stop_strings: list[str] = field(default_factory=list)
-    """Texts that end a response; the token that completes one is its last. Reward sources do not see them."""
+    """Strings that end a response, at the token that completes one; removed from the text that is scored."""
     max_rows: int | None = None
-    """Responses sampled at once on one device; null samples them all together."""
+    """Responses sampled in parallel on one device; null: all of them."""
 
     def __post_init__(self):
-        check(self.max_new_tokens > 0, "generation.max_new_tokens", self.max_new_tokens, "positive")
-        check(self.temperature > 0, "generation.temperature", self.temperature, "positive")
-        check(
-            self.stop_ids is None or len(self.stop_ids) > 0, "generation.stop_ids", self.stop_ids, "null or not empty"
-        )
+        check_ranges(self, {POSITIVE: ("max_new_tokens", "temperature", "max_rows"), NOT_EMPTY: ("stop_ids",)})
         check(
             0 <= self.min_new_tokens < self.max_new_tokens or self.min_new_tokens == 0,
             "generation.min_new_tokens",
@@ -176,148 +174,115 @@ class GenerationConfig:
             f"at least 0 and below generation.max_new_tokens = {self.max_new_tokens}",
         )
         check(all(self.stop_strings), "generation.stop_strings", self.stop_strings, "without empty strings")
-        check(self.max_rows is None or self.max_rows > 0, "generation.max_rows", self.max_rows, "null or positive")
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where scores come from: a reward model or a Python function."""
+    """A source of scores: a reward model or a Python function."""
+
+    section: ClassVar[str]
 
     model: str | None = None
-    """Hub id, folder or run folder of a sequence-classification model with one label."""
+    """Reward model: hub id, model folder or run folder of a sequence-classification model with one label."""
     function: str | None = None
-    """`file.py:name` or `package.module:name`; called as fn(prompts=..., completions=..., **columns)."""
+    """Reward function, `file.py:name` or `package.module:name`; called as fn(prompts=..., completions=..., **columns)
+    with the dataset's other columns."""
     batch_size: int = 64
-    """Texts that a reward model reads at once."""
+    """Texts per forward pass of the reward model."""
     normalize: bool = True
-    """Use the mean and deviation that a reward model's config names, so that scores have mean 0 and deviation 1."""
+    """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
+
+    def __post_init__(self):
+        section = self.section
+        if self.model is not None and self.function is not None:
+            raise UserError(
+                f"{section}.model and {section}.function are both set, but scores have one source; unset one"
+            )
+        check_ranges(self, {POSITIVE: ("batch_size",)})
+        if self.function is not None:
+            reject_unused(self, ("batch_size", "normalize"), f"{section}.function returns the scores")
+            check(":" in self.function, f"{section}.function", self.function, "of the form file.py:name or module:name")
 
 
 @dataclass(frozen=True)
 class RewardConfig(SourceConfig):
-    """The scores that are trained on, and what a response that breaks the rules gets in their place."""
+    """The scores to maximise, and how they are changed for truncated and short responses."""
+
+    section: ClassVar[str] = "reward"
 
     truncated: Literal["replace", "overlong", "bootstrap", "mask"] = "replace"
-    """What becomes of responses that the length limit cut off. replace: see missing_eos_penalty. overlong: every
-    response pays for its last tokens before the limit, see overlong_penalty. bootstrap: the critic's value at the cut
-    stands for the score that was never reached. mask: they are left out of the loss."""
+    """Responses truncated at max_new_tokens: replace their score by -missing_eos_penalty; subtract overlong_penalty
+    near the limit, from all responses; bootstrap from the critic's value at the last token; or mask them out of the
+    loss."""
     missing_eos_penalty: float | None = 1.0
-    """A response cut off by the length limit scores minus this instead; null leaves its score alone."""
+    """A truncated response scores minus this, whatever its reward; null keeps its score."""
     overlong_penalty: float = 1.0
-    """What a response of full length loses; grows from 0 over the last overlong_buffer tokens (Yu et al., 2025)."""
+    """Subtracted from the score of a response of maximum length; grows linearly from 0 over the last overlong_buffer
+    tokens (Yu et al., 2025, DAPO)."""
     overlong_buffer: int = 16
-    """See overlong_penalty, in tokens."""
+    """Tokens before the limit over which overlong_penalty grows."""
     running_scale: bool = False
-    """Divide scores by the deviation of all scores so far; their mean is not taken away (Zheng et al., 2023)."""
+    """Divide scores by the running standard deviation of all scores, without centring (Zheng et al., 2023)."""
     clip: float | None = None
-    """Bound on the size of a score, after scaling; null does not clip."""
+    """Clip scores to [-clip, clip], after scaling; null does not clip."""
     min_length: int = 0
-    """Responses with fewer tokens than this, end token included, score minus short_penalty instead."""
+    """A response with fewer tokens than this, end token included, scores -short_penalty."""
     short_penalty: float = 1.0
-    """See min_length."""
+    """A response shorter than min_length scores minus this."""
 
     def __post_init__(self):
-        check_source(self, "reward")
-        check(self.min_length >= 0, "reward.min_length", self.min_length, "at least 0")
+        super().__post_init__()
+        check_ranges(self, {AT_LEAST_0: ("min_length", "overlong_penalty"), POSITIVE: ("clip", "overlong_buffer")})
+        subtracted = "at least 0, because it is subtracted"
+        check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, subtracted)
+        penalty = self.missing_eos_penalty
+        check(penalty is None or penalty >= 0, "reward.missing_eos_penalty", penalty, f"null or {subtracted}")
         if self.min_length == 0:
-            reject_unused(self, "reward", ("short_penalty",), "reward.min_length is 0")
-        check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, "at least 0; it is subtracted")
-        check(self.clip is None or self.clip > 0, "reward.clip", self.clip, "null or positive")
-        check(self.overlong_penalty >= 0, "reward.overlong_penalty", self.overlong_penalty, "at least 0")
-        check(self.overlong_buffer > 0, "reward.overlong_buffer", self.overlong_buffer, "positive")
-        why = f"reward.truncated is {self.truncated}"
+            reject_unused(self, ("short_penalty",), "reward.min_length is 0")
         if self.truncated != "replace":
-            reject_unused(self, "reward", ("missing_eos_penalty",), why)
+            reject_unused(self, ("missing_eos_penalty",), f"reward.truncated is {self.truncated}")
         if self.truncated != "overlong":
-            reject_unused(self, "reward", ("overlong_penalty", "overlong_buffer"), why)
-        cut = self.missing_eos_penalty
-        check(cut is None or cut >= 0, "reward.missing_eos_penalty", cut, "null or at least 0; it is subtracted")
+            unused = ("overlong_penalty", "overlong_buffer")
+            reject_unused(self, unused, f"reward.truncated is {self.truncated}")
 
 
 @dataclass(frozen=True)
 class JudgeConfig(SourceConfig):
-    """A second opinion for evaluation, which training never sees."""
+    """A second source of scores, for evaluation only; it does not influence training."""
 
-    def __post_init__(self):
-        check_source(self, "eval.judge")
-
-
-def check_source(source: SourceConfig, key: str) -> None:
-    if source.model is not None and source.function is not None:
-        raise UserError(f"{key}.model and {key}.function are both set; scores come from one source: unset one of them")
-    check(source.batch_size > 0, f"{key}.batch_size", source.batch_size, "positive")
-    if source.function is not None:
-        reject_unused(source, key, ("batch_size", "normalize"), f"{key}.function gives its scores as they are")
-        check(":" in source.function, f"{key}.function", source.function, "of the form file.py:name or module:name")
+    section: ClassVar[str] = "eval.judge"
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """Evaluation on held-out prompts: before the first step, every few steps, and after the last."""
 
+    section: ClassVar[str] = "eval"
+
     every: int = 50
-    """Steps between evaluations; 0 evaluates only before the first and after the last."""
+    """Steps between evaluations; 0 evaluates only before the first and after the last step."""
     prompts: int = 256
-    """Held-out prompts to use, at most."""
+    """Maximum number of held-out prompts."""
     samples: int = 16
-    """Responses of each evaluation that samples.jsonl keeps."""
+    """Responses per evaluation that are written to samples.jsonl."""
     batch_size: int = 64
-    """Responses in one forward pass on one device."""
+    """Responses per forward pass on one device."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
-        check(self.every >= 0, "eval.every", self.every, "at least 0")
-        check(self.prompts > 0, "eval.prompts", self.prompts, "positive")
-        check(self.samples >= 0, "eval.samples", self.samples, "at least 0")
-        check(self.batch_size > 0, "eval.batch_size", self.batch_size, "positive")
+        check_ranges(self, {AT_LEAST_0: ("every", "samples"), POSITIVE: ("prompts", "batch_size")})
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints hold all that a resume needs."""
+    """Checkpoints, which hold everything that `resume` needs."""
+
+    section: ClassVar[str] = "checkpoint"
 
     every: int = 50
-    """Steps between checkpoints, the last step included; 0 saves only when the run is asked to stop."""
+    """Steps between checkpoints; the last step is saved too. 0: only when the run is interrupted."""
     keep: int | None = None
-    """Delete all but this many newest checkpoints; null keeps every one."""
+    """Newest checkpoints to keep; null keeps all."""
 
     def __post_init__(self):
-        check(self.every >= 0, "checkpoint.every", self.every, "at least 0")
-        check(self.keep is None or self.keep > 0, "checkpoint.keep", self.keep, "null or positive")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The supervised loop that SFT and reward modelling share."""
-
-    epochs: float = 1.0
-    """Passes over the data."""
-    batch_size: int = 32
-    """Examples for one optimizer step, over all processes."""
-    microbatch_size: int = 8
-    """Examples in one forward pass on one device."""
-    max_length: int = 512
-    """Longest example, in tokens; longer ones are cut at the end."""
-    lr: float = 2e-5
-    """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How lr falls to 0 over the steps."""
-    warmup_steps: int = 0
-    """Steps over which lr rises from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's moments."""
-    adam_eps: float = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to at most this norm."""
-    eval_every: int = 0
-    """Optimizer steps between evaluations; 0 evaluates only at the end."""
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "microbatch_size", "max_length", "lr", "adam_eps", "max_grad_norm"):
-            check(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "positive")
-        for name in ("warmup_steps", "weight_decay", "eval_every"):
-            check(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
-        check(all(0 <= b < 1 for b in self.adam_betas), "training.adam_betas", self.adam_betas, "in [0, 1)")
+        check_ranges(self, {AT_LEAST_0: ("every",), POSITIVE: ("keep",)})

@@ -1,13 +1,16 @@
-"""The whole road on film reviews: a new language model, a reward model, PPO, evaluation, report; minutes on a CPU."""
+"""All stages on film reviews: a new language model, a reward model, PPO, evaluation; minutes on a CPU."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from rlhf.config.jobs import (
     CheckpointConfig,
     DataConfig,
+    DemoJob,
     EvalConfig,
     GenerationConfig,
     JudgeConfig,
@@ -24,11 +27,34 @@ from rlhf.demo import reviews
 from rlhf.errors import UserError
 
 
-def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob, RewardJob, PPOJob]:
-    """The three stages of the demo, each reading what the one before wrote."""
+@dataclass(frozen=True)
+class Stages:
+    """The jobs of the demo; each one reads what the one before it wrote."""
+
+    sft: SFTJob
+    reward: RewardJob
+    ppo: PPOJob
+
+
+def make_stages(folder: Path, seed: int, kl_coef: float | None = None) -> Stages:
+    """Write the data and make the jobs.
+
+    Args:
+        folder: folder of all stages.
+        seed: seed of all stages.
+        kl_coef: fixed coefficient of the KL; None: adaptive, with a target of 7 nats per response.
+    """
     data = {name: str(path) for name, path in reviews.write_files(folder / "data").items()}
-    off = CheckpointConfig(every=0)
-    sft = SFTJob(
+    sft = _sft_job(folder, seed, data)
+    reward = _reward_job(folder, seed, data, sft)
+    return Stages(sft, reward, _ppo_job(folder, seed, data, sft, reward, kl_coef))
+
+
+NO_CHECKPOINTS = CheckpointConfig(every=0)
+
+
+def _sft_job(folder: Path, seed: int, data: dict[str, str]) -> SFTJob:
+    return SFTJob(
         output=str(folder / "sft"),
         seed=seed,
         scratch=ScratchConfig(model_type="llama", lowercase=True, max_positions=128, dropout=0.0),
@@ -36,9 +62,12 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         training=TrainingConfig(
             epochs=5.0, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=0.5
         ),
-        checkpoint=off,
+        checkpoint=NO_CHECKPOINTS,
     )
-    reward = RewardJob(
+
+
+def _reward_job(folder: Path, seed: int, data: dict[str, str], sft: SFTJob) -> RewardJob:
+    return RewardJob(
         output=str(folder / "reward"),
         seed=seed,
         model=ModelConfig(path=sft.output),
@@ -46,9 +75,14 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
         training=TrainingConfig(
             epochs=1.0, batch_size=32, microbatch_size=32, max_length=64, lr=3e-3, warmup_steps=20, weight_decay=3.0
         ),
-        checkpoint=off,
+        checkpoint=NO_CHECKPOINTS,
     )
-    ppo = PPOJob(
+
+
+def _ppo_job(
+    folder: Path, seed: int, data: dict[str, str], sft: SFTJob, reward: RewardJob, kl_coef: float | None
+) -> PPOJob:
+    return PPOJob(
         output=str(folder / "ppo"),
         seed=seed,
         model=ModelConfig(path=sft.output),
@@ -67,75 +101,102 @@ def jobs(folder: Path, seed: int, kl_coef: float | None = None) -> tuple[SFTJob,
             kl_horizon=1_000 if kl_coef is None else 10_000,
         ),
         eval=EvalConfig(every=20, judge=JudgeConfig(function="rlhf.demo.reviews:judge")),
-        checkpoint=off,
+        checkpoint=NO_CHECKPOINTS,
     )
-    return sft, reward, ppo
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A number the demo must reach, and whether it did."""
+    """A bound on a measure of the demo's result."""
 
     name: str
     value: float
     bound: float
     at_least: bool = True
+    """Whether the bound is a minimum; else it is a maximum."""
 
     @property
     def met(self) -> bool:
+        """Whether the value is within the bound; nan is not."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value:.3f} (must be {'>=' if self.at_least else '<='} {self.bound})"
 
-def goals(start: dict[str, Any], end: dict[str, Any], accuracy: float) -> list[Goal]:
+
+def goals(before: dict[str, Any], after: dict[str, Any], accuracy: float) -> list[Goal]:
+    """The demo's goals.
+
+    Args:
+        before: held-out evaluation before PPO.
+        after: held-out evaluation of the exported policy.
+        accuracy: held-out pairwise accuracy of the reward model.
+    """
     return [
-        Goal("judge score, held out", end["judge"], 0.70),
-        Goal("KL to the start, nats a response", end["kl"], 10.0, at_least=False),
-        Goal("distinct-2", end["distinct_2"], 0.80),
-        Goal("length, share of the start's", end["length"] / start["length"], 0.60),
+        Goal("judge score, held out", after["judge"], 0.70),
+        Goal("KL to the reference, nats per response", after["kl"], 10.0, at_least=False),
+        Goal("distinct-2", after["distinct_2"], 0.80),
+        Goal("response length, fraction of the initial one", after["length"] / before["length"], 0.60),
         Goal("reward model's pairwise accuracy, held out", accuracy, 0.75),
     ]
 
 
-def run_demo(output: str, seed: int = 0, kl_coef: float | None = None) -> bool:
-    """Run the demo in a new folder; True when every goal was met.
+def run_demo(job: DemoJob) -> bool:
+    """Run all stages in a new folder and print what PPO changed.
+
+    Returns:
+        Whether every goal was met.
 
     Raises:
         UserError: the folder exists, or the demo's text or judge are not installed.
     """
-    from rich.console import Console
-
-    from rlhf.evaluation.tables import responses_table, summary_table
-    from rlhf.run.folder import RunFolder
     from rlhf.trainers.ppo import PPOTrainer
     from rlhf.trainers.reward_model import train_reward_model
     from rlhf.trainers.sft import train_sft
 
-    console, began = Console(), time.perf_counter()
-    folder = Path(output)
-    if folder.exists():
-        raise UserError(f"demo folder {output} exists; name another with --output")
-    reviews.judge(["a"], ["b"])  # the judge is fitted now: a missing package should not wait for the end
-    sft, reward, ppo = jobs(folder, seed, kl_coef)
+    start = time.perf_counter()
+    folder = _new_folder(job.output)
+    reviews.judge_model()  # fitted now, so that a missing package is reported before the training
+    stages = make_stages(folder, job.seed, job.kl_coef)
 
-    console.rule("1/4  a small language model learns to write film reviews")
-    train_sft(sft)
-    console.rule("2/4  a reward model learns which review praises its film")
-    train_reward_model(reward)
+    console = Console()
+    console.rule("1/4  SFT: a new small language model on film reviews")
+    train_sft(stages.sft)
+    console.rule("2/4  a reward model that prefers positive reviews")
+    train_reward_model(stages.reward)
     console.rule("3/4  PPO")
-    trainer = PPOTrainer(ppo)
+    trainer = PPOTrainer(stages.ppo)
     trainer.train()
-    console.rule("4/4  what changed")
-    rows = RunFolder(ppo.output, "auto").read("eval")
-    start, end = rows[0], next(row for row in rows if row["step"] == trainer.state.best_step)
-    accuracy = RunFolder(reward.output, "auto").read("eval")[-1]["accuracy"]
-    console.print(
-        summary_table({k: v for k, v in start.items() if k != "step"}, {k: v for k, v in end.items() if k != "step"})
-    )
-    console.print(responses_table(RunFolder(ppo.output, "auto").read("samples"), end["step"]))
-    reached = goals(start, end, accuracy)
+    console.rule("4/4  held-out evaluation")
+    assert trainer.state.best_step is not None
+    met = _print_outcome(console, stages, trainer.state.best_step)
+    report = Path(stages.ppo.output) / "report.html"
+    console.print(f"{time.perf_counter() - start:.0f} s in total; the report is {report}")
+    return met
+
+
+def _new_folder(output: str | None) -> Path:
+    """The demo's folder, which must not exist yet."""
+    if output is None:
+        folders = (Path(f"runs/demo-{number}") for number in range(1, 10_000))
+        return next(folder for folder in folders if not folder.exists())
+    if Path(output).exists():
+        raise UserError(f"demo folder {output} exists; name another with --output")
+    return Path(output)
+
+
+def _print_outcome(console: Console, stages: Stages, best_step: int) -> bool:
+    """Print the evaluations before PPO and at the exported step, some responses, and the goals; whether all are met."""
+    from rlhf.evaluation.tables import responses_table, summary_table
+    from rlhf.run.folder import RunFolder
+
+    run = RunFolder(stages.ppo.output, "auto")
+    evaluations = {row.pop("step"): row for row in run.read("eval")}
+    before, after = evaluations[0], evaluations[best_step]
+    console.print(summary_table(before, after))
+    console.print(responses_table(run.read("samples"), best_step))
+    accuracy = RunFolder(stages.reward.output, "auto").read("eval")[-1]["accuracy"]
+    reached = goals(before, after, accuracy)
     for goal in reached:
-        sign = ">=" if goal.at_least else "<="
-        mark = "[green]pass[/]" if goal.met else "[red]FAIL[/]"
-        console.print(f"{mark}  {goal.name}: {goal.value:.3f} (must be {sign} {goal.bound})")
-    console.print(f"{time.perf_counter() - began:.0f} s in all; the report is {Path(ppo.output) / 'report.html'}")
+        console.print(f"{'[green]pass[/]' if goal.met else '[red]FAIL[/]'}  {goal}")
     return all(goal.met for goal in reached)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.config.parsing import flat, read_yaml, to_yaml
+from rlhf.config.parsing import flat_settings, read_yaml, to_yaml
 from rlhf.errors import UserError
 from rlhf.run.files import write_text
 
@@ -73,7 +73,7 @@ class RunFolder:
             }
             write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat(job).items()})
+        accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat_settings(job).items()})
 
     def log(self, accelerator: Any, step: int, values: dict[str, float], name: str = "metrics") -> None:
         """Add a step's numbers to `name`.jsonl and to the trackers."""

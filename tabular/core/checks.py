@@ -8,53 +8,56 @@ every package can use it.
 import math
 from collections.abc import Sequence
 
+from tabular.core.errors import UserError
+
 Number = float | int
 
 
 def check_finite(**numbers: Number) -> None:
     """Raise ValueError for a number that is nan or infinite."""
     for name, number in numbers.items():
-        _require(math.isfinite(number), name, number, "finite")
+        require(math.isfinite(number), name, number, "finite")
 
 
 def check_positive(**numbers: Number) -> None:
     """Raise ValueError for a number that is not above 0 and finite."""
     check_finite(**numbers)
     for name, number in numbers.items():
-        _require(number > 0, name, number, "positive")
+        require(number > 0, name, number, "positive")
 
 
 def check_not_negative(**numbers: Number) -> None:
     """Raise ValueError for a number that is not at least 0 and finite."""
     check_finite(**numbers)
     for name, number in numbers.items():
-        _require(number >= 0, name, number, "at least 0")
+        require(number >= 0, name, number, "at least 0")
 
 
 def check_fraction(**numbers: Number) -> None:
     """Raise ValueError for a number outside [0, 1]."""
     for name, number in numbers.items():
-        _require(0 <= number <= 1, name, number, "between 0 and 1")
+        require(0 <= number <= 1, name, number, "between 0 and 1")
 
 
 def check_at_least(minimum: Number, **numbers: Number) -> None:
     """Raise ValueError for a number below `minimum` (infinity is allowed)."""
     for name, number in numbers.items():
-        _require(number >= minimum, name, number, f"at least {minimum}")
+        require(number >= minimum, name, number, f"at least {minimum}")
 
 
 def check_below(limit: Number, **numbers: Number) -> None:
     """Raise ValueError for a number that is not below `limit`."""
     for name, number in numbers.items():
-        _require(number < limit, name, number, f"below {limit}")
+        require(number < limit, name, number, f"below {limit}")
 
 
 def check_choice(choices: Sequence[str], **values: str) -> None:
     """Raise ValueError for a value that is not one of `choices`."""
     for name, value in values.items():
-        _require(value in choices, name, repr(value), f"one of {', '.join(choices)}")
+        require(value in choices, name, repr(value), f"one of {', '.join(choices)}")
 
 
-def _require(holds: bool, name: str, value: object, condition: str) -> None:
+def require(holds: bool, name: str, value: object, condition: str) -> None:
+    """Raise UserError, which is a ValueError, unless the condition holds."""
     if not holds:
-        raise ValueError(f"{name} is {value}, but must be {condition}")
+        raise UserError(f"{name} is {value}, but must be {condition}")

@@ -370,14 +370,14 @@ def test_killed_for_real_and_resumed(job, change, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "-1"], "seed is -1, but it must be at least 0 and below 2**32"),
-        (["--seed", "99999999999999999999999"], "but it must be at least 0 and below 2**32"),
+        (["--seed", "-1"], "seed is -1, but must be at least 0 and below 2**32"),
+        (["--seed", "99999999999999999999999"], "but must be at least 0 and below 2**32"),
         (
             ["--reward.missing_eos_penalty", "-5"],
-            "reward.missing_eos_penalty is -5.0, but it must be null or at least 0",
+            "reward.missing_eos_penalty is -5.0, but must be null or at least 0",
         ),
-        (["--config"], "--config needs the name of a YAML file"),
-        (["--config", "empty.yaml"], "empty.yaml holds no settings"),
+        (["--config"], "option --config needs a value"),
+        (["--config", "empty.yaml"], "empty.yaml has no settings"),
         (["--config", "latin.yaml"], "latin.yaml is not UTF-8"),
         (["--config", "section.yaml"], "section.yaml: ppo is a section, not a setting; it holds ppo.total_episodes"),
         (["--output", "latin.yaml/run"], "run folder latin.yaml/run cannot be made: latin.yaml is a file"),
@@ -397,7 +397,7 @@ def test_more_that_people_type(capsys, config, tmp_path, monkeypatch, options, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", " "], "prompt is empty"),
         (["--prompt", "the film", "--max_new_tokens", "500"], "exceed the context length of"),
         (["--chat"], "the tokenizer has no chat template"),
     ],

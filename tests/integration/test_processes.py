@@ -94,7 +94,7 @@ def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp
     config.write_text(to_yaml(change(job, ppo={"rollout_batch_size": 9, "minibatch_size": 3})))
     done = launch(config, tmp_path / "two", 2)
     assert done.returncode != 0
-    assert "ppo.minibatch_size is 3, which 2 processes cannot share evenly; use a multiple of 2" in done.stderr
+    assert "ppo.minibatch_size is 3, but must be a multiple of the 2 processes" in done.stderr
     assert not (tmp_path / "two").exists()
 
 

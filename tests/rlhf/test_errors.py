@@ -10,9 +10,9 @@ from rlhf.run.distributed import exit_launched_process
 
 def test_bad_input_ends_with_one_line_and_status_2(capsys):
     with pytest.raises(SystemExit) as stop, report_user_errors():
-        raise UserError("ppo.lr is -1, but it must be positive")
+        raise UserError("ppo.lr is -1, but must be positive")
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: ppo.lr is -1, but it must be positive\n"
+    assert capsys.readouterr().err == "error: ppo.lr is -1, but must be positive\n"
 
 
 @pytest.mark.parametrize(("processes", "expected"), [("1", []), ("2", [0])])

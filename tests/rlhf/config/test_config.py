@@ -1,4 +1,4 @@
-"""Settings: what is refused and in which words, and that files and options mean the same."""
+"""Settings: which values are rejected and with which message; files and options have the same meaning."""
 
 import ast
 import math
@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.config import jobs as config_room
-from rlhf.config import ppo as ppo_settings
-from rlhf.config import shared as settings
+from rlhf.config import checks, jobs, ppo, shared
 from rlhf.config.aliases import ALIASES, UNSUPPORTED
 from rlhf.config.jobs import (
     CheckpointConfig,
     CriticConfig,
     DataConfig,
+    DemoJob,
     EvalConfig,
     EvaluateJob,
+    GenerateJob,
     GenerationConfig,
     JudgeConfig,
     LoraConfig,
@@ -25,14 +25,15 @@ from rlhf.config.jobs import (
     PPOConfig,
     PPOJob,
     PTXConfig,
+    ReportJob,
     RewardConfig,
     RewardJob,
     ScratchConfig,
     SFTJob,
     TrainingConfig,
-    evaluation_of,
+    evaluation_of_run,
 )
-from rlhf.config.parsing import from_dict, keys_of, parse, to_yaml
+from rlhf.config.parsing import from_dict, parse, setting_types, to_yaml
 from rlhf.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +43,12 @@ JOBS = {
     SFTJob: NEEDED[:4],
     RewardJob: NEEDED[:4],
     EvaluateJob: NEEDED[:4],
+    GenerateJob: ["--model", "m", "--prompt", "p"],
+    ReportJob: ["--run", "r"],
+    DemoJob: [],
 }
+"""Classes of jobs, with the settings that each needs."""
+TRAINING_JOBS = (PPOJob, SFTJob, RewardJob)
 
 
 @pytest.mark.parametrize(
@@ -52,35 +58,35 @@ JOBS = {
         (["--pp.lr", "1"], "unknown setting pp.lr; did you mean ppo.lr?"),
         (["--lr=1"], "unknown setting lr; did you mean ppo.lr?"),
         (["--data.pth", "x"], "unknown setting data.pth; did you mean data.path?"),
-        (["--ppo.lr", "fast"], "ppo.lr: Expected a float. Got value: fast"),
-        (["--ppo.ppo_epochs", "1.5"], "ppo.ppo_epochs: Expected a int. Got value: 1.5"),
-        (["--model.dtype", "fp8"], "model.dtype: Expected a Literal['float32', 'bfloat16', 'float16', 'auto']"),
-        (["--ppo.lr", "-1"], "ppo.lr is -1.0, but it must be positive"),
-        (["--ppo.lr", "nan"], "ppo.lr: Expected a float. Got value: nan"),
-        (["--ppo.lam", "1.1"], "ppo.lam is 1.1, but it must be between 0 and 1"),
-        (["--ppo.gamma", "-0.1"], "ppo.gamma is -0.1, but it must be between 0 and 1"),
-        (["--ppo.clip_range", "1"], "ppo.clip_range is 1.0, but it must be below 1"),
-        (["--ppo.kl_coef", "-0.1"], "ppo.kl_coef is -0.1, but it must be at least 0"),
-        (["--ppo.kl_target", "0"], "ppo.kl_target is 0.0, but it must be null or positive"),
+        (["--ppo.lr", "fast"], "ppo.lr is fast, but must be a finite number"),
+        (["--ppo.ppo_epochs", "1.5"], "ppo.ppo_epochs is 1.5, but must be a whole number"),
+        (["--model.dtype", "fp8"], "model.dtype is fp8, but must be one of float32, bfloat16, float16, auto"),
+        (["--ppo.lr", "-1"], "ppo.lr is -1.0, but must be positive"),
+        (["--ppo.lr", "nan"], "ppo.lr is nan, but must be a finite number"),
+        (["--ppo.lam", "1.1"], "ppo.lam is 1.1, but must be between 0 and 1"),
+        (["--ppo.gamma", "-0.1"], "ppo.gamma is -0.1, but must be between 0 and 1"),
+        (["--ppo.clip_range", "1"], "ppo.clip_range is 1.0, but must be below 1"),
+        (["--ppo.kl_coef", "-0.1"], "ppo.kl_coef is -0.1, but must be at least 0"),
+        (["--ppo.kl_target", "0"], "ppo.kl_target is 0.0, but must be null or positive"),
         (
             ["--ppo.minibatch_size", "48"],
-            "ppo.minibatch_size is 48, but it must be a divisor of ppo.rollout_batch_size = 64; near: 16, 32, 64",
+            "ppo.minibatch_size is 48, but must be a divisor of ppo.rollout_batch_size = 64, such as 16, 32, 64",
         ),
-        (["--generation.temperature", "0"], "generation.temperature is 0.0, but it must be positive"),
-        (["--generation.stop_ids", "[]"], "generation.stop_ids is [], but it must be null or not empty"),
+        (["--generation.temperature", "0"], "generation.temperature is 0.0, but must be positive"),
+        (["--generation.stop_ids", "[]"], "generation.stop_ids is [], but must be null or not empty"),
         (["--model.lora.rank", "-2"], "model.lora.rank is -2"),
-        (["--data.eval_fraction", "1"], "data.eval_fraction is 1.0, but it must be at least 0 and below 1"),
-        (["--checkpoint.keep", "0"], "checkpoint.keep is 0, but it must be null or positive"),
+        (["--data.eval_fraction", "1"], "data.eval_fraction is 1.0, but must be at least 0 and below 1"),
+        (["--checkpoint.keep", "0"], "checkpoint.keep is 0, but must be null or positive"),
         (["--reward.model", "r"], "reward.model and reward.function are both set"),
-        (["--reward.function", "file.py"], "reward.function is 'file.py', but it must be of the form file.py:name"),
+        (["--reward.function", "file.py"], "reward.function is 'file.py', but must be of the form file.py:name"),
         (["--config", "none.yaml"], "config file none.yaml does not exist"),
-        (["--generation.top_k", "50"], "there is no setting generation.top_k: it would change the distribution"),
-        (["--generation.repetition_penalty", "1.1"], "there is no setting generation.repetition_penalty: it would"),
-        (["--ppo.cliprange", "0.1"], "unknown setting ppo.cliprange; here it is ppo.clip_range"),
-        (["--response_length", "53"], "unknown setting response_length; here it is generation.max_new_tokens"),
+        (["--generation.top_k", "50"], "generation.top_k is not supported, because it changes the distribution"),
+        (["--generation.repetition_penalty", "1.1"], "generation.repetition_penalty is not supported, because it"),
+        (["--ppo.cliprange", "0.1"], "unknown setting ppo.cliprange; it is called ppo.clip_range here"),
+        (["--response_length", "53"], "unknown setting response_length; it is called generation.max_new_tokens here"),
     ],
 )
-def test_bad_settings_are_refused_with_the_full_name(options, message):
+def test_a_bad_setting_is_rejected_with_its_full_name(options, message):
     with pytest.raises(UserError) as error:
         parse(PPOJob, [*NEEDED, *options])
     assert message in str(error.value)
@@ -92,11 +98,11 @@ def test_bad_settings_are_refused_with_the_full_name(options, message):
         (PPOJob, NEEDED[2:], "model.path is not set; give it with --model.path or in a --config file"),
         (SFTJob, ["--data.path", "d"], "set one of model.path (start from a model) and scratch.model_type"),
         (SFTJob, [*NEEDED[:4], "--scratch.num_heads", "3"], "scratch.num_heads is 3"),
-        (SFTJob, [*NEEDED[:4], "--training.epochs", "0"], "training.epochs is 0.0, but it must be positive"),
+        (SFTJob, [*NEEDED[:4], "--training.epochs", "0"], "training.epochs is 0.0, but must be positive"),
         (RewardJob, ["--model.path", "m"], "data.path is not set"),
     ],
 )
-def test_impossible_jobs_are_refused(kind, options, message):
+def test_a_job_without_a_required_setting_is_rejected(kind, options, message):
     with pytest.raises(UserError) as error:
         parse(kind, options)
     assert message in str(error.value)
@@ -106,19 +112,19 @@ def test_impossible_jobs_are_refused(kind, options, message):
     ("text", "message"),
     [
         ("ppo: {lrr: 1}", "unknown setting ppo.lrr; did you mean ppo.lr?"),
-        ("ppo: {lr: fast}", "ppo.lr: Expected a float. Got value: fast"),
+        ("ppo: {lr: fast}", "ppo.lr is fast, but must be a finite number"),
         ("ppo: [1, 2", "is not valid YAML"),
         ("- a\n- b", "holds a list"),
     ],
 )
-def test_mistakes_in_files_name_the_file_or_the_key(tmp_path, text, message):
+def test_a_mistake_in_a_file_names_the_file_or_the_key(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         parse(PPOJob, ["--config", str(tmp_path / "c.yaml"), *NEEDED])
     assert message in str(error.value)
 
 
-def test_later_files_and_options_win(tmp_path):
+def test_later_files_override_earlier_ones_and_options_override_files(tmp_path):
     (tmp_path / "a.yaml").write_text("ppo: {lr: 1.0e-3, gamma: 0.9, lam: 0.8}")
     (tmp_path / "b.yaml").write_text("ppo: {lr: 1e-4, gamma: 0.5}")
     job = parse(
@@ -127,14 +133,14 @@ def test_later_files_and_options_win(tmp_path):
     assert (job.ppo.lr, job.ppo.gamma, job.ppo.lam) == (1e-4, 0.7, 0.8)
 
 
-@pytest.mark.parametrize("kind", JOBS)
-def test_a_written_config_parses_back_to_the_same_job(kind, tmp_path):
+LORA = ["--model.lora.rank", "2", "--model.lora.targets", "[q_proj, v_proj]"]
+
+
+@pytest.mark.parametrize(("kind", "options"), [(kind, LORA if kind in TRAINING_JOBS else []) for kind in JOBS])
+def test_a_written_config_parses_back_to_the_same_job(kind, options, tmp_path):
     job = parse(
         kind,
-        [
-            *(*JOBS[kind], "--data.eval_split", "te:st", "--seed=3"),
-            *("--model.lora.rank", "2", "--model.lora.targets", "[q_proj, v_proj]"),
-        ],
+        [*JOBS[kind], "--output", "te:st", *options],
     )
     (tmp_path / "config.yaml").write_text(to_yaml(job))
     assert parse(kind, ["--config", str(tmp_path / "config.yaml")]) == job
@@ -150,63 +156,64 @@ def test_every_shipped_config_parses():
 
 
 @pytest.mark.parametrize("kind", JOBS)
-def test_every_setting_is_read_somewhere(kind):
-    """An option that nothing reads is a lie."""
+def test_every_setting_is_used_somewhere(kind):
+    """A setting that no code uses would be silently ignored."""
     package = ROOT / "rlhf"
     code = "".join(f.read_text() for f in package.rglob("*.py") if f.parent.name != "config")
-    # A check of a value is no use of it, a property is.
+    # Inside rlhf/config, only a property counts as use; a check of the value does not.
     properties = "".join(f.read_text().partition("@property")[2] for f in (package / "config").glob("*.py"))
-    for key in keys_of(kind):
+    for key in setting_types(kind):
         leaf = key.rsplit(".", 1)[-1]
         assert re.search(rf"\.{leaf}\b", code) or re.search(rf"self\.{leaf}\b", properties), key
 
 
-def test_every_setting_says_what_it_is():
-    """A string under each field: `--help` prints it."""
-    trees = [ast.parse((ROOT / "rlhf" / "config" / f"{name}.py").read_text()) for name in ("shared", "ppo")]
-    silent = [
+def test_every_setting_has_a_help_text():
+    """The string under each field, which `--help` prints; the help of a group is its class's docstring."""
+    trees = [ast.parse(file.read_text()) for file in (ROOT / "rlhf" / "config").glob("*.py")]
+    without_help = [
         f"{cls.name}.{ast.unparse(item.target)}"
         for tree in trees
         for cls in tree.body
-        if isinstance(cls, ast.ClassDef) and not cls.name.endswith("Job")
+        if isinstance(cls, ast.ClassDef) and cls.name.endswith(("Config", "Job"))
         for item, after in zip(cls.body, [*cls.body[1:], None], strict=True)
         if isinstance(item, ast.AnnAssign)
+        and not ast.unparse(item.annotation).endswith(("Config", "ClassVar[str]"))
         and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
     ]
-    assert silent == ["ModelConfig.lora", "EvalConfig.judge"]  # groups, whose classes say it
+    assert without_help == []
 
 
 @pytest.mark.parametrize("options", [["--ppo.total_episodes", "1e3"], ["--ppo.total_episodes=1E+3"]])
 def test_whole_numbers_may_be_written_with_an_exponent(options):
     assert parse(PPOJob, [*NEEDED, *options]).ppo.total_episodes == 1000
-    with pytest.raises(UserError, match=r"ppo\.total_episodes: Expected a int\. Got value: 1\.5"):
+    with pytest.raises(UserError, match=r"ppo\.total_episodes is 1\.5, but must be a whole number"):
         parse(PPOJob, [*NEEDED, "--ppo.total_episodes", "1.5e0"])
 
 
-def test_names_from_elsewhere_lead_to_settings_that_exist():
-    known = keys_of(PPOJob)
-    assert set(ALIASES.values()) <= set(known)
-    assert not set(UNSUPPORTED) & {key.rsplit(".", 1)[-1] for key in known}
+def test_aliases_name_settings_that_exist():
+    keys = set(setting_types(PPOJob))
+    assert set(ALIASES.values()) <= keys
+    assert not set(UNSUPPORTED) & {key.rsplit(".", 1)[-1] for key in keys}
 
 
-def test_batch_arithmetic():
+def test_steps_and_minibatches_follow_from_the_batch_sizes():
     config = PPOConfig(total_episodes=1000, rollout_batch_size=64, minibatch_size=16)
     assert (config.steps, config.minibatches) == (16, 4)
     config.check_processes(4)
-    with pytest.raises(UserError, match="which 3 processes cannot share evenly; use a multiple of 3, such as 15"):
+    with pytest.raises(UserError, match="is 16, but must be a multiple of the 3 processes, such as 15"):
         config.check_processes(3)
 
 
 def test_an_evaluation_takes_its_settings_from_the_run(tmp_path):
     job = parse(PPOJob, [*NEEDED, "--generation.temperature", "0.7", "--model.lora.rank", "4", "--seed", "5"])
     (tmp_path / "config.yaml").write_text(to_yaml(job))
-    found = evaluation_of(tmp_path, ["--eval.prompts", "7"])
-    assert (found.model.path, found.baseline, found.seed) == (str(tmp_path / "model"), "m", 5)
-    assert (found.generation, found.reward, found.eval.prompts) == (job.generation, job.reward, 7)
-    assert found.model.lora.rank == 0
+    evaluation = evaluation_of_run(tmp_path, ["--eval.prompts", "7"])
+    assert (evaluation.model.path, evaluation.baseline, evaluation.seed) == (str(tmp_path / "model"), "m", 5)
+    assert (evaluation.generation, evaluation.reward, evaluation.eval.prompts) == (job.generation, job.reward, 7)
+    assert evaluation.model.lora.rank == 0
 
 
-# ------------------------------------------------------------------------------------- every value that is refused
+# ------------------------------------------------------------------------------------- every value that is rejected
 
 GROUPS = {
     "model": ModelConfig,
@@ -230,14 +237,16 @@ def job_of(**groups):
     model = {"path": "m"} | groups.pop("model", {})
     if "lora" in model:
         model["lora"] = LoraConfig(**model["lora"])
-    made = {name: GROUPS[name](**given) if isinstance(given, dict) else given for name, given in groups.items()}
+    made = {
+        name: GROUPS[name](**settings) if isinstance(settings, dict) else settings for name, settings in groups.items()
+    }
     return PPOJob(model=ModelConfig(**model), **made)
 
 
-def refusal(make, given):
-    """What a group or a job says to settings that cannot be; None where it takes them."""
+def rejection(make, settings):
+    """The error message of a group or a job for these settings; None if they are accepted."""
     try:
-        make(**given)
+        make(**settings)
     except UserError as error:
         return str(error)
     return None
@@ -279,7 +288,7 @@ NOT_NEGATIVE = {
 
 def number(group, name, value):
     """The number in the setting's own type."""
-    return float(value) if "float" in str(keys_of(GROUPS[group])[name]) else value
+    return float(value) if "float" in str(setting_types(GROUPS[group])[name]) else value
 
 
 VALUES = [
@@ -299,11 +308,11 @@ VALUES = [
     *(("ppo", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
     (
         *("ppo", {"minibatch_size": 48}, "minibatch_size"),
-        "a divisor of ppo.rollout_batch_size = 64; near: 16, 32, 64",
+        "a divisor of ppo.rollout_batch_size = 64, such as 16, 32, 64",
     ),
     (
         *("ppo", {"samples_per_prompt": 3}, "samples_per_prompt"),
-        "a divisor of ppo.rollout_batch_size = 64; near: 1, 2, 4",
+        "a divisor of ppo.rollout_batch_size = 64, such as 1, 2, 4",
     ),
     (
         *("ppo", {"warmup_steps": 2, "total_episodes": 128}, "warmup_steps"),
@@ -314,9 +323,9 @@ VALUES = [
         "above a fifth of ppo.rollout_batch_size = 64, or kl_coef could fall to 0 at once",
     ),
     *(
-        ("ppo", {"estimator": e, "samples_per_prompt": 1}, "samples_per_prompt", need)
+        ("ppo", {"estimator": e, "samples_per_prompt": 1}, "samples_per_prompt", condition)
         for e in ("rloo", "grpo")
-        for need in [f"at least 2 with ppo.estimator {e}, which compares the responses to a prompt"]
+        for condition in [f"at least 2 with ppo.estimator {e}, which compares the responses to a prompt"]
     ),
     ("model.lora", {"rank": -1}, "rank", "0 (train all weights) or a positive rank"),
     *(("scratch", {"dropout": bad}, "dropout", "at least 0 and below 1") for bad in (-0.1, 1.0)),
@@ -324,7 +333,7 @@ VALUES = [
     ("scratch", {"num_heads": 3}, "num_heads", "a divisor of scratch.hidden_size = 128, such as 1, 2, 4"),
     (
         *("scratch", {"hidden_size": 12, "num_heads": 4}, "hidden_size"),
-        "an even multiple of scratch.num_heads = 4, for rotary positions turn pairs of numbers",
+        "an even multiple of scratch.num_heads = 4, because rotary embeddings rotate pairs of coordinates",
     ),
     *(("data", {"eval_fraction": bad}, "eval_fraction", "at least 0 and below 1") for bad in (-0.1, 1.0)),
     ("generation", {"stop_ids": []}, "stop_ids", "null or not empty"),
@@ -333,36 +342,36 @@ VALUES = [
         for bad in (-1, 64, 65)
     ),
     ("generation", {"stop_strings": ["a", ""]}, "stop_strings", "without empty strings"),
-    ("reward", {"min_length": 1, "short_penalty": -1.0}, "short_penalty", "at least 0; it is subtracted"),
-    ("reward", {"missing_eos_penalty": -1.0}, "missing_eos_penalty", "null or at least 0; it is subtracted"),
+    ("reward", {"min_length": 1, "short_penalty": -1.0}, "short_penalty", "at least 0, because it is subtracted"),
+    ("reward", {"missing_eos_penalty": -1.0}, "missing_eos_penalty", "null or at least 0, because it is subtracted"),
     *(
         (g, {"function": "f.py"}, "function", "of the form file.py:name or module:name")
         for g in ("reward", "eval.judge")
     ),
-    *(("training", {"adam_betas": bad}, "adam_betas", "in [0, 1)") for bad in ((0.9, 1.0), (-0.1, 0.9))),
+    *(("training", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
     *(("ptx", {"path": "t", "max_length": bad}, "max_length", "at least 2") for bad in (1, 0)),
 ]
 
 
-@pytest.mark.parametrize(("group", "given", "name", "need"), VALUES)
-def test_every_impossible_value_is_refused(group, given, name, need):
-    value = given[name]
-    assert refusal(GROUPS[group], given) == f"{group}.{name} is {value!r}, but it must be {need}"
+@pytest.mark.parametrize(("group", "settings", "name", "condition"), VALUES)
+def test_every_value_out_of_range_is_rejected(group, settings, name, condition):
+    value = settings[name]
+    assert rejection(GROUPS[group], settings) == f"{group}.{name} is {value!r}, but must be {condition}"
 
 
 WITHOUT_CRITIC = {"rloo": {"samples_per_prompt": 2}, "grpo": {"samples_per_prompt": 2}, "reinforce_pp": {}, "remax": {}}
 OTHER = {"lam": 0.5, "lam_critic": 0.5, "lam_length_alpha": 0.05, "vf_coef": 0.2, "clip_range_value": None}
 """Values that are not the defaults."""
-UNREAD = [
+UNUSED = [
     *(
         ("ppo", {"estimator": e, **more, name: OTHER[name]}, name, f"ppo.estimator {e} has no critic")
         for e, more in WITHOUT_CRITIC.items()
-        for name in ppo_settings.CRITIC_ONLY
+        for name in ppo.CRITIC_SETTINGS
     ),
     *(
         (
             *("ppo", {"estimator": e, "samples_per_prompt": 2, "gamma": 0.9}, "gamma"),
-            f"ppo.estimator {e} pays whole responses",
+            f"ppo.estimator {e} rewards whole responses",
         )
         for e in ("rloo", "grpo")
     ),
@@ -383,8 +392,8 @@ UNREAD = [
     ),
     ("ppo", {"kl_horizon": 5000}, "kl_horizon", "ppo.kl_target is null"),
     *(
-        ("ppo", {"kl_coef": 0.0, **given}, name, "ppo.kl_coef is 0, from which no controller rises")
-        for name, given in {
+        ("ppo", {"kl_coef": 0.0, **settings}, name, "ppo.kl_coef is 0, which the adaptive controller cannot raise")
+        for name, settings in {
             "kl_target": {"kl_target": 6.0},
             "kl_estimator": {"kl_estimator": "full"},
         }.items()
@@ -393,13 +402,13 @@ UNREAD = [
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
     ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
     *(
-        (group, {"function": "f.py:g", name: value}, name, f"{group}.function gives its scores as they are")
+        (group, {"function": "f.py:g", name: value}, name, f"{group}.function returns the scores")
         for group in ("reward", "eval.judge")
         for name, value in {"batch_size": 8, "normalize": False}.items()
     ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(
-        ("critic", {"kind": kind, "init": "x"}, "init", f"critic.kind {kind} stands on the policy's weights")
+        ("critic", {"kind": kind, "init": "x"}, "init", f"critic.kind {kind} uses the policy's weights")
         for kind in ("shared", "adapter")
     ),
     *(
@@ -423,86 +432,88 @@ UNREAD = [
 ]
 
 
-@pytest.mark.parametrize(("group", "given", "name", "why"), UNREAD)
-def test_every_value_that_would_not_be_read_is_refused(group, given, name, why):
-    expected = f"{group}.{name} is {given[name]!r}, but it would never be read: {why}; drop it"
-    assert refusal(GROUPS[group], given) == expected
+@pytest.mark.parametrize(("group", "settings", "name", "reason"), UNUSED)
+def test_every_setting_without_effect_is_rejected(group, settings, name, reason):
+    expected = f"{group}.{name} is {settings[name]!r}, but it has no effect because {reason}; remove it"
+    assert rejection(GROUPS[group], settings) == expected
 
 
 COMBINATIONS = [
     (
         ModelConfig,
         {"load_in_4bit": True},
-        "model.load_in_4bit is true and model.lora.rank is 0, but weights of 4 bits cannot be trained; train adapters "
+        "model.load_in_4bit is true and model.lora.rank is 0, but 4-bit weights cannot be trained; train adapters "
         "on them with --model.lora.rank 16",
     ),
     *(
         (
             GROUPS[group],
             {"model": "r", "function": "f.py:g"},
-            f"{group}.model and {group}.function are both set; scores come from one source: unset one of them",
+            f"{group}.model and {group}.function are both set, but scores have one source; unset one",
         )
         for group in ("reward", "eval.judge")
     ),
     (
         job_of,
         {"ppo": {"vf_coef": 0.0}, "critic": {"warmup_steps": 1}},
-        "ppo.vf_coef is 0, so a critic that learns first would learn nothing; raise it",
+        "ppo.vf_coef is 0, but must be positive with critic.warmup_steps or critic.pretraining_steps, which train the "
+        "critic alone",
     ),
     (
         PPOConfig,
         {"estimator": "reinforce_pp", "whiten_advantages": False},
-        "ppo.whiten_advantages is false, but the batch's mean and deviation are all the baseline that ppo.estimator "
-        "reinforce_pp has; leave it null",
+        "ppo.whiten_advantages is false, but whitening by the batch is the only baseline of ppo.estimator "
+        "reinforce_pp; set it to null",
     ),
     (
         PPOConfig,
         {"kl_placement": "loss"},
-        "ppo.kl_estimator is k1 and ppo.kl_placement is loss, but as a loss k1's gradient is zero in expectation and "
-        "nothing would hold the policy; use k2, k3 or full there",
+        "ppo.kl_estimator is k1 and ppo.kl_placement is loss, but the gradient of k1 as a loss is zero in expectation, "
+        "so that it would not bound the KL; use k2, k3 or full",
     ),
     (
         CriticConfig,
         {"kind": "separate", "init": "x", "head_init": "normal"},
-        "critic.head_init is 'normal', but the value head comes with critic.init = 'x'; drop one of them",
+        "critic.head_init is 'normal', but critic.init = 'x' includes the value head; remove one of them",
     ),
     (
         job_of,
         {"critic": {"kind": "adapter"}},
-        "critic.kind is adapter, but model.lora.rank is 0: an adapter critic shares the frozen base of an adapted "
-        "policy; set --model.lora.rank 16, or critic.kind to shared or separate",
+        "critic.kind is adapter, but model.lora.rank is 0, and an adapter critic shares the frozen base of a policy "
+        "with adapters; set --model.lora.rank 16, or critic.kind to shared or separate",
     ),
     (
         job_of,
         {"critic": {"kind": "separate", "init": "reward"}},
-        "critic.init is reward, but there is no reward.model to take the critic from",
+        "critic.init is reward, but reward.model is not set; set it, or critic.init to a path",
     ),
     (
         job_of,
         {"critic": {"kind": "separate", "init": "reward"}, "reward": {"function": "f.py:g"}},
-        "critic.init is reward, but there is no reward.model to take the critic from",
+        "critic.init is reward, but reward.model is not set; set it, or critic.init to a path",
     ),
     (
         job_of,
         {"critic": {"warmup_steps": 2}, "ppo": {"total_episodes": 128}},
-        "critic.warmup_steps is 2, but it must be below the run's 2 steps, or the policy would never learn",
+        "critic.warmup_steps is 2, but must be below the run's 2 steps, or the policy is never trained",
     ),
     *(
         (
             job_of,
             {"reward": {"truncated": "bootstrap"}, "ppo": {"estimator": e, **more}},
-            f"reward.truncated is bootstrap, but ppo.estimator {e} has no critic to say what a cut response was worth; "
-            "use replace, overlong or mask",
+            f"reward.truncated is bootstrap, but ppo.estimator {e} has no critic to bootstrap from; use replace, "
+            "overlong or mask",
         )
         for e, more in WITHOUT_CRITIC.items()
     ),
     *(
         (
             job_of,
-            {"critic": given, "ppo": {"estimator": "remax"}},
-            f"critic.{name} is {given[name]!r}, but it would never be read: ppo.estimator remax has no critic; drop it",
+            {"critic": settings, "ppo": {"estimator": "remax"}},
+            f"critic.{name} is {settings[name]!r}, but it has no effect because ppo.estimator remax has no critic; "
+            "remove it",
         )
-        for name, given in {
+        for name, settings in {
             "kind": {"kind": "separate"},
             "head_init": {"head_init": "normal"},
             "lr": {"lr": 1e-3},
@@ -513,15 +524,15 @@ COMBINATIONS = [
     (
         job_of,
         {"reward": {"truncated": "overlong", "overlong_buffer": 9}, "generation": {"max_new_tokens": 8}},
-        "reward.overlong_buffer is 9, but it must be at most generation.max_new_tokens = 8",
+        "reward.overlong_buffer is 9, but must be at most generation.max_new_tokens = 8",
     ),
     (
         job_of,
         {"reward": {"min_length": 9}, "generation": {"max_new_tokens": 8}},
-        "reward.min_length is 9, but it must be at most generation.max_new_tokens = 8, or every response is too short",
+        "reward.min_length is 9, but must be at most generation.max_new_tokens = 8, or every response is too short",
     ),
     *(
-        (kind, {"seed": seed, **more}, f"seed is {seed}, but it must be at least 0 and below 2**32")
+        (kind, {"seed": seed, **more}, f"seed is {seed}, but must be at least 0 and below 2**32")
         for kind, more in {
             PPOJob: {"model": ModelConfig(path="m")},
             SFTJob: {"model": ModelConfig(path="m"), "data": DataConfig(path="d")},
@@ -531,8 +542,8 @@ COMBINATIONS = [
         for seed in (-1, 2**32)
     ),
     *(
-        (kind, given, f"{key} is not set; give it with --{key} or in a --config file")
-        for kind, given, key in [
+        (kind, settings, f"{key} is not set; give it with --{key} or in a --config file")
+        for kind, settings, key in [
             (PPOJob, {}, "model.path"),
             (SFTJob, {"model": ModelConfig(path="m")}, "data.path"),
             (RewardJob, {"data": DataConfig(path="d")}, "model.path"),
@@ -544,20 +555,20 @@ COMBINATIONS = [
     *(
         (
             SFTJob,
-            {"data": DataConfig(path="d"), **given},
+            {"data": DataConfig(path="d"), **settings},
             "set one of model.path (start from a model) and scratch.model_type (train a new one)",
         )
-        for given in ({}, {"model": ModelConfig(path="m"), "scratch": ScratchConfig(model_type="llama")})
+        for settings in ({}, {"model": ModelConfig(path="m"), "scratch": ScratchConfig(model_type="llama")})
     ),
 ]
 
 
-@pytest.mark.parametrize(("make", "given", "message"), COMBINATIONS)
-def test_every_impossible_combination_is_refused(make, given, message):
-    assert refusal(make, given) == message
+@pytest.mark.parametrize(("make", "settings", "message"), COMBINATIONS)
+def test_every_impossible_combination_is_rejected(make, settings, message):
+    assert rejection(make, settings) == message
 
 
-TAKEN = [
+ACCEPTED = [
     (PPOConfig, {"gamma": 0.0, "lam": 0.0, "lam_critic": 0.0, "kl_coef": 0.0, "vf_coef": 0.0}),
     (PPOConfig, {"gamma": 1.0, "lam": 1.0, "lam_critic": 1.0, "dual_clip": 1.01, "clip_range": 0.99}),
     (PPOConfig, {"clip_range_value": None, "target_kl": None, "clip_range_high": None, "warmup_steps": 0}),
@@ -595,49 +606,49 @@ TAKEN = [
 ]
 
 
-@pytest.mark.parametrize(("make", "given"), TAKEN)
-def test_what_lies_just_inside_is_taken(make, given):
-    assert refusal(make, given) is None
+@pytest.mark.parametrize(("make", "settings"), ACCEPTED)
+def test_values_at_the_edge_of_their_range_are_accepted(make, settings):
+    assert rejection(make, settings) is None
 
 
-def test_no_check_is_without_a_case_above(monkeypatch):
-    """All that the cases make any group look at is refused in one of them."""
-    asked, refused = set(), set()
-    original_reject_unused = settings.reject_unused
+def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
+    """Every condition that the cases evaluate is violated by one of them."""
+    evaluated, violated = set(), set()
+    original_reject_unused = checks.reject_unused
 
-    def reason(text):
+    def generic(text):
         return re.sub(r"\d+|(?<=estimator )\w+(?= has)", "*", text)
 
-    def check(ok, key, value, need):
-        asked.add((key, reason(need)))
-        if not ok:
-            refused.add((key, reason(need)))
+    def check(holds, key, value, condition):
+        evaluated.add((key, generic(condition)))
+        if not holds:
+            violated.add((key, generic(condition)))
             raise UserError(key)
 
-    def reject_unused(group, prefix, names, why):
-        asked.update((f"{prefix}.{name}", reason(why)) for name in names)
+    def reject_unused(group, names, reason):
+        evaluated.update((f"{group.section}.{name}", generic(reason)) for name in names)
         try:
-            original_reject_unused(group, prefix, names, why)
+            original_reject_unused(group, names, reason)
         except UserError as error:
-            refused.add((str(error).split(" is ")[0], reason(why)))
+            violated.add((str(error).split(" is ")[0], generic(reason)))
             raise
 
-    for room in (settings, ppo_settings, config_room):
-        monkeypatch.setattr(room, "check", check)
-        monkeypatch.setattr(room, "reject_unused", reject_unused)
-    cases = [(GROUPS[group], given) for group, given, *_ in VALUES + UNREAD]
-    for make, given in cases + [(make, given) for make, given, _ in COMBINATIONS] + TAKEN:
-        refusal(make, given)
-    # These need another setting, which is refused before them.
-    never = {(f"critic.{name}", "ppo.estimator * has no critic") for name in ("init", "pretraining_patience")}
-    never |= {("ppo.kl_placement", "ppo.kl_coef is *, from which no controller rises")}
-    assert asked - refused == never
-    assert len(refused) > 90
+    for module in (checks, shared, ppo, jobs):
+        monkeypatch.setattr(module, "check", check)
+        monkeypatch.setattr(module, "reject_unused", reject_unused)
+    cases = [(GROUPS[group], settings) for group, settings, *_ in VALUES + UNUSED]
+    for make, settings in cases + [(make, settings) for make, settings, _ in COMBINATIONS] + ACCEPTED:
+        rejection(make, settings)
+    # These need another setting, which is rejected before them.
+    never_violated = {(f"critic.{name}", "ppo.estimator * has no critic") for name in ("init", "pretraining_patience")}
+    never_violated |= {("ppo.kl_placement", "ppo.kl_coef is *, which the adaptive controller cannot raise")}
+    assert evaluated - violated == never_violated
+    assert len(violated) > 90
 
 
-def test_whitening_is_as_said_or_as_the_estimator_s_paper_has_it():
+def test_whitening_follows_the_setting_or_else_the_estimators_paper():
     whitens = {
-        e: [PPOConfig(estimator=e, **more, whiten_advantages=said).whitens for said in (None, True)]
+        e: [PPOConfig(estimator=e, **more, whiten_advantages=setting).whitens for setting in (None, True)]
         for e, more in (WITHOUT_CRITIC | {"gae": {}}).items()
     }
     assert whitens == {

@@ -1,4 +1,4 @@
-"""Every setting of a PPO job changes something that a user can see, or is refused: none is read and forgotten."""
+"""Every setting of a PPO job changes a run in a visible way, or is rejected: none is silently ignored."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ import torch
 from accelerate.state import AcceleratorState
 
 from rlhf.config.jobs import PPOJob
-from rlhf.config.parsing import flat, from_dict, keys_of
+from rlhf.config.parsing import flat_settings, from_dict, setting_types
 from rlhf.errors import UserError
 from rlhf.models import actor_critic, distribution, trunk
 from rlhf.trainers.ppo import PPOTrainer
 
-UNSEEN = ("output",)
-"""Where it lies, not what it says: the run folder's name."""
+WITHOUT_EFFECT = ("output",)
+"""The run folder's name does not change its content."""
 
-# Setting -> (settings without which it has no meaning, its other value). A value in braces is filled in by the test.
+# Setting -> (settings that it needs, another value). A value in braces is replaced by a path.
 CASES = {
     "seed": ({}, 7),
     "resume": ({}, "{nowhere}"),
@@ -131,20 +131,20 @@ BASE = {
     "ppo.total_episodes": 16,
     "ppo.lr": 2e-2,
 }
-"""A run of two steps whose weights move far enough to show."""
+"""A run of two steps with a learning rate at which every change is visible."""
 
 
 def test_every_setting_has_a_case():
-    assert set(keys_of(PPOJob)) == set(CASES) | set(UNSEEN)
+    assert set(setting_types(PPOJob)) == set(CASES) | set(WITHOUT_EFFECT)
 
 
 @pytest.fixture(scope="module")
-def places(models, reward_folder, build, tmp_path_factory):
-    """What the words in braces stand for."""
+def paths(models, reward_folder, build, tmp_path_factory):
+    """The paths that replace the values in braces."""
     import datasets
     from transformers import AutoModelForSequenceClassification
 
-    root = tmp_path_factory.mktemp("places")
+    root = tmp_path_factory.mktemp("paths")
     words = ("good", "bad", "dull", "fine", "warm", "cold")
     prompts = [{"prompt": f"a {w} {v}", "wanted": w} for w in words for v in words]
     chats = [{"prompt": [{"role": "user", "content": f"{w} {v}"}]} for w in words for v in words]
@@ -167,7 +167,7 @@ def places(models, reward_folder, build, tmp_path_factory):
         config.score_mean, config.score_std = 0.3, 2.0
         AutoModelForSequenceClassification.from_config(config).save_pretrained(root / name)
         build.tokenizer().save_pretrained(root / name)
-    remote = root / "remote"  # a model whose code lies beside it
+    remote = root / "remote"  # a model with its code in the same folder
     shutil.copytree(models("llama"), remote)
     settings = json.loads((remote / "config.json").read_text())
     settings |= {"auto_map": {"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.OwnConfig"}, "model_type": "own"}
@@ -195,62 +195,63 @@ def places(models, reward_folder, build, tmp_path_factory):
 
 
 def with_settings(job, settings):
-    """The job with settings by their full names; whatever cannot be is refused here."""
-    values = flat(job) | settings
+    """The job with other settings, by their dotted names; impossible ones are rejected here."""
+    values = flat_settings(job) | settings
     tree: dict = {}
     for key, value in values.items():
         *groups, name = key.split(".")
-        place = tree
+        branch = tree
         for group in groups:
-            place = place.setdefault(group, {})
-        place[name] = value
+            branch = branch.setdefault(group, {})
+        branch[name] = value
     return from_dict(PPOJob, tree)
 
 
 @pytest.fixture(autouse=True)
-def as_launched():
+def fresh_accelerator():
+    """Each test starts without the accelerator of the one before."""
     yield
     AcceleratorState._reset_state(True)
 
 
-def seen(job, output, capsys, monkeypatch):
-    """All that a run shows: numbers, texts, files, terminal, and in what portions its models were asked."""
-    portions = []
+def visible_result(job, output, capsys, monkeypatch):
+    """Everything visible of a run: numbers, texts, files, terminal output, and the shapes of all forward passes."""
+    shapes = []
 
-    def counted(honest):
+    def recorded(function):
         def call(*args, **kwargs):
-            portions.append(tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)))
-            return honest(*args, **kwargs)
+            shapes.append(tuple(tuple(x.shape) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)))
+            return function(*args, **kwargs)
 
         return call
 
     from rlhf.rewards import models as reward_models
 
     with monkeypatch.context() as patch:
-        patch.setattr(trunk, "states_around_response", counted(trunk.states_around_response))
-        patch.setattr(actor_critic, "compute_logits", counted(actor_critic.compute_logits))
-        patch.setattr(reward_models, "sequence_scores", counted(reward_models.sequence_scores))
-        patch.setattr("rlhf.rollouts.sampling.compute_logits", counted(distribution.compute_logits))
-        AcceleratorState._reset_state(True)  # each run here stands for a process of its own
+        patch.setattr(trunk, "states_around_response", recorded(trunk.states_around_response))
+        patch.setattr(actor_critic, "compute_logits", recorded(actor_critic.compute_logits))
+        patch.setattr(reward_models, "sequence_scores", recorded(reward_models.sequence_scores))
+        patch.setattr("rlhf.rollouts.sampling.compute_logits", recorded(distribution.compute_logits))
+        AcceleratorState._reset_state(True)  # as in a new process
         try:
             trainer = PPOTrainer(replace(job, output=str(output)))
             trainer.train()
         except UserError as error:
-            return f"refused: {error}"
+            return f"rejected: {error}"
     layers = [m for m in trainer.policy.modules() if getattr(m, "gradient_checkpointing", False)]
-    found = {"portions": portions, "recomputed layers": len(layers), "printed": capsys.readouterr().out}
-    found["printed"] = found["printed"].replace(str(output), "")
+    result = {"shapes": shapes, "recomputed layers": len(layers), "printed": capsys.readouterr().out}
+    result["printed"] = result["printed"].replace(str(output), "")
     for name in ("metrics", "eval", "samples", "pretraining"):
         rows = (
             [json.loads(x) for x in (output / f"{name}.jsonl").read_text().splitlines()]
             if (output / f"{name}.jsonl").exists()
             else []
         )
-        found[name] = [{k: v for k, v in r.items() if not k.startswith(("time", "through", "memory"))} for r in rows]
-    found["files"] = sorted(str(p.relative_to(output)) for p in output.rglob("*") if "tfevents" not in p.name)
+        result[name] = [{k: v for k, v in r.items() if not k.startswith(("time", "through", "memory"))} for r in rows]
+    result["files"] = sorted(str(p.relative_to(output)) for p in output.rglob("*") if "tfevents" not in p.name)
     weights = [p for p in (output / "model").iterdir() if p.suffix == ".safetensors"]
-    found["weights"] = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(weights)]
-    return json.dumps(found, sort_keys=True)
+    result["weights"] = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(weights)]
+    return json.dumps(result, sort_keys=True)
 
 
 @pytest.fixture(scope="module")
@@ -260,18 +261,18 @@ def baselines():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", CASES)
-def test_setting_changes_something_or_is_refused(job, places, baselines, key, tmp_path, capsys, monkeypatch):
+def test_another_value_changes_the_run_or_is_rejected(job, paths, baselines, key, tmp_path, capsys, monkeypatch):
     def filled(value):
-        return places.get(value, value) if isinstance(value, str) else value
+        return paths.get(value, value) if isinstance(value, str) else value
 
     context, value = CASES[key]
     before = with_settings(job, {name: filled(v) for name, v in (BASE | context).items()})
-    known = json.dumps(flat(before), default=str, sort_keys=True)
-    if known not in baselines:
-        baselines[known] = seen(before, tmp_path / "before", capsys, monkeypatch)
+    baseline = json.dumps(flat_settings(before), default=str, sort_keys=True)
+    if baseline not in baselines:
+        baselines[baseline] = visible_result(before, tmp_path / "before", capsys, monkeypatch)
     changed = with_settings(before, {key: filled(value)})
-    assert flat(changed)[key] != flat(before)[key]
-    after = seen(changed, tmp_path / "after", capsys, monkeypatch)
-    assert after != baselines[known]
-    if after.startswith("refused"):
+    assert flat_settings(changed)[key] != flat_settings(before)[key]
+    after = visible_result(changed, tmp_path / "after", capsys, monkeypatch)
+    assert after != baselines[baseline]
+    if after.startswith("rejected"):
         assert not Path(tmp_path / "after").exists()

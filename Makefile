@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-all lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rlhf demo
@@ -15,7 +15,15 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+# Peers that are not installed are skipped by name (docs/peers.md).
+test-all: $(VENV)/.ready
+	@set -e; all=$$(date +%s); \
+	echo "default tests"; $(BIN)/python -m pytest -q --durations=10; middle=$$(date +%s); \
+	echo "slow tests"; $(BIN)/python -m pytest -q -m "slow and not gpu" --ignore=tests/peers --durations=10; slow=$$(date +%s); \
+	echo "peers' tests"; $(BIN)/python -m pytest -q -m slow tests/peers -rs || test $$? -eq 5; end=$$(date +%s); \
+	echo "default $$((middle - all)) s, slow $$((slow - middle)) s, peers $$((end - slow)) s, all $$((end - all)) s"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
@@ -25,6 +33,7 @@ lint: $(VENV)/.ready
 format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python scripts/write_docs.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'

@@ -103,21 +103,6 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
     assert (ppo / "report.html").exists()
 
 
-def test_metrics_are_those_of_the_readme(capsys, config, job):
-    """The README's table names every metric that a run logs, and no other."""
-    texts = Path(job.data.path).with_name("texts.jsonl")
-    texts.write_text('{"text": "the film is good"}\n' * 8)
-    loss = ["--ppo.kl_placement", "loss", "--ppo.kl_estimator", "k3", "--ptx.path", texts]
-    logged = set()
-    for i, options in enumerate([[], ["--critic.kind", "separate", "--ppo.policy_loss", "kl_penalty"], loss]):
-        output = f"{job.output}-{i}"
-        assert rlhf(capsys, "ppo", "--config", config, "--output", output, *options)[0] == 0
-        logged |= set(json.loads((Path(output) / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
-    table = (ROOT / "README.md").read_text().split("## Metrics")[1].split("\n## ")[0]
-    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert {name.strip(" `") for row in rows for name in row.split(",")} == logged
-
-
 @pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
 def test_a_checkpoint_can_be_asked_to_speak(capsys, config, job, kind):
     options = ["--checkpoint.every", "1", "--model.lora.rank", "2", "--critic.kind", kind]
@@ -444,14 +429,3 @@ def test_other_rewards_start_a_new_search_for_the_best(capsys, config, job, tmp_
     status, output = rlhf(capsys, *options, *more)
     assert status == 0, output
     assert "the model of step 4, which has the best held-out score, -100.000" in output
-
-
-def test_the_python_example_of_the_readme(models, prompts_file, tmp_path, monkeypatch):
-    """As it stands there, with a tiny model and a short run."""
-    text = (ROOT / "README.md").read_text().split("**From Python**")[1].split("```python\n")[1].split("```")[0]
-    assert text.count("runs/sft") == text.count("runs/mine") == text.count('"prompts.jsonl"') == 1
-    tiny = '"--ppo.total_episodes", "8", "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8", "--output"'
-    text = text.replace("runs/sft", str(models("llama"))).replace('"--output"', tiny)
-    monkeypatch.chdir(prompts_file.parent)
-    exec(text, {})
-    assert (tmp_path / "runs" / "mine" / "model" / "config.json").exists()

@@ -1,7 +1,6 @@
 """A loop of one's own: generate, score and step with rollouts, scores and rewards from anywhere."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -94,33 +93,6 @@ def test_ids_are_prompts_as_they_are(trainer):
     rollout = trainer.generate(ids)
     rows = zip(rollout.prompts.prompt_ids, rollout.prompts.prompt_mask, strict=True)
     assert [row[real].tolist() for row, real in rows] == ids
-
-
-def readme_example():
-    text = (Path(__file__).parents[3] / "README.md").read_text()
-    blocks = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    return next(block for block in blocks if "custom_loop=True" in block)
-
-
-def test_the_readme_s_loop_runs_as_it_stands(job, models, tmp_path, monkeypatch, capsys):
-    """Two turns with the environment's words between them; learnt from are the policy's."""
-    example = readme_example()
-    assert len(example.splitlines()) <= 24
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "sft").symlink_to(models("llama"))
-    space: dict = {}
-    exec(compile(example, "README.md", "exec"), space)
-    rollout = space["rollout"]
-    first, heard, second = zip(*space["turns"], strict=True)
-    assert rollout.token_ids() == [a + b for a, b in zip(first, second, strict=True)]
-    for i, (a, h) in enumerate(zip(first, heard, strict=True)):
-        assert rollout.response_ids[i, len(a) : len(a) + len(h)].tolist() == h
-        assert not rollout.response_mask[i, len(a) : len(a) + len(h)].any()
-    assert rollout.token_scores is not None
-    assert (tmp_path / "runs" / "own" / "checkpoints" / "latest").exists()
-    assert (tmp_path / "runs" / "own" / "model" / "config.json").exists()
-    assert len(capsys.readouterr().out.splitlines()) >= 3  # a score a step
 
 
 def test_a_batch_with_advantages_of_one_s_own(trainer):

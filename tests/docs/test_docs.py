@@ -1,0 +1,156 @@
+"""The documentation agrees with the code: examples run, tables are complete, links lead somewhere."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf.cli.main import main
+from rlhf.config.parsing import to_yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tabular/README.md", *sorted(
+    str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")
+)]  # fmt: skip
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def python_blocks(page: str) -> list[str]:
+    return [part.split("```")[0] for part in read(page).split("```python\n")[1:]]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_code(read(page)), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def write_docs():
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "scripts" / "write_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --------------------------------------------------------------------------------------------------- tables and links
+
+
+@pytest.mark.parametrize("page", ["docs/settings.md", "docs/layout.md"])
+def test_generated_tables_are_up_to_date(write_docs, page):
+    assert write_docs.updated(page) == read(page), f"{page} is out of date: run `python scripts/write_docs.py`"
+
+
+def test_every_setting_and_every_file_has_a_description():
+    for page in ("docs/settings.md", "docs/layout.md"):
+        empty = re.findall(r"^\|.*\|\s+\|$", read(page).split("<!-- begin")[1], flags=re.MULTILINE)
+        assert not [row for row in empty if not row.startswith(("| `seed`", "| `trackers`"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(read(page))):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        if anchor:
+            assert anchor in anchors(str(path.resolve().relative_to(ROOT))), f"{page} links to {target}"
+
+
+def test_every_page_of_the_documentation_is_in_the_index():
+    index = read("docs/README.md")
+    assert all(f"({page.name})" in index for page in (ROOT / "docs").glob("*.md") if page.name != "README.md")
+
+
+def test_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 180
+
+
+def test_settings_named_in_the_documentation_exist(write_docs):
+    """Names such as `ppo.lr` or `--model.lora.rank` in the pages and in the shell commands."""
+    groups = {name.split(".")[0] for job in write_docs.JOBS.values() for name in write_docs._groups(job)}
+    settings = set(re.findall(r"^\| `([a-z_0-9.]+)` \|", read("docs/settings.md"), flags=re.MULTILINE))
+    for page in PAGES:
+        if page in ("CHANGELOG.md", "tabular/README.md"):
+            continue
+        named = re.findall(rf"(?:--|`)((?:{'|'.join(sorted(groups))})\.[a-z_0-9.]+)", read(page))
+        unknown = {name for name in named if not any(f"{s}.".startswith(f"{name.rstrip(chr(46))}.") for s in settings)}
+        unknown -= {name for name in named if Path(name).suffix in (".md", ".py", ".yaml", ".jsonl", ".json")}
+        assert not unknown, f"{page} names settings that do not exist: {sorted(unknown)}"
+
+
+def test_metrics_table_has_every_logged_metric_and_no_other(job, tmp_path):
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(job))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "the film is good"}\n' * 8)
+    variants = [
+        [],
+        ["--critic.kind", "separate", "--ppo.policy_loss", "kl_penalty"],
+        ["--ppo.kl_placement", "loss", "--ppo.kl_estimator", "k3", "--ptx.path", str(texts)],
+    ]
+    logged: set[str] = set()
+    for i, options in enumerate(variants):
+        output = tmp_path / f"run-{i}"
+        assert main(["ppo", "--config", str(config), "--output", str(output), *options]) == 0
+        logged |= set(json.loads((output / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
+    rows = [line.split("|")[1] for line in read("docs/metrics.md").splitlines() if line.startswith("| `")]
+    assert {name.strip(" `") for row in rows for name in row.split(",")} == logged
+
+
+# ------------------------------------------------------------------------------------------------------------ examples
+
+
+@pytest.fixture
+def folder_with_sft(models, prompts_file, monkeypatch):
+    """A working folder with `prompts.jsonl` and a tiny model in `runs/sft`, as the examples expect them."""
+    folder = prompts_file.parent
+    monkeypatch.chdir(folder)
+    (folder / "runs").mkdir()
+    (folder / "runs" / "sft").symlink_to(models("llama"))
+    return folder
+
+
+def test_the_readmes_reward_function_returns_a_score_for_each_completion():
+    namespace: dict = {}
+    exec(next(block for block in python_blocks("README.md") if "my_reward.py" in block), namespace)
+    assert namespace["brevity"](prompts=["a"] * 2, completions=["two words", ""], label=[0, 1]) == [-0.2, 0.0]
+
+
+def test_the_readmes_python_example_trains(folder_with_sft):
+    """As printed, with the run shortened."""
+    example = next(block for block in python_blocks("README.md") if "PPOTrainer(job, reward=" in block)
+    assert example.count('"--output"') == 1
+    short = '"--ppo.total_episodes", "8", "--ppo.rollout_batch_size", "8", "--ppo.minibatch_size", "8", "--output"'
+    exec(compile(example.replace('"--output"', short), "README.md", "exec"), {})
+    assert (folder_with_sft / "runs" / "python" / "model" / "config.json").exists()
+
+
+def test_the_custom_loop_runs_as_printed(folder_with_sft, capsys):
+    """Two turns with an environment's tokens between them, which stay in the context and out of the loss."""
+    (example,) = python_blocks("docs/custom_loop.md")
+    namespace: dict = {}
+    exec(compile(example, "custom_loop.md", "exec"), namespace)
+    rollout = namespace["rollout"]
+    first, replies, second = zip(*namespace["turns"], strict=True)
+    assert rollout.token_ids() == [a + b for a, b in zip(first, second, strict=True)]
+    for i, (a, reply) in enumerate(zip(first, replies, strict=True)):
+        assert rollout.response_ids[i, len(a) : len(a) + len(reply)].tolist() == reply
+        assert not rollout.response_mask[i, len(a) : len(a) + len(reply)].any()
+    assert rollout.token_scores is not None
+    assert (folder_with_sft / "runs" / "custom" / "checkpoints" / "latest").exists()
+    assert (folder_with_sft / "runs" / "custom" / "model" / "config.json").exists()
+    assert len(capsys.readouterr().out.splitlines()) >= 3  # a score per step

@@ -25,7 +25,9 @@ from tabular.envs.maze import Maze
 from tabular.planning.dynamic_programming import value_iteration
 from tabular.planning.mdp import MDP
 from tabular.td.control import DoubleQLearning, ExpectedSarsa, QLearning, Sarsa
+from tabular.td.dyna import DynaQ
 from tabular.td.multistep import MonteCarlo, NStepSarsa
+from tabular.td.traces import SarsaLambda
 
 ENVS = ("CliffWalking-v1", "FrozenLake-v1")
 SETTINGS: dict[str, Any] = {"alpha": 0.1, "gamma": 0.99, "initial_q": 0.0, "epsilon": 0.1}
@@ -58,7 +60,7 @@ def learning(repeats: int) -> None:
     loops = {env_id: 60_000 / seconds(lambda env_id=env_id: tutorial(env_id, 60_000), repeats) for env_id in ENVS}
     print("| tutorial Q-learning loop | " + " | ".join(f"{loops[env_id]:,.0f}" for env_id in ENVS) + " |")
     row("Q-learning, any gymnasium environment", QLearning, 60_000, False, loops, repeats)
-    for cls in (QLearning, Sarsa, ExpectedSarsa, DoubleQLearning, NStepSarsa, MonteCarlo):
+    for cls in (QLearning, Sarsa, ExpectedSarsa, DoubleQLearning, NStepSarsa, SarsaLambda, MonteCarlo, DynaQ):
         row(f"{cls.__name__}, on the table", cls, 2_000_000, True, loops, repeats)
     print()
 
@@ -66,7 +68,8 @@ def learning(repeats: int) -> None:
 def row(name: str, cls: Any, steps: int, on_table: bool, loops: dict[str, float], repeats: int) -> None:
     cells = []
     for env_id in ENVS:
-        # Without a limit the first episodes of Monte Carlo, which learns at their end, are a random walk for ever.
+        # Without a time limit the first episode of Monte Carlo, which learns at its end, is a random walk that may not
+        # end.
         limit = {"max_episode_steps": 1000} if cls is MonteCarlo else {}
         learner = cls(lambda env_id=env_id, limit=limit: gym.make(env_id, **limit), cls.Config(**SETTINGS), 0)
         if not on_table:

@@ -1,4 +1,4 @@
-"""Learning with tables: temporal-difference and Monte Carlo control, prediction, learning from logs.
+"""Learning with tables: bandits, temporal-difference and Monte Carlo control, Dyna-Q, prediction, learning from logs.
 
 May import `tabular.core`, `tabular.planning`, `tabular.envs` and the modules beside them (`compiled`, `history`,
 `text`); never `tabular.deep`, `tabular.experiments` or `tabular.cli`.

@@ -69,8 +69,8 @@ def make_config(kind: str, **changes: Any) -> Any:
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    known = AutoConfig.for_model(kind)
-    return AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if hasattr(known, k)}, **changes)
+    default = AutoConfig.for_model(kind)
+    return AutoConfig.for_model(kind, **{k: v for k, v in sizes.items() if hasattr(default, k)}, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -164,5 +164,5 @@ def change() -> Callable[..., PPOJob]:
 
 @pytest.fixture(scope="session")
 def build() -> SimpleNamespace:
-    """`build.config("bert")`, `build.tokenizer(pad=None)`: parts for a model of one's own."""
+    """`build.config("bert")`, `build.tokenizer(pad=None)`: parts of custom models."""
     return SimpleNamespace(config=make_config, tokenizer=make_tokenizer)

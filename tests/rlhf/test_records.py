@@ -83,7 +83,7 @@ def test_select_goes_through_a_batch_into_its_rollout():
     assert torch.equal(picked.returns, rollout.ref_logprobs[1:2])
 
 
-def test_moving_to_a_device_keeps_what_is_no_tensor():
+def test_moving_to_a_device_keeps_fields_that_are_no_tensors():
     rollout = ragged([2, 1], [1, 2])
     moved = to_device(rollout, "meta")
     assert {getattr(moved, name).device.type for name in PER_TOKEN} == {"meta"}
@@ -110,7 +110,7 @@ def _rewidened(lengths, prompt_lengths):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_shares_of_every_rank_put_together_are_the_whole(ranks):
+def test_interleaving_the_ranks_shares_restores_the_batch(ranks):
     """Rows r, r + ranks, ... on rank r, each share trimmed to a width of its own, as sampling leaves it."""
     whole = ragged([5, 1, 2, 4, 1, 1], [3] * 6)
     shares = [trim(select(whole, torch.arange(rank, 6, ranks))) for rank in range(ranks)]
@@ -126,14 +126,14 @@ def test_microbatches_are_consecutive_and_cover_all_rows_once(size, sizes):
     assert torch.equal(torch.cat(groups), rows)
 
 
-# ---------------------------------------------------------------------------------------------------------------- holes
+# --------------------------------------------------------------------------------------------------- environment tokens
 
 T, F = True, False
-HOLES = torch.tensor([[F, T, F, T, F, F], [T, F, F, F, F, F], [F, F, F, F, T, F], [T, T, T, F, F, F]])
+GAPPED_MASK = torch.tensor([[F, T, F, T, F, F], [T, F, F, F, F, F], [F, F, F, F, T, F], [T, T, T, F, F, F]])
 
 
-def test_reach_of_a_mask_goes_to_the_last_true_and_fills_the_holes():
-    assert mask_up_to_last(HOLES).tolist() == [
+def test_mask_up_to_last_covers_environment_tokens_and_ends_at_the_last_true():
+    assert mask_up_to_last(GAPPED_MASK).tolist() == [
         [T, T, T, T, F, F],
         [T, F, F, F, F, F],
         [T, T, T, T, T, F],
@@ -143,12 +143,12 @@ def test_reach_of_a_mask_goes_to_the_last_true_and_fills_the_holes():
     assert mask_up_to_last(torch.ones(2, 3, dtype=torch.bool)).all()
 
 
-def test_last_index_is_that_of_the_last_true_whatever_stands_before_it():
-    assert last_index(HOLES).tolist() == [3, 0, 4, 2]
+def test_last_index_is_that_of_the_last_true():
+    assert last_index(GAPPED_MASK).tolist() == [3, 0, 4, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_reach_and_last_index_are_those_of_a_plain_loop(seed):
+def test_mask_up_to_last_and_last_index_equal_those_of_a_plain_loop(seed):
     mask = torch.rand(7, 9, generator=torch.Generator().manual_seed(seed)) < 0.3
     mask[:, 0] |= ~mask.any(-1)
     last = [max(t for t, real in enumerate(row) if real) for row in mask.tolist()]
@@ -156,13 +156,13 @@ def test_reach_and_last_index_are_those_of_a_plain_loop(seed):
     assert mask_up_to_last(mask).tolist() == [[t <= end for t in range(9)] for end in last]
 
 
-def holed():
-    """Everything that a rollout may hold, every number another, with the holes above."""
+def full_rollout():
+    """Everything that a rollout may hold, every number another, with the environment tokens above."""
     rollout = ragged([6] * 4, [1, 2, 1, 2], prompt_width=3)
     states = torch.arange(4.0 * 6 * 2).reshape(4, 6, 2)
     return replace(
         rollout,
-        response_mask=HOLES,
+        response_mask=GAPPED_MASK,
         token_scores=rollout.old_logprobs + 0.5,
         sampler_logprobs=rollout.old_logprobs - 0.5,
         exact_kl=rollout.old_values + 0.25,
@@ -173,10 +173,12 @@ def holed():
     )
 
 
-def test_trim_keeps_the_holes_and_cuts_every_field_that_has_a_column_for_each_token():
-    rollout = holed()
+def test_trim_keeps_environment_tokens_and_trims_every_per_token_field():
+    rollout = full_rollout()
     cut = trim(rollout)
-    assert cut.response_mask.tolist() == HOLES[:, :5].tolist()  # columns 0 and 2 are holes in some rows, 5 padding
+    assert (
+        cut.response_mask.tolist() == GAPPED_MASK[:, :5].tolist()
+    )  # columns 0 and 2 are environment tokens in some rows, 5 padding
     per_token = (*PER_TOKEN, "token_scores", "sampler_logprobs", "exact_kl", "old_states", "ref_states")
     for name in per_token:
         assert torch.equal(getattr(cut, name), getattr(rollout, name)[:, :5]), name
@@ -186,15 +188,15 @@ def test_trim_keeps_the_holes_and_cuts_every_field_that_has_a_column_for_each_to
     assert cut.completions == rollout.completions
 
 
-def test_a_column_that_is_a_hole_in_every_row_stays():
-    rollout = replace(holed(), response_mask=torch.tensor([[F, F, T, F, F, F]] * 4))
+def test_trim_keeps_a_column_of_environment_tokens_in_every_row():
+    rollout = replace(full_rollout(), response_mask=torch.tensor([[F, F, T, F, F, F]] * 4))
     assert torch.equal(trim(rollout).response_ids, rollout.response_ids[:, :3])
 
 
-def test_shares_with_every_field_put_together_are_the_whole():
+def test_interleaving_restores_every_field():
     """Of other widths too: what is missing is filled with zeros."""
-    whole = holed()
-    after = ~mask_up_to_last(HOLES)
+    whole = full_rollout()
+    after = ~mask_up_to_last(GAPPED_MASK)
     whole = replace(
         whole,
         **{
@@ -210,16 +212,16 @@ def test_shares_with_every_field_put_together_are_the_whole():
     assert_same(interleave(shares), whole)
 
 
-def test_widen_adds_zero_columns_on_the_right():
+def test_pad_to_width_adds_zero_columns_on_the_right():
     assert pad_to_width(torch.tensor([[1, 2]]), 4).tolist() == [[1, 2, 0, 0]]
     assert pad_to_width(torch.tensor([[T]]), 3).tolist() == [[T, F, F]]
     assert pad_to_width(torch.ones(1, 1, 2), 2).tolist() == [[[1.0, 1.0], [0.0, 0.0]]]
     assert pad_to_width(torch.ones(2, 3), 3).tolist() == torch.ones(2, 3).tolist()
 
 
-def test_select_and_moving_leave_out_what_is_not_there():
+def test_select_and_to_device_keep_missing_fields_none():
     rollout = ragged([2, 1], [1, 1])
     assert select(rollout, torch.tensor([1])).exact_kl is None
     assert to_device(rollout, "cpu").old_states is None
     assert interleave([rollout, rollout]).bootstrap_values is None
-    assert select(holed(), torch.tensor([2])).old_states.tolist() == holed().old_states[2:3].tolist()
+    assert select(full_rollout(), torch.tensor([2])).old_states.tolist() == full_rollout().old_states[2:3].tolist()

@@ -84,7 +84,7 @@ def test_a_reward_adapter_is_merged_where_the_policy_cannot_carry_it(job, change
     assert whole.source.std != 1.0  # the statistics beside the adapter are read
 
 
-def test_what_is_no_reward_adapter(job, change, reward_job, tmp_path):
+def test_folders_that_hold_no_reward_adapter_are_refused(job, change, reward_job, tmp_path):
     with pytest.raises(UserError, match=r"export is adapter, but model\.lora\.rank is 0"):
         RewardJob(export="adapter", model=ModelConfig(path="m"), data=DataConfig(path="d"))
     trained = PPOTrainer(change(job, model={"lora": LORA}, output=str(tmp_path / "policy")))

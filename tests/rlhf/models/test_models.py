@@ -94,7 +94,7 @@ def test_outputs_are_those_of_plain_transformers_row_by_row_without_padding(mode
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_more_padding_of_any_kind_changes_nothing(models, family):
+def test_outputs_do_not_depend_on_padding(models, family):
     """Also where padding and end are one token, and where it is a word of its own."""
     policy = actor_critic(load(models, family))
     tight = policy(padded(), LogitTransform(TEMPERATURE))
@@ -117,7 +117,7 @@ def test_sliding_window_shorter_than_the_text_is_respected_under_padding(models)
     assert (narrow[1] - wide[1]).abs().max() > 0.01
 
 
-def test_numbers_are_float32_whatever_the_model_is(models):
+def test_outputs_are_float32_whatever_the_model_s_dtype(models):
     lm = load(models, "llama", dtype="bfloat16")
     policy = actor_critic(lm)
     assert lm.dtype == torch.bfloat16
@@ -160,7 +160,7 @@ def test_tied_weights_are_trained_once(models):
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mamba"])  # which has none
-def test_no_dropout_is_left_in_training_mode(models, family):
+def test_dropout_is_disabled_in_training_mode(models, family):
     """Whatever the family calls its rates: all of them at one half, two forwards of training mode are equal."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -195,16 +195,16 @@ def test_softcap_of_logits_is_respected(models):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_head_is_the_last_word_in_every_family_that_is_known(models, family):
+def test_logits_are_the_head_of_the_trunk_in_every_supported_family(models, family):
     check_head(load(models, family))
 
 
 def test_model_that_scales_its_logits_is_refused(models, monkeypatch):
     lm = load(models, "llama")
-    honest = lm.forward
+    original = lm.forward
 
-    def scaled(**given):
-        out = honest(**given)
+    def scaled(**kwargs):
+        out = original(**kwargs)
         out.logits = out.logits * 1.1
         return out
 
@@ -298,7 +298,7 @@ def test_a_rank_beyond_the_models_width_is_refused(models):
 # ---------------------------------------------------------------------------------------------------------------- paths
 
 
-def test_run_folder_stands_for_its_model(models, tmp_path):
+def test_a_run_folder_resolves_to_its_model(models, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(models("llama"))
     assert resolve(str(tmp_path / "run")) == str(tmp_path / "run" / "model")
@@ -314,13 +314,13 @@ def test_run_folder_stands_for_its_model(models, tmp_path):
         ("{tmp}/f", "is no folder"),
     ],
 )
-def test_paths_without_a_model_are_named(tmp_path, path, message):
+def test_paths_without_a_model_are_refused_by_name(tmp_path, path, message):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match=message):
         resolve(path.format(tmp=tmp_path))
 
 
-def test_models_that_continue_no_text_are_refused(reward_folder):
+def test_models_that_are_no_causal_language_models_are_refused(reward_folder):
     with pytest.raises(UserError, match="holds a LlamaForSequenceClassification, which is no causal language model"):
         check_causal(str(reward_folder))
 

@@ -1,4 +1,4 @@
-"""A loop of one's own: generate, score and step with rollouts, scores and rewards from anywhere."""
+"""Custom loops: generate, score and learn with rollouts, scores and rewards from anywhere."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def same(a, b):
     }
 
 
-def test_generate_score_step_are_the_parts_of_a_step(job, change, tmp_path):
+def test_generate_score_and_learn_make_up_a_step(job, change, tmp_path):
     whole = PPOTrainer(job)
     parts = PPOTrainer(change(job, output=str(tmp_path / "parts")))
     for _ in range(2):
@@ -50,17 +50,17 @@ def test_a_second_call_within_a_step_draws_other_numbers_and_the_next_step_begin
     assert trainer.generate(PROMPTS).completions == first.completions
 
 
-def test_own_text_is_read_as_the_policy_s_own(trainer):
-    """The same ids, whether the policy has just said them or someone brings them."""
-    said = trainer.generate(PROMPTS)
-    ids = [row[keep].tolist() for row, keep in zip(said.response_ids, said.response_mask, strict=True)]
-    brought = make_rollout(trainer, PROMPTS, ids, truncated=said.truncated.tolist())
+def test_external_text_gets_the_logprobs_that_sampled_text_gets(trainer):
+    """The same ids, whether the policy has just sampled them or a caller brings them."""
+    sampled = trainer.generate(PROMPTS)
+    ids = [row[keep].tolist() for row, keep in zip(sampled.response_ids, sampled.response_mask, strict=True)]
+    brought = make_rollout(trainer, PROMPTS, ids, truncated=sampled.truncated.tolist())
     for name in ("response_ids", "response_mask", "old_logprobs", "ref_logprobs", "old_values", "truncated"):
-        assert torch.equal(getattr(brought, name), getattr(said, name)), name
-    assert brought.completions == said.completions
+        assert torch.equal(getattr(brought, name), getattr(sampled, name)), name
+    assert brought.completions == sampled.completions
 
 
-def test_holes_are_read_but_not_scored_and_change_no_advantage_by_themselves(trainer):
+def test_environment_tokens_are_context_but_not_scored_and_change_no_advantage(trainer):
     """Two turns with the environment's words between them: the policy's words after them depend on them."""
     torch.nn.init.normal_(trainer.policy.value_head.weight, generator=torch.Generator().manual_seed(0))
     turns = [[8, 9, 13, 14, 15, 1]] * 8  # the third and fourth are the environment's
@@ -87,7 +87,7 @@ def test_holes_are_read_but_not_scored_and_change_no_advantage_by_themselves(tra
     assert trainer.learn(rollout)["policy/optimizer_steps"] == 4.0
 
 
-def test_ids_are_prompts_as_they_are(trainer):
+def test_prompts_may_be_token_ids(trainer):
     """Whatever the tokenizer would make of their text: the end token in the middle stays."""
     ids = [[8, 9, 1, 13], [7]] * 4
     rollout = trainer.generate(ids)
@@ -95,18 +95,18 @@ def test_ids_are_prompts_as_they_are(trainer):
     assert [row[real].tolist() for row, real in rows] == ids
 
 
-def test_a_batch_with_advantages_of_one_s_own(trainer):
+def test_a_batch_may_bring_its_own_advantages(trainer):
     rollout = replace(trainer.generate(PROMPTS), scores=torch.zeros(8))
     batch = trainer.make_batch(rollout)
-    mine = torch.where(rollout.response_mask, 1.0, 0.0)
+    advantages = torch.where(rollout.response_mask, 1.0, 0.0)
     before = trainer.learner.policy_weights["lm.lm_head.weight"].detach().clone()
-    trainer.learn_from_batch(replace(batch, advantages=mine))
+    trainer.learn_from_batch(replace(batch, advantages=advantages))
     after = trainer.compute_logprobs_and_values(rollout).old_logprobs
-    assert (after - rollout.old_logprobs)[rollout.response_mask].mean() > 0  # what was said became more likely
+    assert (after - rollout.old_logprobs)[rollout.response_mask].mean() > 0  # the sampled tokens became more likely
     assert not torch.equal(before, trainer.learner.policy_weights["lm.lm_head.weight"])
 
 
-def test_own_loop_can_save_and_go_on(job, change, tmp_path):
+def test_a_custom_loop_can_save_and_resume(job, change, tmp_path):
     bare = change(job, data={"path": None}, reward={"function": None})
     one = PPOTrainer(bare, custom_loop=True)
 
@@ -145,7 +145,7 @@ def test_own_loop_can_save_and_go_on(job, change, tmp_path):
         ),
     ],
 )
-def test_rollouts_that_cannot_be_learnt_from(trainer, spoil, message):
+def test_rollouts_that_cannot_be_trained_on_are_refused(trainer, spoil, message):
     rollout = trainer.generate(PROMPTS)
     assert not rollout.response_mask.all()
     with pytest.raises(UserError, match=message):
@@ -153,7 +153,7 @@ def test_rollouts_that_cannot_be_learnt_from(trainer, spoil, message):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"responses": [[8]] * 7}, "8 prompts, but 7 responses"),
         ({"responses": [[8]] * 8, "scores": [1.0]}, "8 prompts, but 1 scores"),
@@ -164,12 +164,12 @@ def test_rollouts_that_cannot_be_learnt_from(trainer, spoil, message):
         ({"responses": [[8] * 200] * 8}, "but the context length of .* is 128"),
     ],
 )
-def test_lists_that_do_not_fit(trainer, given, message):
+def test_lists_of_different_lengths_are_refused(trainer, arguments, message):
     with pytest.raises(UserError, match=message):
-        make_rollout(trainer, PROMPTS, **given)
+        make_rollout(trainer, PROMPTS, **arguments)
 
 
-def test_mistakes_in_the_use_of_the_trainer(trainer, job, change):
+def test_calls_that_need_data_or_a_reward_are_refused_without_them(trainer, job, change):
     with pytest.raises(UserError, match=r"no score: set reward\.model"):
         trainer.score(trainer.generate(PROMPTS))
     with pytest.raises(UserError, match=r"data.path is not set, so there are no prompts; pass prompts to generate"):

@@ -53,8 +53,8 @@ def random_rollout(seed=0):
     )
 
 
-def test_score_lands_on_the_last_token_and_every_token_pays_its_kl():
-    """Three tokens and one, by hand; the price is 0.5 a nat."""
+def test_score_is_the_last_token_s_reward_and_every_token_has_a_kl_penalty():
+    """Three tokens and one, by hand; the KL coefficient is 0.5."""
     prompts = Prompts(torch.tensor([[7], [7]]), torch.ones(2, 1, dtype=torch.bool), ["the", "the"], {})
     rollout = Rollout(
         prompts=prompts,
@@ -93,7 +93,7 @@ def test_advantages_and_returns_are_those_of_a_plain_loop_over_each_response(gam
         torch.testing.assert_close(batch.returns[i, :length], torch.tensor(returns), rtol=1e-5, atol=1e-5)
 
 
-def test_return_at_lambda_one_is_the_discounted_sum_of_what_is_still_paid():
+def test_return_at_lambda_one_is_the_discounted_sum_of_rewards():
     rollout = random_rollout()
     batch = make_batch(rollout, PPOConfig(gamma=0.5, lam=1.0), 0.1, RewardConfig())
     rewards = batch.rewards[0].tolist()
@@ -101,7 +101,7 @@ def test_return_at_lambda_one_is_the_discounted_sum_of_what_is_still_paid():
     torch.testing.assert_close(batch.returns[0], torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_padding_changes_nothing():
+def test_advantages_do_not_depend_on_padding():
     """Two more columns of padding, loud again, leave every real number as it was."""
     rollout, config = random_rollout(), PPOConfig(gamma=0.9, lam=0.7)
     wide = {name: torch.nn.functional.pad(getattr(rollout, name), (0, 2), value=-1e6) for name in ("old_logprobs",)}
@@ -116,7 +116,7 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(getattr(widened, name)[:, :5][real], getattr(narrow, name)[real])
 
 
-def test_whitening_is_over_real_tokens_and_leaves_the_returns_alone():
+def test_whitening_is_over_response_tokens_and_does_not_change_the_returns():
     rollout = random_rollout()
     mask = rollout.response_mask
     plain, white = (make_batch(rollout, PPOConfig(whiten_advantages=on), 0.1, RewardConfig()) for on in (False, True))
@@ -140,16 +140,16 @@ def test_forward_groups_are_the_microbatches_of_the_first_epoch():
     assert [g.tolist() for g in forward_groups(7, 5, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
-def test_score_passes_texts_and_columns_and_applies_the_rules():
+def test_scoring_passes_texts_and_columns_and_applies_the_penalties():
     rollout = replace(random_rollout(), completions=["a", "b", "c", "d"])
-    asked = []
+    calls = []
 
     def source(prompts, completions, columns):
-        asked.append((prompts, completions, columns))
+        calls.append((prompts, completions, columns))
         return [1.0, 2.0, 3.0, 4.0]
 
     scored = score_rollout(rollout, source, RewardConfig(missing_eos_penalty=9.0, min_length=2, short_penalty=7.0), 5)
-    assert asked == [(["the"] * 4, ["a", "b", "c", "d"], {"wanted": list("abcd")})]
+    assert calls == [(["the"] * 4, ["a", "b", "c", "d"], {"wanted": list("abcd")})]
     assert scored.scores.tolist() == [-9.0, -7.0, 3.0, 4.0]
 
 
@@ -161,7 +161,7 @@ def test_decoded_responses_have_neither_padding_nor_special_tokens(models):
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 4])
-def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(models, group_size):
+def test_logprobs_and_values_equal_those_of_policy_and_reference(models, group_size):
     """In whatever groups: each row gets what one forward over it gives, at the temperature of the sampling."""
     folder = models("llama")
     tokenizer, lm = load_tokenizer(str(folder)), load_causal_lm(ModelConfig(path=str(folder)))
@@ -195,9 +195,9 @@ def test_responses_are_read_as_the_policy_and_the_reference_would_read_them(mode
 # ------------------------------------------------------------------------------------------------ what else is read
 
 T, F = True, False
-HOLES = torch.tensor([[T, F, T, T, F, F], [T, T, T, T, T, T], [F, T, F, F, F, F], [T, F, F, T, T, F]])
+GAPPED_MASK = torch.tensor([[T, F, T, T, F, F], [T, T, T, T, T, T], [F, T, F, F, F, F], [T, F, F, T, T, F]])
 """Four responses with the words of an environment between their tokens."""
-BENT = LogitTransform(0.8, suppress_ids=(5, 20), min_new_tokens=2, stop_ids=(1,))
+TRANSFORM = LogitTransform(0.8, suppress_ids=(5, 20), min_new_tokens=2, stop_ids=(1,))
 
 
 def moved_policy(models, kind="shared", family="llama"):
@@ -225,8 +225,8 @@ def moved_policy(models, kind="shared", family="llama"):
     return policy, reference
 
 
-def given_rollout(mask=HOLES, truncated=(T, F, T, T)):
-    """Random text under the holes and the tokens alike, the prompts of unequal length."""
+def external_rollout(mask=GAPPED_MASK, truncated=(T, F, T, T)):
+    """Random text under environment tokens and policy tokens alike, the prompts of unequal length."""
     random = torch.Generator().manual_seed(0)
     pick = torch.randint(6, 27, mask.shape, generator=random)
     pick[pick == 20] = 21  # the suppressed one
@@ -246,7 +246,7 @@ def states_alone(trunk, rollout, row):
 
 
 def logits_alone(lm, rollout, row):
-    """What the model says of the tokens that may come at each of a row's own tokens, and of the others -inf."""
+    """The model's logits at each of a row's own tokens; -inf for impossible tokens."""
     logits = lm.get_output_embeddings()(states_alone(lm.base_model, rollout, row)[:-1]).detach() / 0.8
     logits[:, [5, 20]] = -torch.inf
     logits[:2, 1] = -torch.inf
@@ -254,110 +254,129 @@ def logits_alone(lm, rollout, row):
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 4])
-def test_everything_that_is_read_is_what_one_row_alone_says(models, group_size):
-    """Log-probabilities, states and the exact KL of rows with holes, at the distribution that was sampled from."""
+def test_requested_outputs_equal_those_of_each_row_alone(models, group_size):
+    """Log-probabilities, states and the exact KL of rows with environment tokens, under the sampled distribution."""
     policy, reference = moved_policy(models)
-    rollout, extras = given_rollout(), RequestedOutputs(exact_kl=True, old_states=True, ref_states=True)
-    found = compute_logprobs_and_values(policy, reference, rollout, torch.arange(4).split(group_size), BENT, extras)
-    for row, mask in enumerate(HOLES):
-        ours, theirs = (logits_alone(lm, rollout, row) for lm in (policy.lm, reference.lm))
+    rollout, requested = external_rollout(), RequestedOutputs(exact_kl=True, old_states=True, ref_states=True)
+    rollout_out = compute_logprobs_and_values(
+        policy, reference, rollout, torch.arange(4).split(group_size), TRANSFORM, requested
+    )
+    for row, mask in enumerate(GAPPED_MASK):
+        policy_logits, reference_logits = (logits_alone(lm, rollout, row) for lm in (policy.lm, reference.lm))
         ids = rollout.response_ids[row][mask]
-        p, q = ours.softmax(-1), theirs.softmax(-1)
+        p, q = policy_logits.softmax(-1), reference_logits.softmax(-1)
         possible = p > 0
         kl = torch.where(possible, p * (p.log() - q.log()), 0).sum(-1)
         picked = torch.arange(len(ids)), ids
         for name, expected in [
             ("exact_kl", kl),
-            ("old_logprobs", ours.log_softmax(-1)[picked]),
-            ("ref_logprobs", theirs.log_softmax(-1)[picked]),
-            ("old_states", states_alone(policy.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(HOLES)[row]]]),
-            ("ref_states", states_alone(reference.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(HOLES)[row]]]),
+            ("old_logprobs", policy_logits.log_softmax(-1)[picked]),
+            ("ref_logprobs", reference_logits.log_softmax(-1)[picked]),
+            (
+                "old_states",
+                states_alone(policy.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(GAPPED_MASK)[row]]],
+            ),
+            (
+                "ref_states",
+                states_alone(reference.lm.base_model, rollout, row)[:-1][mask[mask_up_to_last(GAPPED_MASK)[row]]],
+            ),
         ]:
-            value = getattr(found, name)[row]
+            value = getattr(rollout_out, name)[row]
             torch.testing.assert_close(value[mask], expected, rtol=1e-4, atol=1e-5)
             assert not value[~mask].any(), name
-    assert found.exact_kl[HOLES].min() > 1e-4
+    assert rollout_out.exact_kl[GAPPED_MASK].min() > 1e-4
 
 
-def test_only_what_is_asked_for_is_kept(models):
+def test_only_requested_outputs_are_stored(models):
     policy, reference = moved_policy(models)
     names = ("exact_kl", "old_states", "ref_states", "bootstrap_values")
-    for asked in (None, *names):
-        extras = None if asked is None else RequestedOutputs(**{asked: True})
-        found = compute_logprobs_and_values(policy, reference, given_rollout(), [torch.arange(4)], BENT, extras)
-        assert [name for name in names if getattr(found, name) is not None] == ([] if asked is None else [asked])
+    for requested_name in (None, *names):
+        requested = None if requested_name is None else RequestedOutputs(**{requested_name: True})
+        rollout_out = compute_logprobs_and_values(
+            policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM, requested
+        )
+        assert [name for name in names if getattr(rollout_out, name) is not None] == (
+            [] if requested_name is None else [requested_name]
+        )
 
 
-def test_no_divergence_from_oneself(models):
+def test_exact_kl_of_equal_models_is_zero(models):
     policy, reference = moved_policy(models)
     with torch.no_grad():
         reference.lm.load_state_dict(policy.lm.state_dict())
-    found = compute_logprobs_and_values(
-        policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(exact_kl=True)
+    rollout_out = compute_logprobs_and_values(
+        policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM, RequestedOutputs(exact_kl=True)
     )
-    assert torch.equal(found.old_logprobs, found.ref_logprobs)
-    assert not found.exact_kl.any()
+    assert torch.equal(rollout_out.old_logprobs, rollout_out.ref_logprobs)
+    assert not rollout_out.exact_kl.any()
 
 
 @pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
 @pytest.mark.parametrize("group_size", [1, 2, 4])
-def test_value_of_a_cut_is_that_of_the_state_before_one_token_more(models, kind, group_size):
+def test_bootstrap_value_is_the_value_of_the_state_before_one_more_token(models, kind, group_size):
     policy, reference = moved_policy(models, kind)
-    rollout = given_rollout()
-    found = compute_logprobs_and_values(
-        policy, reference, rollout, torch.arange(4).split(group_size), BENT, RequestedOutputs(bootstrap_values=True)
+    rollout = external_rollout()
+    rollout_out = compute_logprobs_and_values(
+        policy,
+        reference,
+        rollout,
+        torch.arange(4).split(group_size),
+        TRANSFORM,
+        RequestedOutputs(bootstrap_values=True),
     )
     # One token more after each row's last, whichever it be: the value at it is of the state that the cut left.
-    ends = mask_up_to_last(HOLES).sum(-1, keepdim=True)
-    wide_mask = torch.nn.functional.pad(HOLES, (0, 1)).scatter(1, ends, True)
+    ends = mask_up_to_last(GAPPED_MASK).sum(-1, keepdim=True)
+    wide_mask = torch.nn.functional.pad(GAPPED_MASK, (0, 1)).scatter(1, ends, True)
     wide_ids = torch.nn.functional.pad(rollout.response_ids, (0, 1)).scatter(1, ends, 26)
-    longer = replace(given_rollout(wide_mask), response_ids=wide_ids)
-    after = compute_logprobs_and_values(policy, reference, longer, [torch.arange(4)], BENT).old_values.gather(1, ends)[
-        :, 0
-    ]
+    longer = replace(external_rollout(wide_mask), response_ids=wide_ids)
+    after = compute_logprobs_and_values(policy, reference, longer, [torch.arange(4)], TRANSFORM).old_values.gather(
+        1, ends
+    )[:, 0]
     expected = torch.where(rollout.truncated, after, 0)
-    torch.testing.assert_close(found.bootstrap_values, expected, rtol=1e-4, atol=1e-5)
-    assert found.bootstrap_values[rollout.truncated].unique().numel() == 3
-    assert (found.bootstrap_values - found.old_values.gather(1, ends - 1)[:, 0])[rollout.truncated].abs().min() > 1e-3
+    torch.testing.assert_close(rollout_out.bootstrap_values, expected, rtol=1e-4, atol=1e-5)
+    assert rollout_out.bootstrap_values[rollout.truncated].unique().numel() == 3
+    assert (rollout_out.bootstrap_values - rollout_out.old_values.gather(1, ends - 1)[:, 0])[
+        rollout.truncated
+    ].abs().min() > 1e-3
     none = compute_logprobs_and_values(
         policy,
         reference,
-        given_rollout(truncated=(F,) * 4),
+        external_rollout(truncated=(F,) * 4),
         [torch.arange(4)],
-        BENT,
+        TRANSFORM,
         RequestedOutputs(bootstrap_values=True),
     )
     assert none.bootstrap_values.tolist() == [0.0] * 4
 
 
-def test_groups_need_not_be_of_one_size(models):
+def test_forward_groups_may_differ_in_size(models):
     """The last microbatch may be smaller. The run-time check of shapes looks at one group, picked at random."""
     policy, _ = moved_policy(models)
-    uncut = given_rollout(truncated=(F,) * 4)
+    uncut = external_rollout(truncated=(F,) * 4)
     for _ in range(40):
         assert bootstrap_values(policy, uncut, torch.arange(4).split(3)).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("family", "kind"), [("llama", "shared"), ("gpt2", "shared"), ("llama", "adapter")])
-def test_old_states_and_the_frozen_head_tell_the_old_distribution_after_the_weights_moved(models, family, kind):
+def test_old_states_and_the_frozen_head_give_the_old_distribution_after_an_update(models, family, kind):
     """Also where the head is tied to the embedding (gpt2), and where adapters leave it alone."""
     policy, reference = moved_policy(models, kind, family)
-    found = compute_logprobs_and_values(
-        policy, reference, given_rollout(), [torch.arange(4)], BENT, RequestedOutputs(old_states=True)
+    rollout_out = compute_logprobs_and_values(
+        policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM, RequestedOutputs(old_states=True)
     )
-    places, ids = token_positions(HOLES), found.response_ids[HOLES]
+    positions, ids = token_positions(GAPPED_MASK), rollout_out.response_ids[GAPPED_MASK]
     head = frozen_head(policy.lm)
-    old = BENT(head(found.old_states[HOLES]), places).detach()
+    old = TRANSFORM(head(rollout_out.old_states[GAPPED_MASK]), positions).detach()
     with torch.no_grad():
         for p in policy.parameters():
             if p.requires_grad:
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    again = BENT(head(found.old_states[HOLES]), places)
+    again = TRANSFORM(head(rollout_out.old_states[GAPPED_MASK]), positions)
     assert torch.equal(again, old)
-    told = again.log_softmax(-1)[torch.arange(len(ids)), ids]
-    torch.testing.assert_close(told, found.old_logprobs[HOLES], rtol=1e-5, atol=1e-5)
-    moved = compute_logprobs_and_values(policy, reference, given_rollout(), [torch.arange(4)], BENT)
-    assert (moved.old_logprobs - found.old_logprobs).abs().max() > 0.1
+    recomputed = again.log_softmax(-1)[torch.arange(len(ids)), ids]
+    torch.testing.assert_close(recomputed, rollout_out.old_logprobs[GAPPED_MASK], rtol=1e-5, atol=1e-5)
+    moved = compute_logprobs_and_values(policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM)
+    assert (moved.old_logprobs - rollout_out.old_logprobs).abs().max() > 0.1
     assert not again.requires_grad
 
 
@@ -371,7 +390,7 @@ def test_exact_kl_of_logits_by_hand_and_with_impossible_tokens():
 
 
 @pytest.mark.parametrize("settings", [{}, {"min_new_tokens": 3}, {"suppress_ids": [8, 25]}, {"stop_strings": ["good"]}])
-def test_what_the_sampler_saw_is_what_is_read(models, settings):
+def test_sampler_logprobs_equal_the_recomputed_ones(models, settings):
     """The mismatch of sampler and policy is rounding alone."""
     folder = models("llama")
     policy, reference = moved_policy(models)
@@ -379,21 +398,21 @@ def test_what_the_sampler_saw_is_what_is_read(models, settings):
         max_new_tokens=8, temperature=0.8, stop_ids=[1, 9, 13, 14, 21, 22, 23], max_rows=3, **settings
     )
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, config)
-    prompts = given_rollout().prompts
+    prompts = external_rollout().prompts
     rollout = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 8))
     assert rollout.response_mask.sum(-1).unique().numel() > 1
-    found = compute_logprobs_and_values(
+    rollout_out = compute_logprobs_and_values(
         policy, reference, rollout, [torch.tensor([0, 2]), torch.tensor([1, 3])], sampler.transform
     )
-    torch.testing.assert_close(found.sampler_logprobs, found.old_logprobs, rtol=0, atol=1e-5)
-    assert found.sampler_logprobs.abs().sum() > 1
+    torch.testing.assert_close(rollout_out.sampler_logprobs, rollout_out.old_logprobs, rtol=0, atol=1e-5)
+    assert rollout_out.sampler_logprobs.abs().sum() > 1
 
 
-def test_greedy_responses_need_no_numbers_and_draw_none(models):
+def test_greedy_responses_use_no_random_numbers(models):
     folder = models("llama")
     policy, _ = moved_policy(models)
     sampler = Sampler.of(load_tokenizer(str(folder)), policy.lm, GenerationConfig(max_new_tokens=4))
-    prompts = given_rollout().prompts
+    prompts = external_rollout().prompts
     state = torch.get_rng_state()
     one, other = (sample_responses(policy, sampler, prompts, None) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -402,7 +421,7 @@ def test_greedy_responses_need_no_numbers_and_draw_none(models):
     assert noisy.response_ids.tolist() != one.response_ids.tolist()
 
 
-def test_stop_strings_are_not_in_what_is_scored(models):
+def test_stop_strings_are_not_part_of_the_scored_text(models):
     tokenizer = load_tokenizer(str(models("llama")))
     sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is", "good"]))
     ids = torch.tensor([[7, 8, 9, 0], [7, 11, 0, 0], [7, 8, 8, 1]])
@@ -410,7 +429,7 @@ def test_stop_strings_are_not_in_what_is_scored(models):
     assert decode(sampler, ids, mask) == ["the ", "the ", "the film film"]
 
 
-def test_text_is_cut_only_where_the_response_ended(models):
+def test_text_is_cut_only_at_a_completed_stop_string(models):
     """`film <|user|> is` does not hold the stop string, so the response goes on; nor may its text be cut there."""
     tokenizer = load_tokenizer(str(models("llama")))
     sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is"]))
@@ -419,8 +438,8 @@ def test_text_is_cut_only_where_the_response_ended(models):
     assert decode(sampler, ids, torch.ones_like(ids).bool()) == ["the film is a"]
 
 
-def test_score_counts_the_policy_s_own_tokens_and_prices_the_last_before_the_limit():
+def test_penalties_count_the_policy_s_tokens_only():
     """Own tokens 3, 6, 1 and 3 of at most 6, a buffer of 4: 1 / 4, 4 / 4 and nothing of the penalty."""
     config = RewardConfig(truncated="overlong", overlong_penalty=2.0, overlong_buffer=4)
-    scored = score_rollout(given_rollout(), lambda *_: [1.0] * 4, config, 6)
+    scored = score_rollout(external_rollout(), lambda *_: [1.0] * 4, config, 6)
     assert scored.scores.tolist() == [0.5, -1.0, 1.0, 0.5]

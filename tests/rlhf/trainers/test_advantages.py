@@ -1,4 +1,4 @@
-"""From scores to advantages: every estimator by hand, and what truncation, holes and padding change."""
+"""From scores to advantages: every estimator by hand, and the effect of truncation, environment tokens and padding."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def ppo(**settings):
 # ------------------------------------------------------------------------------------------------ estimators by hand
 
 
-def test_rloo_compares_with_the_mean_of_the_others_to_the_prompt():
+def test_rloo_baseline_is_the_mean_of_the_other_responses_to_the_prompt():
     """3 - (0 + 3) / 2 = 1.5, 0 - (3 + 3) / 2 = -3, ...; 4 - (2 + 0) / 2 = 3, 2 - (4 + 0) / 2 = 0, 0 - (4 + 2) / 2."""
     assert rloo(torch.tensor(SUMS), 3).tolist() == [1.5, -3.0, 1.5, 3.0, 0.0, -3.0]
     assert rloo(torch.tensor([1.0, 5.0]), 2).tolist() == [-4.0, 4.0]
@@ -81,17 +81,17 @@ def test_grpo_divides_by_the_unbiased_deviation_of_the_group():
 
 @pytest.mark.parametrize("divide", [True, False])
 @pytest.mark.parametrize("score", [0.0, 1.0, -2.5])
-def test_a_group_whose_scores_are_equal_teaches_nothing(divide, score):
+def test_a_group_of_equal_scores_has_zero_advantages(divide, score):
     assert grpo(torch.full((8,), score), 4, divide).tolist() == [0.0] * 8
     assert rloo(torch.full((8,), score), 4).tolist() == [0.0] * 8
 
 
 @pytest.mark.parametrize(("score", "size"), [(0.3, 6), (5.3, 6), (0.7, 7), (1000.1, 3)])
-def test_a_group_whose_scores_are_equal_teaches_nothing_whatever_the_score(score, size):
+def test_a_group_of_equal_scores_has_zero_advantages_for_any_score(score, size):
     assert float(grpo(torch.full((size,), score), size).abs().max()) < 1e-3
 
 
-def test_grpo_forgets_shift_and_scale_of_a_group_and_rloo_the_shift():
+def test_grpo_is_invariant_to_shift_and_scale_and_rloo_to_shift():
     scores = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scale, shift = torch.tensor([[2.0], [5.0]]).double(), torch.tensor([[7.0], [-3.0]]).double()
     moved = (scores.view(2, 3) * scale + shift).flatten()
@@ -101,7 +101,7 @@ def test_grpo_forgets_shift_and_scale_of_a_group_and_rloo_the_shift():
 
 
 @pytest.mark.parametrize(
-    ("settings", "advantages"),
+    ("settings", "expected"),
     [
         ({"estimator": "rloo", "samples_per_prompt": 3}, [1.5, -3.0, 1.5, 3.0, 0.0, -3.0]),
         (
@@ -110,23 +110,23 @@ def test_grpo_forgets_shift_and_scale_of_a_group_and_rloo_the_shift():
         ),
     ],
 )
-def test_estimators_of_whole_responses_say_one_number_on_each_token(settings, advantages):
+def test_response_level_estimators_repeat_one_advantage_on_each_token(settings, expected):
     rewards, mask = filled(REWARDS, filler=1e6)
-    found, returns = estimate(rollout_of(mask), rewards, None, ppo(**settings))
-    assert found.tolist() == [
-        [a if real else 0.0 for real in row] for a, row in zip(advantages, mask.tolist(), strict=True)
+    advantages, returns = estimate(rollout_of(mask), rewards, None, ppo(**settings))
+    assert advantages.tolist() == [
+        [a if real else 0.0 for real in row] for a, row in zip(expected, mask.tolist(), strict=True)
     ]
     assert returns.tolist() == [[3, 2, 0], [0, 0, 0], [3, 2, 2], [4, 0, 0], [2, 1, 0], [0, 0, 0]]
 
 
-def test_reinforce_pp_takes_the_returns_and_the_batch_s_mean_and_deviation():
+def test_reinforce_pp_whitens_the_returns_over_the_batch():
     """gamma 1 / 2: 1 + 2 / 2 = 2, then 2; 1 + 0 + 2 / 4 = 1.5, 1, 2; 1 + 1 / 2, 1. Whitened over all 12 tokens."""
     rewards, mask = filled(REWARDS, filler=1e6)
     config = ppo(estimator="reinforce_pp", gamma=0.5)
-    found, returns = estimate(rollout_of(mask), rewards, None, config)
+    advantages, returns = estimate(rollout_of(mask), rewards, None, config)
     expected = [[2, 2, 0], [0, 0, 0], [1.5, 1, 2], [4, 0, 0], [1.5, 1, 0], [0, 0, 0]]
     assert returns.tolist() == expected
-    assert torch.equal(found, returns)
+    assert torch.equal(advantages, returns)
 
     rollout = replace(rollout_of(mask, scores=[0.0] * 6), token_scores=rewards)
     batch = make_batch(rollout, config, 0.0, PLAIN)
@@ -138,20 +138,20 @@ def test_reinforce_pp_takes_the_returns_and_the_batch_s_mean_and_deviation():
     assert batch.returns.tolist() == expected
 
 
-def test_remax_compares_with_the_greedy_response_s_score():
+def test_remax_baseline_is_the_greedy_response_s_score():
     """Scores 5 and 1 less 2 and 4; what is paid for the KL stays: -0.1 a token where the log-ratio is 1."""
     mask = lengths(3, 2)
     rollout = rollout_of(mask, scores=[5.0, 1.0], baseline_scores=torch.tensor([2.0, 4.0]))
     rollout = replace(rollout, ref_logprobs=rollout.old_logprobs - 1)
     config = PPOConfig(rollout_batch_size=2, minibatch_size=2, estimator="remax")
-    free, priced = (make_batch(rollout, config, coef, PLAIN) for coef in (0.0, 0.1))
-    assert free.advantages.tolist() == [[3.0, 3.0, 3.0], [-3.0, -3.0, 0.0]]
-    assert free.returns.tolist() == [[5.0, 5.0, 5.0], [1.0, 1.0, 0.0]]
-    torch.testing.assert_close(priced.advantages, torch.tensor([[2.7, 2.8, 2.9], [-3.2, -3.1, 0.0]]))
+    without_kl, with_kl = (make_batch(rollout, config, coef, PLAIN) for coef in (0.0, 0.1))
+    assert without_kl.advantages.tolist() == [[3.0, 3.0, 3.0], [-3.0, -3.0, 0.0]]
+    assert without_kl.returns.tolist() == [[5.0, 5.0, 5.0], [1.0, 1.0, 0.0]]
+    torch.testing.assert_close(with_kl.advantages, torch.tensor([[2.7, 2.8, 2.9], [-3.2, -3.1, 0.0]]))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gae_over_holes_is_gae_of_the_responses_without_them(seed):
+def test_gae_skips_environment_tokens(seed):
     mask = torch.rand(6, 8, generator=torch.Generator().manual_seed(seed)) < 0.5
     mask[:, seed] |= ~mask.any(-1)
     assert (mask_up_to_last(mask) & ~mask).any()
@@ -186,7 +186,7 @@ def test_advantages_at_lambda_zero_are_td_errors_and_at_one_monte_carlo():
         torch.testing.assert_close(mc.advantages[row, :count] + rollout.old_values[row, :count], torch.tensor(sums))
 
 
-def test_critic_may_have_a_lambda_of_its_own():
+def test_the_critic_may_have_its_own_lambda():
     """Advantages are those of lam, returns those of lam_critic."""
     rollout = rollout_of(lengths(4, 1, 3, 2, 4, 3))
 
@@ -213,7 +213,7 @@ def test_lambda_may_grow_with_the_length():
     assert torch.equal(short.advantages, none.advantages)  # 1 - 1 / (4 / 8) would be -1
 
 
-def test_gae_estimates_by_hand_over_a_hole():
+def test_gae_across_environment_tokens_by_hand():
     """Rewards 1 and 2, values 4 and 6, gamma 1 / 2, lambda 1 / 2; deltas 1 + 3 - 4 = 0 and 2 - 6 = -4."""
     mask = torch.tensor([[T, F, T, F]])
     rewards, values = torch.tensor([[1.0, 9.0, 2.0, 9.0]]), torch.tensor([[4.0, 9.0, 6.0, 9.0]])
@@ -223,7 +223,7 @@ def test_gae_estimates_by_hand_over_a_hole():
     assert returns.tolist() == [[4.0, 0.0, 2.0, 0.0]]
 
 
-def test_small_parts_by_hand():
+def test_sums_and_broadcasts_over_tokens_by_hand():
     mask = torch.tensor([[T, F, T, F], [T, T, F, F]])
     assert broadcast_over_tokens(torch.tensor([2.0, 3.0]), mask).tolist() == [
         [2.0, 0.0, 2.0, 0.0],
@@ -237,17 +237,17 @@ def test_small_parts_by_hand():
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 
-def test_score_lands_on_the_last_token_of_the_policy_s_and_token_scores_where_they_are_paid():
+def test_score_is_on_the_policy_s_last_token_and_token_scores_on_their_tokens():
     mask = torch.tensor([[T, F, T, F], [T, T, T, T]])
     rollout = rollout_of(mask, scores=[10.0, 20.0])
     paid = torch.tensor([[1.0, 9.0, 2.0, 9.0], [0.0, 3.0, 0.0, 4.0]])
     assert token_rewards(rollout, rollout.scores, 0.0, "k1").tolist() == [[0, 0, 10, 0], [0, 0, 0, 20]]
-    found = token_rewards(replace(rollout, token_scores=paid), rollout.scores, 0.0, "k1")
-    assert found.tolist() == [[1, 0, 12, 0], [0, 3, 0, 24]]
+    rewards = token_rewards(replace(rollout, token_scores=paid), rollout.scores, 0.0, "k1")
+    assert rewards.tolist() == [[1, 0, 12, 0], [0, 3, 0, 24]]
 
 
 def test_token_scores_count_in_every_estimator():
-    """Paid by the token or all at the end: whole-response estimators cannot tell, at gamma 1."""
+    """Rewards on tokens or all at the end: response-level estimators give the same at gamma 1."""
     mask = lengths(3, 2, 1, 3, 3, 1)
     paid = torch.where(mask, torch.randn(6, 3, generator=torch.Generator().manual_seed(3)), 0.0)
     rollout = rollout_of(mask, baseline_scores=torch.zeros(6))
@@ -267,8 +267,8 @@ def test_token_scores_count_in_every_estimator():
         )
 
 
-def test_divergence_by_every_kind():
-    """d = ln 2: k1 is d, k2 d^2 / 2, k3 1 / 2 - 1 + d, full what the whole distributions said."""
+def test_reference_kl_by_every_estimator():
+    """d = ln 2: k1 is d, k2 d^2 / 2, k3 1 / 2 - 1 + d, full the exact KL of the distributions."""
     d = torch.tensor(2.0).log()
     rollout = replace(
         rollout_of(lengths(1)),
@@ -282,12 +282,12 @@ def test_divergence_by_every_kind():
         torch.testing.assert_close(token_rewards(rollout, torch.ones(1), 0.5, kind), (1 - 0.5 * kl).reshape(1, 1))
 
 
-def test_no_reward_pays_for_the_kl_where_the_loss_does():
+def test_rewards_have_no_kl_penalty_where_the_loss_has_it():
     rollout = rollout_of(lengths(3, 2, 1, 3, 3, 1))
     in_loss = make_batch(rollout, ppo(kl_placement="loss", kl_estimator="k3"), 0.5, PLAIN)
-    free = make_batch(rollout, ppo(), 0.0, PLAIN)
-    assert torch.equal(in_loss.rewards, free.rewards)
-    assert not torch.equal(make_batch(rollout, ppo(), 0.5, PLAIN).rewards, free.rewards)
+    without_kl = make_batch(rollout, ppo(), 0.0, PLAIN)
+    assert torch.equal(in_loss.rewards, without_kl.rewards)
+    assert not torch.equal(make_batch(rollout, ppo(), 0.5, PLAIN).rewards, without_kl.rewards)
 
 
 def test_whitened_rewards_have_deviation_one_and_keep_their_signs():
@@ -310,7 +310,7 @@ def test_scores_are_scaled_before_they_are_clipped():
     assert scale_and_clip(scores, RewardConfig(clip=2.5), scale).tolist() == [2.5, -0.5, -2.5]
 
 
-def test_scale_and_clip_reach_the_rewards_and_the_baseline_alike():
+def test_scaling_and_clipping_apply_to_scores_and_baselines():
     mask = lengths(2, 1)
     rollout = rollout_of(mask, scores=[8.0, -3.0], baseline_scores=torch.tensor([10.0, 1.0]))
     config = PPOConfig(rollout_batch_size=2, minibatch_size=2, estimator="remax")
@@ -318,22 +318,22 @@ def test_scale_and_clip_reach_the_rewards_and_the_baseline_alike():
     batch = make_batch(rollout, config, 0.0, RewardConfig(clip=3.0), scale)
     assert batch.rewards.tolist() == [[0.0, 3.0], [-1.5, 0.0]]
     assert batch.advantages.tolist() == [[0.0, 0.0], [-2.0, 0.0]]  # 3 - 3 and -1.5 - 0.5
-    assert rollout.scores.tolist() == [8.0, -3.0]  # what is reported stays as it was said
+    assert rollout.scores.tolist() == [8.0, -3.0]  # the reported scores stay as they are
 
 
 @pytest.mark.parametrize("sizes", [[40], [1, 1, 38], [7, 13, 20], [1] * 40])
 @pytest.mark.parametrize("shift", [0.0, 1e4])
-def test_running_scale_is_the_deviation_of_all_scores_so_far(sizes, shift):
+def test_running_scale_is_the_standard_deviation_of_all_scores_so_far(sizes, shift):
     scores = shift + 3 * torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scale, seen = RunningScale(), 0
     for part in scores.split(sizes):
         scale.update(part.float())
         seen += len(part)
-        known = scores[:seen].float().double().numpy()
+        so_far = scores[:seen].float().double().numpy()
         assert scale.count == seen
-        assert scale.mean == pytest.approx(np.mean(known), rel=1e-12)
+        assert scale.mean == pytest.approx(np.mean(so_far), rel=1e-12)
         if seen > 1:
-            assert scale.std == pytest.approx(np.std(known), rel=1e-9)
+            assert scale.std == pytest.approx(np.std(so_far), rel=1e-9)
     assert scale.std > 2
 
 
@@ -353,7 +353,7 @@ def test_running_scale_of_equal_scores_divides_by_one():
 CUT = torch.tensor([T, F, F, T, F, F])
 
 
-def test_bootstrap_pays_the_value_of_the_cut_in_place_of_the_score():
+def test_bootstrap_replaces_the_score_of_a_truncated_response_by_its_value():
     """As if the response went on: the last step's target is gamma times the value of the state that the cut left."""
     mask, bootstrap_values = lengths(3, 2, 1, 3, 3, 1), torch.tensor([5.0, 0.0, 0.0, -7.0, 0.0, 0.0])
     rollout = rollout_of(mask, truncated=CUT, bootstrap_values=bootstrap_values)
@@ -377,7 +377,7 @@ def test_bootstrapped_value_is_neither_scaled_nor_clipped():
     assert batch.rewards.sum(-1).tolist() == [50.0, 3.0, 3.0, 50.0, 3.0, 3.0]
 
 
-def test_masked_responses_are_out_of_the_loss_and_out_of_the_whitening():
+def test_masked_responses_are_excluded_from_loss_and_whitening():
     rollout = rollout_of(lengths(3, 2, 1, 3, 3, 1), truncated=CUT)
     mask = rollout.response_mask
     batch = make_batch(rollout, ppo(), 0.1, RewardConfig(truncated="mask"))
@@ -392,7 +392,7 @@ def test_masked_responses_are_out_of_the_loss_and_out_of_the_whitening():
 
 
 @pytest.mark.parametrize("estimator", ["gae", "reinforce_pp"])
-def test_what_a_masked_response_says_changes_no_other(estimator):
+def test_a_masked_response_changes_no_other(estimator):
     rollout = rollout_of(lengths(3, 2, 1, 3, 3, 1), truncated=CUT)
     other = replace(
         rollout,
@@ -405,7 +405,7 @@ def test_what_a_masked_response_says_changes_no_other(estimator):
     torch.testing.assert_close(one.returns[~CUT], two.returns[~CUT])
 
 
-def test_what_a_masked_response_says_does_not_scale_the_rewards_of_others():
+def test_a_masked_response_does_not_scale_the_rewards_of_others():
     rollout = rollout_of(lengths(3, 2, 1, 3, 3, 1), truncated=CUT)
     other = replace(rollout, scores=torch.where(CUT, 1e3, rollout.scores))
     one, two = (make_batch(r, ppo(whiten_rewards=True), 0.1, RewardConfig(truncated="mask")) for r in (rollout, other))
@@ -428,11 +428,11 @@ EVERY = [
 
 @pytest.mark.parametrize("policy", ["replace", "bootstrap", "mask"])
 @pytest.mark.parametrize("settings", EVERY)
-def test_padding_changes_nothing_in_any_batch(settings, policy):
-    """Three loud columns more after the responses, and numbers in holes, leave every real number as it was."""
+def test_batches_do_not_depend_on_padding(settings, policy):
+    """Large numbers in three more columns and at environment tokens change no real number."""
     mask = torch.tensor([[T, F, T, T], [T, T, F, F], [F, T, F, F], [T, T, T, T], [T, F, F, T], [T, F, F, F]])
-    known = {"truncated": CUT, "bootstrap_values": torch.arange(6.0), "baseline_scores": -torch.arange(6.0)}
-    rollout = rollout_of(mask, filler=0.0, **known)
+    fields = {"truncated": CUT, "bootstrap_values": torch.arange(6.0), "baseline_scores": -torch.arange(6.0)}
+    rollout = rollout_of(mask, filler=0.0, **fields)
     kl = torch.where(mask, torch.rand(6, 4, generator=torch.Generator().manual_seed(5)), 0.0)
     rollout = replace(rollout, exact_kl=kl, token_scores=kl / 2)
     loud = {
@@ -460,7 +460,7 @@ def test_padding_changes_nothing_in_any_batch(settings, policy):
 
 
 @pytest.mark.parametrize("settings", EVERY)
-def test_order_of_the_prompts_is_no_matter(settings):
+def test_advantages_do_not_depend_on_the_order_of_prompts(settings):
     mask = lengths(3, 2, 1, 3, 3, 1)
     rollout = replace(rollout_of(mask, baseline_scores=torch.arange(6.0)), exact_kl=mask * 0.25)
     order = torch.tensor([3, 4, 5, 0, 1, 2])
@@ -497,7 +497,7 @@ def test_loss_weights_by_hand():
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_weighted_microbatches_add_up_to_the_definition(aggregation, size):
+def test_weighted_microbatches_sum_to_the_definition(aggregation, size):
     """Rows of 5, 1, 3, 0, 2 and 4 tokens, cut anyhow; a response without tokens counts in `fixed` alone."""
     counts = [5, 1, 3, 0, 2, 4]
     mask = lengths(*counts)

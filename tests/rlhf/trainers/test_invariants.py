@@ -95,7 +95,7 @@ def test_critic_learns_and_a_later_step_has_a_kl(job, change, kind):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["adapter", "separate"])
-def test_gradients_stay_on_their_side(job, change, kind, checkpointing):
+def test_policy_and_critic_losses_reach_only_their_own_weights(job, change, kind, checkpointing):
     """The value loss reaches the critic alone, and the policy loss the policy alone; recomputed layers too."""
     settings = {"critic": {}, "model": {}} | CRITICS[kind]
     settings["model"] = settings["model"] | {"gradient_checkpointing": checkpointing}
@@ -117,9 +117,9 @@ def test_gradients_stay_on_their_side(job, change, kind, checkpointing):
     assert gradients(lambda loss, of_critic: loss - of_critic) == set(learner.policy_weights)
 
 
-def test_recomputed_layers_give_the_gradients_of_kept_ones(job, change):
+def test_gradient_checkpointing_gives_the_same_gradients_for_every_critic(job, change):
     """With two adapters over one base: a layer must be recomputed through the adapter that it first ran through."""
-    found = []
+    gradients_by_size = []
     for checkpointing in (False, True):
         settings = {"critic": {"kind": "adapter"}, "model": LORA | {"gradient_checkpointing": checkpointing}}
         trainer = PPOTrainer(change(job, **settings, ppo={"minibatch_size": 8, "microbatch_size": 4}))
@@ -129,15 +129,15 @@ def test_recomputed_layers_give_the_gradients_of_kept_ones(job, change):
         trainer.policy.zero_grad()
         for rows in torch.arange(8).split(4):
             trainer.learner.loss(select(batch, rows), Normalizers.of(batch), UpdateContext(1, 0.0)).total.backward()
-        found.append({n: p.grad.clone() for n, p in trainer.learner.weights.items()})
+        gradients_by_size.append({n: p.grad.clone() for n, p in trainer.learner.weights.items()})
         trainer.accelerator.free_memory()
         job = replace(job, output=job.output + "-2")
-    for name, grad in found[0].items():
-        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6)
+    for name, grad in gradients_by_size[0].items():
+        torch.testing.assert_close(gradients_by_size[1][name], grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CRITICS)
-def test_warm_up_moves_the_critic_alone(job, change, kind):
+def test_critic_warmup_trains_the_critic_alone(job, change, kind):
     """Bit for bit: with weight decay on, and a trunk that is shared."""
     settings = {"critic": {}} | CRITICS[kind]
     settings["critic"] = settings["critic"] | {"warmup_steps": 2}
@@ -153,7 +153,7 @@ def test_warm_up_moves_the_critic_alone(job, change, kind):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_without_a_critic_have_none(job, change, name, tmp_path):
+def test_only_gae_builds_a_critic(job, change, name, tmp_path):
     trainer = PPOTrainer(change(job, ppo=ESTIMATORS[name]))
     metrics = trainer.train()
     has = name == "gae"
@@ -188,7 +188,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("size", [1, 3])
-def test_microbatches_add_up_to_the_whole_for_every_objective(job, change, name, size):
+def test_microbatches_sum_to_the_minibatch_for_every_objective(job, change, name, size):
     """Gradients to 1e-6, on responses of unequal lengths, with every term of the loss alive."""
     settings = {"minibatch_size": 8, "microbatch_size": 8, "ent_coef": 0.01, "kl_coef": 0.3, **OBJECTIVES[name]}
     trainer = PPOTrainer(change(job, ppo=settings))
@@ -228,7 +228,7 @@ def test_every_objective_trains(job, change, name):
     assert metrics[0]["objective/kl"] == 0.0
     assert metrics[2]["objective/kl"] != 0.0
     if name == "kl_penalty":
-        assert metrics[0]["policy/kl_old_new"] > 1.5e-4  # far more than was asked for
+        assert metrics[0]["policy/kl_old_new"] > 1.5e-4  # far more than the target
         assert [m["policy/kl_penalty_beta"] for m in metrics[:2]] == [1.0, 2.0]
     if "kl_placement" in OBJECTIVES[name]:
         assert metrics[0]["policy/kl_loss"] >= 0.0
@@ -236,7 +236,7 @@ def test_every_objective_trains(job, change, name):
 
 
 def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
-    """The old distribution is told again from stored states and a copy of the head, and must be the very same."""
+    """The old distribution is recomputed from stored states and a copy of the head, and must be exactly the same."""
     trainer = PPOTrainer(change(job, ppo={"policy_loss": "kl_penalty", "minibatch_size": 4, "microbatch_size": 2}))
     from rlhf.models.distribution import frozen_head
 
@@ -250,7 +250,7 @@ def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
 
 
 @pytest.mark.parametrize("rule", ["replace", "overlong", "bootstrap", "mask"])
-def test_what_becomes_of_truncated_responses(job, change, rule):
+def test_truncated_responses_are_treated_as_configured(job, change, rule):
     settings = {"truncated": rule} | ({"overlong_buffer": 2} if rule == "overlong" else {})
     trainer = PPOTrainer(change(job, reward=settings, generation={"max_new_tokens": 4}))
     torch.nn.init.constant_(trainer.policy.value_head.bias, 2.5)
@@ -287,42 +287,44 @@ def test_what_becomes_of_truncated_responses(job, change, rule):
         (12, 12, 6, 4, 2, 6),
     ],
 )
-def test_batch_sizes_mean_what_they_say(job, change, total, rollout, minibatch, microbatch, epochs, samples):
+def test_batch_sizes_give_the_documented_number_of_rows_and_steps(
+    job, change, total, rollout, minibatch, microbatch, epochs, samples
+):
     """Steps, optimizer steps, forwards, responses and prompts of a whole run."""
     sizes = {"total_episodes": total, "rollout_batch_size": rollout, "minibatch_size": minibatch}
     more = {"microbatch_size": microbatch, "ppo_epochs": epochs, "samples_per_prompt": samples}
     trainer = PPOTrainer(change(job, ppo=sizes | more, data={"eval_fraction": 0.0}))
-    read, asked = [], []
-    honest, honest_source = trainer.learner.loss, trainer.collector.source
-    trainer.learner.loss = lambda batch, *rest: (read.append(len(batch)), honest(batch, *rest))[1]
+    read, batches = [], []
+    original, true_source = trainer.learner.loss, trainer.collector.source
+    trainer.learner.loss = lambda batch, *rest: (read.append(len(batch)), original(batch, *rest))[1]
     trainer.collector.source = lambda prompts, texts, columns: (
-        asked.append(prompts),
-        honest_source(prompts, texts, columns),
+        batches.append(prompts),
+        true_source(prompts, texts, columns),
     )[1]
     metrics = trainer.train()
     steps = -(-total // rollout)
     per_epoch = rollout // minibatch
-    assert trainer.state.step == steps == len(asked)
-    assert trainer.state.episodes == steps * rollout == sum(map(len, asked))
+    assert trainer.state.step == steps == len(batches)
+    assert trainer.state.episodes == steps * rollout == sum(map(len, batches))
     assert metrics["policy/optimizer_steps"] == epochs * per_epoch
     taken = {int(s["step"]) for s in trainer.learner.optimizer.state_dict()["state"].values()}
     assert taken == {steps * epochs * per_epoch}
     assert len(read) == steps * epochs * per_epoch * -(-minibatch // microbatch)
     assert max(read) == min(minibatch, microbatch)
-    for prompts in asked:  # each prompt as often as asked, side by side
+    for prompts in batches:  # each prompt samples_per_prompt times, in consecutive rows
         assert all(prompts[i] == prompts[i - i % samples] for i in range(rollout))
     started = trainer.data.prompts.stream(0, steps * rollout // samples, job.seed)
-    assert [p for batch in asked for p in batch[::samples]] == [trainer.data.prompts.prompts[i] for i in started]
+    assert [p for batch in batches for p in batch[::samples]] == [trainer.data.prompts.prompts[i] for i in started]
 
 
 # --------------------------------------------------------------------------------------- the sampler is the policy
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [{"repetition_penalty": 2.0}, {"suppress_tokens": [8, 9]}, {"no_repeat_ngram_size": 1}, {"top_k": 2, "top_p": 0.5}],
 )
-def test_a_model_s_own_generation_config_bends_nothing(job, change, models, tmp_path, asked, capsys):
+def test_a_model_s_own_generation_config_is_ignored(job, change, models, tmp_path, options, capsys):
     """It is named before the start and set aside: the responses are those of a model without it."""
     import shutil
 
@@ -330,22 +332,22 @@ def test_a_model_s_own_generation_config_bends_nothing(job, change, models, tmp_
 
     folder = tmp_path / "bent"
     shutil.copytree(models("llama"), folder)
-    GenerationConfig(eos_token_id=1, do_sample=True, **asked).save_pretrained(folder)
+    GenerationConfig(eos_token_id=1, do_sample=True, **options).save_pretrained(folder)
     plain = collected(PPOTrainer(job)).rollout
     trainer = PPOTrainer(change(job, model={"path": str(folder)}, output=str(tmp_path / "other")))
     bent, metrics = first_minibatch(trainer)
     assert bent.rollout.completions == plain.completions
     assert float(metrics["policy/ratio_max"]) == 1.0
     trainer._start()
-    said = capsys.readouterr().out
-    assert "ignored from the model's generation_config:" in said
-    assert all(name in said for name in asked)
+    output = capsys.readouterr().out
+    assert "ignored from the model's generation_config:" in output
+    assert all(name in output for name in options)
 
 
 # -------------------------------------------------------------------------------------------------- where critics start
 
 
-def test_a_critic_comes_back_from_where_it_was_saved(job, change, tmp_path):
+def test_a_saved_critic_can_initialise_another_run(job, change, tmp_path):
     """Trunk and head of a separate critic, and the head of a shared one with its trunk."""
     for kind in ("separate", "shared"):
         first = PPOTrainer(change(job, critic={"kind": kind}, output=str(tmp_path / kind), data={"eval_fraction": 0.0}))
@@ -363,7 +365,7 @@ def test_a_critic_comes_back_from_where_it_was_saved(job, change, tmp_path):
         torch.testing.assert_close(again.compute_logprobs_and_values(rollout).old_values, rollout.old_values)
 
 
-def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_path):
+def test_a_critic_from_the_reward_model_predicts_its_scores(job, change, build, tmp_path):
     """After the last token, shifted and scaled as PPO sees them."""
     from transformers import AutoModelForSequenceClassification
 
@@ -395,7 +397,7 @@ def test_a_critic_from_the_reward_model_says_its_scores(job, change, build, tmp_
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_critics_that_cannot_be(job, change, models, build, tmp_path, reward_folder):
+def test_critics_that_do_not_fit_the_policy_are_refused(job, change, models, build, tmp_path, reward_folder):
     from transformers import AutoModelForSequenceClassification
 
     from rlhf.errors import UserError

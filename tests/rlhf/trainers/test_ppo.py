@@ -68,12 +68,12 @@ def test_number_of_optimizer_steps(job):
     assert {int(s["step"]) for s in trainer.learner.optimizer.state_dict()["state"].values()} == {4}
 
 
-def test_target_kl_stops_the_epochs_before_the_step_that_went_too_far(job, change):
+def test_target_kl_stops_the_epochs_before_the_optimizer_step_above_it(job, change):
     trainer = PPOTrainer(change(job, ppo={"target_kl": 1e-9, "ppo_epochs": 4}))
     assert trainer.step()["policy/optimizer_steps"] == 1  # the first is at ratio 1, the second is not
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(job, monkeypatch):
+def test_a_gradient_that_is_not_finite_changes_no_weight(job, monkeypatch):
     trainer = PPOTrainer(job)
     before = {name: p.detach().clone() for name, p in trainer.learner.weights.items()}
     true_loss = trainer.learner.loss
@@ -132,7 +132,7 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
         assert rows[0] == rows[1], file
 
 
-def test_a_run_may_go_on_from_a_checkpoint_of_another(job, change, tmp_path):
+def test_a_run_may_resume_from_another_run_s_checkpoint(job, change, tmp_path):
     PPOTrainer(change(job, checkpoint={"every": 2}, eval={"every": 1})).train()
     start = Path(job.output) / "checkpoints" / "step_000002"
     other = change(job, output=str(tmp_path / "other"), resume=str(start), eval={"every": 1})
@@ -143,7 +143,7 @@ def test_a_run_may_go_on_from_a_checkpoint_of_another(job, change, tmp_path):
     assert "win_rate" not in trainer.run.read("eval")[0]  # its start was not seen here
 
 
-def test_final_model_loads_with_plain_transformers_and_says_the_same(job):
+def test_exported_model_loads_with_plain_transformers_and_gives_the_same_logprobs(job):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trainer = PPOTrainer(job)
@@ -161,8 +161,8 @@ def test_best_weights_are_exported_not_the_last(job, change, monkeypatch):
     from rlhf.trainers import ppo
 
     told = iter([1.0, 3.0, 2.0, 0.0])
-    honest = ppo.summarise
-    monkeypatch.setattr(ppo, "summarise", lambda *a: {**honest(*a), "score": next(told)})
+    original = ppo.summarise
+    monkeypatch.setattr(ppo, "summarise", lambda *a: {**original(*a), "score": next(told)})
     trainer = PPOTrainer(change(job, eval={"every": 1}))
     snapshots = []
     step = trainer.step
@@ -230,7 +230,7 @@ def test_checkpoint_survives_a_full_disk(job, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().out
 
 
-def test_a_reward_that_fails_in_the_middle_loses_no_finished_step(job, change):
+def test_a_reward_that_fails_during_a_run_loses_no_finished_step(job, change):
     calls = []
 
     def moody(prompts, completions, **columns):
@@ -245,7 +245,7 @@ def test_a_reward_that_fails_in_the_middle_loses_no_finished_step(job, change):
     assert (state.step, state.episodes) == (2, 16)
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_row(job, monkeypatch):
+def test_a_temporarily_full_disk_loses_no_row(job, monkeypatch):
     trainer = PPOTrainer(job)
     trainer._start()
     told = []

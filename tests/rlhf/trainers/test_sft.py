@@ -123,13 +123,13 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(scratch_job, tmp_path)
 
 
 def test_run_that_is_asked_to_stop_saves_and_goes_on_from_there(sft_job, tmp_path, monkeypatch):
-    honest, told = supervised._optimize, []
+    original, told = supervised._optimize, []
 
     def stop_at_the_second(*given):
         told.append(1)
         if len(told) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return honest(*given)
+        return original(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(supervised, "_optimize", stop_at_the_second)

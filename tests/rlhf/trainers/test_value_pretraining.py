@@ -28,7 +28,7 @@ def pretrained(job, change):
     )
 
 
-def test_the_critic_learns_and_the_policy_stays(pretrained):
+def test_pretraining_trains_the_critic_and_not_the_policy(pretrained):
     trainer = PPOTrainer(pretrained)
     start = {n: p.detach().clone() for n, p in trainer.learner.weights.items()}
     trainer._start()
@@ -42,7 +42,7 @@ def test_the_critic_learns_and_the_policy_stays(pretrained):
     assert trainer.step()["objective/kl"] == 0.0
 
 
-def test_it_stops_once_explained_variance_stops_rising(pretrained, change, monkeypatch):
+def test_pretraining_stops_once_explained_variance_stops_rising(pretrained, change, monkeypatch):
     from rlhf.trainers import value_pretraining as pretraining
 
     told = iter([0.1, 0.2, 0.205, 0.2, 0.5])
@@ -52,13 +52,13 @@ def test_it_stops_once_explained_variance_stops_rising(pretrained, change, monke
     assert trainer.state.pretraining_rollouts == 4  # .1, .2, then two without a rise of .01
 
 
-def test_it_aims_at_monte_carlo_returns(pretrained, change, monkeypatch):
+def test_pretraining_targets_are_monte_carlo_returns(pretrained, change, monkeypatch):
     """Whatever lambdas the training will use."""
     aims = []
     trainer = PPOTrainer(change(pretrained, ppo={"lam": 0.3, "lam_critic": 0.6}, critic={"pretraining_steps": 1}))
-    honest = trainer.learner.update
+    original = trainer.learner.update
     monkeypatch.setattr(
-        trainer.learner, "update", lambda batch, *a, **k: (aims.append(batch), honest(batch, *a, **k))[1]
+        trainer.learner, "update", lambda batch, *a, **k: (aims.append(batch), original(batch, *a, **k))[1]
     )
     trainer._start()
     batch = aims[0]

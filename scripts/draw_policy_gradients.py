@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from tabular.core.losses import clipped_surrogate_loss
+from tabular.deep.natural_gradient import NaturalGradient, NaturalGradientConfig
 from tabular.deep.ppo import PPO, PPOConfig
 from tabular.deep.reinforce import REINFORCE, REINFORCEConfig
-from tabular.deep.trpo import TRPO, NaturalGradient, NaturalGradientConfig, TRPOConfig
+from tabular.deep.trpo import TRPO, TRPOConfig
 
 mpl.use("Agg")
 

@@ -51,6 +51,18 @@ def categorical_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, 
     return (p_logprobs.exp() * log_ratio).sum(-1)
 
 
+def gaussian_kl(
+    p_mean: Float[Tensor, "*batch D"],
+    p_log_std: Float[Tensor, "*batch D"],
+    q_mean: Float[Tensor, "*batch D"],
+    q_log_std: Float[Tensor, "*batch D"],
+) -> Float[Tensor, "*batch"]:
+    """Exact `KL(p || q) = sum_d log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2` of independent normals."""
+    variance_ratio = torch.exp(2 * (p_log_std - q_log_std))
+    z = (p_mean - q_mean) * torch.exp(-q_log_std)
+    return (q_log_std - p_log_std + 0.5 * (variance_ratio + z**2 - 1)).sum(-1)
+
+
 @dataclass
 class FixedKL:
     """A constant KL coefficient. Raises ValueError for a negative or non-finite `coef`."""

@@ -25,6 +25,11 @@ def linear(start: float | int, end: float | int, total: int) -> Schedule:
     return lambda step: start + (end - start) * min(step / total, 1.0)
 
 
+def linear_to_zero(start: float | int, total: int) -> Schedule:
+    """From `start` at step 0 in a straight line to 0 at step `total`; constant for `total = 0`."""
+    return linear(start, 0.0, total) if total else constant(start)
+
+
 def cosine(start: float | int, end: float | int, total: int) -> Schedule:
     """From `start` at step 0 along half a cosine to `end` at step `total`. Raises ValueError for `total < 1`.
 

@@ -1,12 +1,12 @@
-"""What an actor's outputs mean: one class for each kind of action space, all with the same methods.
+"""Policies: action distributions as functions of a network's outputs, one class per kind of action space.
 
-A policy turns the parameters [..., P] that a network computes (`n_outputs` of it, and what the modules of `make_tail`
-add to them) into samples, log-probabilities, entropies and KL divergences, by the functions of `tabular.core`. What it
-samples is what a trajectory stores and what log-probabilities are taken of; `to_env` makes of it what the environment
-executes. The two differ where actions are continuous: the clipped or squashed action does not have the sample's
+All classes have the same methods. The network computes parameters [..., P] (`n_outputs` of them, completed by the
+layers of `extra_layers`); the policy turns them into samples, log-probabilities, entropies and KL divergences, with the
+functions of `tabular.core`. A trajectory stores the samples, and log-probabilities are those of the samples; `to_env`
+converts them to the environment's actions. For continuous actions the two differ: clipping or squashing changes the
 density.
 
-`mask` [..., A] is True on legal actions, None where all are; only categorical policies take one.
+`mask` [..., A] is True on legal actions, None if all are legal; only categorical policies take one.
 """
 
 from typing import Any
@@ -28,39 +28,43 @@ from tabular.core.distributions import (
     tanh_gaussian_logprob,
     tanh_gaussian_sample,
 )
-from tabular.core.kl import categorical_kl
+from tabular.core.kl import categorical_kl, gaussian_kl
 
 Mask = Bool[Tensor, "*batch A"] | None
 
 
 def make_policy(space: gym.Space, squash: bool = False) -> Any:
-    """The policy for an action space: Discrete, MultiDiscrete or a Box; `squash` makes a bounded Box's Gaussian end in
-    a tanh.
+    """The policy for an action space: Discrete, MultiDiscrete, or a Box of one dimension.
 
-    Raises ValueError for other spaces, for `squash` without finite bounds and for `squash` of discrete actions.
+    Args:
+        squash: for a Box, pass the Gaussian's samples through a tanh instead of clipping them to the bounds.
+
+    Raises:
+        ValueError: for other spaces, and for `squash` with discrete actions or without finite bounds.
     """
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and len(space.shape) == 1:
         if not squash:
             return Gaussian(space)
         if not space.is_bounded():
-            raise ValueError(f"squash needs actions with finite bounds, got {space}")
+            raise ValueError(f"squash is set, but the actions have no finite bounds: {space}")
         return TanhGaussian(space)
     if squash:
-        raise ValueError(f"squash is for continuous actions, the actions are {space}")
+        raise ValueError(f"squash is for continuous actions, but the action space is {space}")
     if isinstance(space, spaces.Discrete):
         return Categorical(space)
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return MultiCategorical(space)
-    raise ValueError(f"actions must be Discrete, MultiDiscrete or a Box of one dimension, got {space}")
+    raise ValueError(f"the action space is {space}, but must be Discrete, MultiDiscrete or a Box of one dimension")
 
 
 class Categorical:
     """One of A actions. Parameters: logits [..., A]."""
 
     def __init__(self, space: spaces.Discrete) -> None:
-        self.n_outputs, self.start = int(space.n), int(space.start)
+        self.n_outputs = int(space.n)
+        self.start = int(space.start)
 
-    def make_tail(self) -> list[nn.Module]:
+    def extra_layers(self) -> list[nn.Module]:
         return []
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Int[Tensor, "*batch"]:
@@ -84,14 +88,14 @@ class Categorical:
 
 
 class MultiCategorical:
-    """D independent choices of `nvec[d]` actions each. Parameters: the logits of all, one after the other."""
+    """D independent choices among `nvec[d]` actions each. Parameters: the logits of all, concatenated."""
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self.nvec: list[int] = space.nvec.tolist()
         self.n_outputs = sum(self.nvec)
         self.start: np.ndarray = space.start
 
-    def make_tail(self) -> list[nn.Module]:
+    def extra_layers(self) -> list[nn.Module]:
         return []
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Int[Tensor, "*batch D"]:
@@ -122,15 +126,16 @@ class MultiCategorical:
 class Gaussian:
     """D independent normals. Parameters: means [..., D], then log standard deviations [..., D].
 
-    The sample is stored as it was drawn; only the environment sees it clipped to the bounds.
+    Samples are stored as drawn; only `to_env` clips them to the bounds.
     """
 
     def __init__(self, space: spaces.Box) -> None:
         self.n = self.n_outputs = int(np.prod(space.shape))
-        self.low, self.high = space.low, space.high
+        self.low = space.low
+        self.high = space.high
 
-    def make_tail(self) -> list[nn.Module]:
-        return [AndLogStd(self.n)]
+    def extra_layers(self) -> list[nn.Module]:
+        return [WithLogStd(self.n)]
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
         return gaussian_sample(*self._parts(params, mask), generator)
@@ -152,14 +157,14 @@ class Gaussian:
 
     def _parts(self, params: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         if mask is not None:
-            raise ValueError("info['action_mask'] is for discrete actions; these are continuous")
+            raise ValueError("info['action_mask'] is for discrete actions, but these are continuous")
         return params[..., : self.n], params[..., self.n :]
 
 
 class TanhGaussian(Gaussian):
-    """D normals squashed to the bounds: `a = tanh(u)`, scaled. Parameters as the Gaussian's; the sample stored is `u`.
+    """D normals squashed to the bounds: `a = tanh(u)`, scaled. Parameters as of `Gaussian`; the sample is `u`.
 
-    The KL between two of them is that of the Gaussians, since both are squashed alike. The entropy is not.
+    The KL divergence is that of the Gaussians, because squashing is the same bijection for both. The entropy is not.
     """
 
     def sample(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
@@ -169,19 +174,20 @@ class TanhGaussian(Gaussian):
         return tanh_gaussian_logprob(*self._parts(params, mask), actions)
 
     def entropy(self, params: Tensor, mask: Mask, generator: torch.Generator) -> Float[Tensor, "*batch"]:
-        """`-log pi` of a fresh sample, through which the gradient flows: there is no closed form."""
+        """An estimate, `-log pi` of one reparameterised sample: there is no closed form."""
         mean, log_std = self._parts(params, mask)
         _, pre_tanh = tanh_gaussian_sample(mean, log_std, generator)
         return -tanh_gaussian_logprob(mean, log_std, pre_tanh)
 
     def to_env(self, actions: Float[Tensor, "*batch D"]) -> np.ndarray:
-        """From (-1, 1) to [low, high]."""
-        share = 0.5 * (np.tanh(actions.numpy()) + 1)
-        return self.low + share * (self.high - self.low)
+        """`tanh(u)` in (-1, 1), scaled to [low, high]."""
+        fraction = 0.5 * (np.tanh(actions.numpy()) + 1)
+        return self.low + fraction * (self.high - self.low)
 
 
-class AndLogStd(nn.Module):
-    """Means -> means, and log standard deviations that are the same in every state, 0 to begin with."""
+class WithLogStd(nn.Module):
+    """Means [..., D] -> means and log standard deviations [..., 2 D]; the latter do not depend on the state, and are
+    initialised to 0."""
 
     def __init__(self, n_actions: int) -> None:
         super().__init__()
@@ -191,20 +197,8 @@ class AndLogStd(nn.Module):
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 
-def gaussian_kl(
-    p_mean: Float[Tensor, "*batch D"],
-    p_log_std: Float[Tensor, "*batch D"],
-    q_mean: Float[Tensor, "*batch D"],
-    q_log_std: Float[Tensor, "*batch D"],
-) -> Float[Tensor, "*batch"]:
-    """Exact `KL(p || q) = sum_d log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2` of independent normals."""
-    variance_ratio = torch.exp(2 * (p_log_std - q_log_std))
-    z = (p_mean - q_mean) * torch.exp(-q_log_std)
-    return (q_log_std - p_log_std + 0.5 * (variance_ratio + z**2 - 1)).sum(-1)
-
-
 def _legal(logits: Tensor, mask: Mask) -> Tensor:
-    """Logits with -inf for illegal actions. Raises ValueError where no action is legal."""
+    """The logits, with -inf for illegal actions. Raises ValueError where no action is legal."""
     if mask is None:
         return logits
     if not mask.any(-1).all():

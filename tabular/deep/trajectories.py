@@ -1,4 +1,4 @@
-"""Steps for policy gradients: collected, with the values that their advantages need; acting greedily, and judging."""
+"""Trajectories for policy gradients: collecting steps, bootstrapping from truncated episodes, and acting greedily."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,27 +14,33 @@ from tabular.history import History
 
 @dataclass(frozen=True)
 class Trajectory:
-    """T steps in each of N copies. A row may hold several episodes; `discounts` says where one ends."""
+    """T steps in each of N copies of the environment. A row may hold several episodes; `discounts` marks their ends."""
 
     obs: Shaped[Tensor, "N T ..."]
     actions: Shaped[Tensor, "N T ..."]
     "as the policy sampled them, before any clipping or squashing"
     masks: Bool[Tensor, "N T A"] | None
-    "legal actions, None where all are"
+    "legal actions; None if all are legal"
     rewards: Float[Tensor, "N T"]
     discounts: Float[Tensor, "N T"]
     "gamma where a step t + 1 of the same episode exists, 0 where the episode ends"
     ends: Bool[Tensor, "N T"]
-    "True on the last step of an episode, however it ended"
+    "True on the last step of an episode, whether terminated or truncated"
     next_obs: Shaped[Tensor, "N ..."]
-    "what the last step led to"
+    "the observation after the last step"
     truncated_at: Int[Tensor, "K"]
-    "steps that a time limit made the last of their episode, as indices into the N * T"
+    "steps at which a time limit truncated an episode, as indices into the N * T steps"
     final_obs: Shaped[Tensor, "K ..."]
-    "what these steps led to: states that have a value still"
+    "the observation after each of these steps; its state still has a value"
+
+    @property
+    def n_steps(self) -> int:
+        """N * T."""
+        return self.rewards.numel()
 
 
 def collect(
+    *,
     envs: Envs,
     actor: nn.Module,
     policy: Any,
@@ -45,15 +51,19 @@ def collect(
     steps: int,
     n_episodes: int | None = None,
 ) -> Trajectory:
-    """Acts `n_steps` times in all copies, or less if `n_episodes` have ended before.
+    """Act `n_steps` times in all copies, or fewer if `n_episodes` end before.
 
-    Episodes that end go to the history; `steps` is the count before the first. Only the actor is asked while acting:
-    log-probabilities and values of the whole trajectory come from one forward each afterwards, the same that the
-    update makes, so that the first ratio of the update is 1.
+    Only the actor is evaluated here. Log-probabilities and values of the whole trajectory come from one forward pass
+    afterwards, the same as in the update, so that the first ratio of the update is exactly 1.
+
+    Args:
+        history: receives the episodes that end.
+        steps: environment steps taken before the first of these.
     """
     n_envs = len(envs)
-    obs, masks, actions, taken, ended = [], [], [], [], 0
-    while len(taken) < n_steps and (n_episodes is None or ended < n_episodes):
+    obs, masks, actions, outcomes = [], [], [], []
+    n_ended = 0
+    while len(outcomes) < n_steps and (n_episodes is None or n_ended < n_episodes):
         obs.append(envs.obs)
         masks.append(envs.masks)
         mask = None if envs.masks is None else torch.from_numpy(envs.masks)
@@ -61,17 +71,16 @@ def collect(
             action = policy.sample(actor(torch.from_numpy(envs.obs)), mask, generator)
         actions.append(action.numpy())
         step = envs.step(policy.to_env(action))
-        taken.append(step)
-        for total, length in step.episodes:
-            history.add_episode(steps + len(taken) * n_envs, total, length)
-            ended += 1
-    # [N, T], as everything below
-    rewards, terminated, truncated = (
-        np.stack(rows, axis=1) for rows in zip(*((s.rewards, s.terminated, s.truncated) for s in taken), strict=True)
-    )
+        outcomes.append(step)
+        for episode_return, length in step.episodes:
+            history.add_episode(steps + len(outcomes) * n_envs, episode_return, length)
+            n_ended += 1
+    rewards = np.stack([step.rewards for step in outcomes], axis=1)  # [N, T]
+    terminated = np.stack([step.terminated for step in outcomes], axis=1)
+    truncated = np.stack([step.truncated for step in outcomes], axis=1)
     ends = terminated | truncated
-    cut_rows, cut_steps = np.nonzero(truncated)
-    final_obs = [taken[t].next_obs[i] for i, t in zip(cut_rows, cut_steps, strict=True)]
+    rows, columns = np.nonzero(truncated)
+    final_obs = [outcomes[t].next_obs[i] for i, t in zip(rows, columns, strict=True)]
     return Trajectory(
         obs=torch.from_numpy(np.stack(obs, axis=1)),
         actions=torch.from_numpy(np.stack(actions, axis=1)),
@@ -79,8 +88,8 @@ def collect(
         rewards=torch.from_numpy(rewards.astype(np.float32)),
         discounts=torch.from_numpy(np.where(ends, np.float32(0), np.float32(gamma))),
         ends=torch.from_numpy(ends),
-        next_obs=torch.from_numpy(taken[-1].next_obs),
-        truncated_at=torch.from_numpy(cut_rows * len(taken) + cut_steps),
+        next_obs=torch.from_numpy(outcomes[-1].next_obs),
+        truncated_at=torch.from_numpy(rows * len(outcomes) + columns),
         final_obs=torch.from_numpy(np.array(final_obs, dtype=envs.obs.dtype).reshape(-1, *envs.obs.shape[1:])),
     )
 
@@ -89,10 +98,11 @@ def collect(
 def bootstrap(
     critic: nn.Module, trajectory: Trajectory, gamma: float | int
 ) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N"]]:
-    """Rewards with `gamma V(final observation)` added where a time limit cut an episode, and `V` after the last steps.
+    """Rewards with `gamma V(final observation)` added where a time limit truncated an episode, and `V` after the last
+    step of each row.
 
-    A cut is no end: the state it left behind has a value, which is neither 0 nor that of the next episode's first
-    state. Pardo et al. (2018), arXiv 1712.00378.
+    A truncated episode did not terminate: the state after its last step has a value, which is neither 0 nor that of the
+    next episode's first state. Pardo et al. (2018), arXiv 1712.00378.
     """
     values = critic(torch.cat([trajectory.next_obs, trajectory.final_obs]))
     n_envs = len(trajectory.next_obs)
@@ -103,29 +113,30 @@ def bootstrap(
 
 @torch.no_grad()
 def greedy_action(envs: Envs, actor: nn.Module, policy: Any, observation: Any, mask: Any = None) -> Any:
-    """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal ones."""
-    return policy.to_env(policy.mode(actor(_one(envs, observation)), _one_mask(mask)))[0]
+    """The most probable action for one observation, as the environment takes it. `mask` [A]: True on legal actions."""
+    params = actor(_batch_of_one(envs, observation))
+    return policy.to_env(policy.mode(params, _mask_of_one(mask)))[0]
 
 
 @torch.no_grad()
 def action_probability(
     envs: Envs, actor: nn.Module, policy: Any, observation: Any, action: int, mask: Any = None
 ) -> float:
-    """The probability of a discrete action, counted from 0, for one observation."""
-    params = actor(_one(envs, observation))
-    return float(policy.logprob(params, torch.tensor([action]), _one_mask(mask)).exp()[0])
+    """The probability of a discrete action (counted from 0) for one observation."""
+    params = actor(_batch_of_one(envs, observation))
+    return float(policy.logprob(params, torch.tensor([action]), _mask_of_one(mask)).exp()[0])
 
 
 @torch.no_grad()
 def state_value(envs: Envs, critic: nn.Module, observation: Any) -> float:
-    """The critic's value of one observation, on the scale of the rewards that it learns from."""
-    return float(critic(_one(envs, observation))[0])
+    """The critic's value of one observation, in the units of the (possibly normalised) rewards it learns from."""
+    return float(critic(_batch_of_one(envs, observation))[0])
 
 
-def _one(envs: Envs, observation: Any) -> Shaped[Tensor, "1 ..."]:
-    """An observation as networks see it."""
+def _batch_of_one(envs: Envs, observation: Any) -> Shaped[Tensor, "1 ..."]:
+    """One observation as networks see it: normalised, with a batch axis."""
     return torch.as_tensor(envs.scale_obs(np.asarray(observation, dtype=envs.dtype)[None]))
 
 
-def _one_mask(mask: Any) -> Bool[Tensor, "1 A"] | None:
+def _mask_of_one(mask: Any) -> Bool[Tensor, "1 A"] | None:
     return None if mask is None else torch.as_tensor(mask, dtype=torch.bool)[None]

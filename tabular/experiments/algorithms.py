@@ -26,7 +26,7 @@ ALGORITHMS = {
     "reinforce": "tabular.deep.reinforce:REINFORCE",
     "actor_critic": "tabular.deep.actor_critic:ActorCritic",
     "a2c": "tabular.deep.a2c:A2C",
-    "npg": "tabular.deep.trpo:NaturalGradient",
+    "npg": "tabular.deep.natural_gradient:NaturalGradient",
     "trpo": "tabular.deep.trpo:TRPO",
     "ppo": "tabular.deep.ppo:PPO",
 }

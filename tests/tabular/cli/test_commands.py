@@ -318,4 +318,4 @@ def test_divergence_ends_with_a_reason(cli, tmp_path):
     code, _, err = cli(*argv)
     assert code == 2
     assert "learning has diverged: the gradient's norm is" in err
-    assert "take a smaller learning rate" in err
+    assert "use a smaller learning rate" in err

@@ -59,7 +59,7 @@ def test_nothing_is_rendered(error_of, command, env):
 @pytest.mark.parametrize(
     ("algorithm", "option", "message"),
     [
-        ("dqn", "buffer_size", r"buffer_size 1000000000000 would take"),
+        ("dqn", "buffer_size", r"buffer_size is 1000000000000, which needs"),
         ("n_step_sarsa", "n", "n is 1000000000000, which needs "),
     ],
 )

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tabular.core.kl import AdaptiveKL, FixedKL, PenaltyBeta, categorical_kl, kl_estimate
+from tabular.core.kl import AdaptiveKL, FixedKL, PenaltyBeta, categorical_kl, gaussian_kl, kl_estimate
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
 Q = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
@@ -68,6 +68,12 @@ def test_categorical_kl_with_impossible_actions():
     torch.testing.assert_close(kl.detach(), torch.tensor([0, math.log(1.5)]))
     assert p.grad.isfinite().all()
     assert categorical_kl(q[1], q[0]) == inf
+
+
+def test_gaussian_kl_by_hand():
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert gaussian_kl(one, zero, zero, zero).item() == pytest.approx(0.5)
+    assert gaussian_kl(zero, one, zero, zero).item() == pytest.approx(-1 + 0.5 * (math.e**2 - 1))
 
 
 def test_fixed_coefficient_ignores_the_kl():

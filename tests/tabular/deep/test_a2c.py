@@ -1,4 +1,4 @@
-"""A2C and one-step actor-critic: their gradients, against loops written out."""
+"""A2C and one-step actor-critic: their gradients equal those of loops over single steps."""
 
 import gymnasium as gym
 import pytest
@@ -8,8 +8,6 @@ import tabular.deep.a2c
 import tabular.deep.actor_critic
 from tabular.deep.a2c import A2C, A2CConfig
 from tabular.deep.actor_critic import ActorCritic, ActorCriticConfig
-from tabular.deep.trajectories import collect
-from tabular.history import History
 
 
 def short_cart_pole():
@@ -21,19 +19,19 @@ def first_gradient(learner, module, monkeypatch):
     """The gradient of the first iteration's loss, which is then not applied."""
     gradients = []
 
-    def grab(loss, weights, *_):
-        weights.grad.zero_()
-        loss.backward()
-        gradients.append(weights.grad.clone())
+    def record(optimizer, max_norm):
+        gradients.append(optimizer.weights.grad.clone())
         return 0.0
 
-    monkeypatch.setattr(module, "descend", grab)
+    monkeypatch.setattr(module, "clip_gradients", record)
+    monkeypatch.setattr(learner.optimizer, "step", lambda: None)
     learner._iterate()
     return gradients[0]
 
 
-def first_trajectory(learner, n_steps, gamma):
-    return collect(learner.envs, learner.network.actor, learner.policy, n_steps, gamma, learner.generator, History(), 0)
+def first_trajectory(learner):
+    """The trajectory that the first iteration learns from."""
+    return learner._collect()
 
 
 def by_hand(learner, trajectory, gamma, vf_coef, advantage):
@@ -47,14 +45,14 @@ def by_hand(learner, trajectory, gamma, vf_coef, advantage):
             target = advantage(critic, trajectory, finals, i, t, gamma)
             logprob = learner.network.actor(trajectory.obs[i, t]).log_softmax(-1)[trajectory.actions[i, t]]
             total = total - (target - value).detach() * logprob + vf_coef * 0.5 * (value - target) ** 2
-    learner.weights.grad.zero_()
+    learner.optimizer.zero_grad()
     (total / (n_envs * n_steps)).backward()
-    return learner.weights.grad
+    return learner.optimizer.weights.grad
 
 
 @torch.no_grad()
 def monte_carlo(critic, trajectory, finals, i, t, gamma):
-    """The discounted rewards up to the end of the episode or the row, and the value of what a cut left behind."""
+    """The discounted rewards up to the end of the episode or row, and the value of the state after a truncation."""
     n_steps, total, weight = trajectory.rewards.shape[1], 0.0, 1.0
     for k in range(t, n_steps):
         total += weight * float(trajectory.rewards[i, k])
@@ -72,11 +70,11 @@ def one_step(critic, trajectory, finals, i, t, gamma):
     return float(trajectory.rewards[i, t]) + gamma * follows
 
 
-def test_with_lambda_1_it_is_the_monte_carlo_policy_gradient(monkeypatch):
+def test_a2c_with_lambda_1_has_the_monte_carlo_policy_gradient(monkeypatch):
     config = A2CConfig(n_envs=3, n_steps=40, lam=1, hidden=(8,))
     actual = first_gradient(A2C(short_cart_pole, config, seed=0), tabular.deep.a2c, monkeypatch)
     other = A2C(short_cart_pole, config, seed=0)
-    trajectory = first_trajectory(other, 40, config.gamma)
+    trajectory = first_trajectory(other)
     assert len(trajectory.truncated_at) > 2
     assert int(trajectory.ends.sum()) > len(trajectory.truncated_at)
     torch.testing.assert_close(
@@ -84,17 +82,17 @@ def test_with_lambda_1_it_is_the_monte_carlo_policy_gradient(monkeypatch):
     )
 
 
-def test_one_step_actor_critic_follows_the_td_error(monkeypatch):
+def test_one_step_actor_critic_weights_log_probabilities_by_the_td_error(monkeypatch):
     config = ActorCriticConfig(n_envs=4, ent_coef=0.0, hidden=(8,))
     actual = first_gradient(ActorCritic(short_cart_pole, config, seed=0), tabular.deep.actor_critic, monkeypatch)
     other = ActorCritic(short_cart_pole, config, seed=0)
-    trajectory = first_trajectory(other, 1, config.gamma)
+    trajectory = first_trajectory(other)
     torch.testing.assert_close(
         actual, by_hand(other, trajectory, config.gamma, config.vf_coef, one_step), atol=1e-6, rtol=1e-5
     )
 
 
-def test_one_step_actor_critic_is_a2c_with_one_step_and_lambda_0(monkeypatch):
+def test_one_step_actor_critic_equals_a2c_with_one_step_and_lambda_0(monkeypatch):
     a = first_gradient(
         ActorCritic(short_cart_pole, ActorCriticConfig(n_envs=4, ent_coef=0.0, hidden=(8,)), seed=0),
         tabular.deep.actor_critic,
@@ -106,8 +104,7 @@ def test_one_step_actor_critic_is_a2c_with_one_step_and_lambda_0(monkeypatch):
     torch.testing.assert_close(a, b)
 
 
-def test_rewards_scaled_scale_the_advantages_not_the_policys_direction():
-    """With normalised advantages the policy's gradient does not depend on the rewards' unit."""
+def test_normalised_advantages_make_the_policy_gradient_independent_of_the_reward_scale():
     config = A2CConfig(n_envs=2, n_steps=20, vf_coef=0.0, normalize_advantages=True, gamma=0.9, hidden=(8,))
 
     def scaled(factor):
@@ -124,7 +121,7 @@ def test_rewards_scaled_scale_the_advantages_not_the_policys_direction():
     torch.testing.assert_close(one, hundred, atol=1e-5, rtol=1e-4)
 
 
-def test_constant_returns_give_an_explained_variance_of_nan_and_no_crash():
+def test_constant_returns_have_an_explained_variance_of_nan():
     class Nothing(gym.Env):
         observation_space, action_space = gym.spaces.Discrete(1), gym.spaces.Discrete(2)
 
@@ -138,10 +135,10 @@ def test_constant_returns_give_an_explained_variance_of_nan_and_no_crash():
     learner.advance(80)
     explained = [value for _, value in learner.history.metrics["explained_variance"]]
     assert all(value != value for value in explained)
-    assert torch.isfinite(learner.weights).all()
+    assert torch.isfinite(learner.optimizer.weights).all()
 
 
-def test_settings_out_of_range():
+def test_settings_out_of_range_are_rejected():
     with pytest.raises(ValueError, match="normalize_advantages"):
         A2CConfig(n_envs=1, n_steps=1, normalize_advantages=True)
     with pytest.raises(ValueError, match="log_every"):

@@ -1,8 +1,10 @@
-"""What every deep learner promises: repeatable, exactly resumable, masked, and built on the shared mathematics."""
+"""Properties of every deep learner: repeatable, exactly resumable, masked, equal with and without `fast`, and built on
+`tabular.core`."""
 
 import importlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,9 +18,10 @@ from tabular.core.kl import PenaltyBeta
 from tabular.deep.a2c import A2C, A2CConfig
 from tabular.deep.actor_critic import ActorCritic, ActorCriticConfig
 from tabular.deep.dqn import DQN, DQNConfig
+from tabular.deep.natural_gradient import NaturalGradient, NaturalGradientConfig
 from tabular.deep.ppo import PPO, PPOConfig
 from tabular.deep.reinforce import REINFORCE, REINFORCEConfig
-from tabular.deep.trpo import TRPO, NaturalGradient, NaturalGradientConfig, TRPOConfig
+from tabular.deep.trpo import TRPO, TRPOConfig
 
 SMALL = {"hidden": (8,)}
 LEARNERS = {
@@ -40,17 +43,15 @@ def cart_pole():
 
 
 def learner(name, seed=0, make_env=cart_pole, **changes):
-    from dataclasses import replace
-
     algorithm, config = LEARNERS[name]
     return algorithm(make_env, replace(config, **changes), seed)
 
 
 def weights(learner):
-    return torch.cat([x.flatten() for x in learner.network.state_dict().values()])
+    return torch.nn.utils.parameters_to_vector(learner.network.parameters()).detach().clone()
 
 
-class Forbidden(gym.Env):
+class MaskedEnv(gym.Env):
     """Of four actions the one that equals the step's number mod 4 is legal, and one more; others are an error."""
 
     observation_space = spaces.Discrete(4)
@@ -72,17 +73,17 @@ class Forbidden(gym.Env):
         return {"action_mask": mask}
 
 
-class Nowhere(Forbidden):
+class NoLegalAction(MaskedEnv):
     def _info(self):
         return {"action_mask": np.zeros(4, dtype=bool)}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
+def test_the_same_seed_repeats_the_run_bit_for_bit_and_another_seed_does_not(name):
     a, b, c = learner(name), learner(name), learner(name, seed=1)
     for each in (a, b, c):
         each.advance(128)
-        torch.rand(3), np.random.rand(3)  # noqa: NPY002  what others draw from the global generators changes nothing
+        torch.rand(3), np.random.rand(3)  # noqa: NPY002  draws from the global generators have no influence
     assert torch.equal(weights(a), weights(b))
     assert a.history.state_dict() == b.history.state_dict()
     assert not torch.equal(weights(a), weights(c))
@@ -90,7 +91,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(name):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_resumed_run_is_the_run(name):
+def test_a_resumed_run_equals_an_uninterrupted_one(name):
     changes = {"normalize_observations": True, "normalize_rewards": True} if name in NORMALIZED else {}
     whole, first = learner(name, **changes), learner(name, **changes)
     first.advance(96)
@@ -111,7 +112,32 @@ def test_a_resumed_run_is_the_run(name):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_a_saved_state_does_not_change_as_learning_goes_on(name):
+@pytest.mark.parametrize("fast", [False, True])
+def test_resuming_works_with_and_without_fast(name, fast):
+    first, second = learner(name, fast=fast), learner(name, seed=7, fast=fast)
+    first.advance(96)
+    second.load_state_dict(first.state_dict())
+    for each in (first, second):
+        each.advance(64)
+    assert torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_fast_and_plain_pytorch_learn_the_same_weights(name):
+    """A few iterations from the same seed; later, rounding makes any two runs differ."""
+    fast, plain = learner(name, fast=True), learner(name, fast=False)
+    for each in (fast, plain):
+        each.advance(64)
+    assert fast.history.returns == plain.history.returns
+    torch.testing.assert_close(weights(fast), weights(plain), atol=2e-5, rtol=0)
+    moved = (weights(plain) - weights(learner(name, fast=False))).abs().max()
+    assert moved > 1e-3
+    for metric, points in plain.history.metrics.items():
+        np.testing.assert_allclose(fast.history.metrics[metric], points, rtol=1e-3, atol=1e-4, err_msg=metric)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_saved_state_is_a_copy(name):
     one = learner(name)
     one.advance(64)
     state, before = one.state_dict(), weights(one).clone()
@@ -122,14 +148,14 @@ def test_a_saved_state_does_not_change_as_learning_goes_on(name):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_another_algorithms_state_is_refused(name):
+def test_the_state_of_another_algorithm_is_rejected(name):
     with pytest.raises(ValueError, match="another algorithm"):
         learner(name).load_state_dict({"steps": 3})
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_only_legal_actions_are_taken_and_learned_from(name):
-    one = learner(name, make_env=Forbidden)
+    one = learner(name, make_env=MaskedEnv)
     one.advance(128)
     assert torch.isfinite(weights(one)).all()
     assert set(one.history.returns) == {6.0}
@@ -138,9 +164,9 @@ def test_only_legal_actions_are_taken_and_learned_from(name):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_no_legal_action_at_all_raises(name):
+def test_a_state_without_legal_actions_raises(name):
     with pytest.raises(ValueError, match="allows no action"):
-        learner(name, make_env=Nowhere).advance(64)
+        learner(name, make_env=NoLegalAction).advance(64)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
@@ -155,12 +181,12 @@ def test_continuous_actions(name, squash):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_spaces_that_do_not_fit_are_refused_by_name(name):
+def test_unsupported_spaces_are_rejected(name):
     if name == "dqn":
         with pytest.raises(ValueError, match="dqn needs discrete actions"):
             learner(name, make_env=lambda: gym.make("Pendulum-v1"))
 
-    class Sets(Forbidden):
+    class Sets(MaskedEnv):
         observation_space = spaces.Dict({"a": spaces.Discrete(2)})
 
     with pytest.raises(ValueError, match="observation"):
@@ -169,20 +195,21 @@ def test_spaces_that_do_not_fit_are_refused_by_name(name):
 
 @pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize(("field", "value"), [("gamma", 1.5), ("lr", 0.0), ("hidden", ())])
-def test_settings_out_of_range_are_named(name, field, value):
+def test_settings_out_of_range_are_rejected(name, field, value):
     with pytest.raises(ValueError, match=field):
         learner(name, **{field: value})
 
 
-def test_formulas_are_the_shared_ones():
-    """Identity, not equality: what trains CartPole is the very function that trains a language model."""
+def test_formulas_come_from_tabular_core():
+    """The same function objects train CartPole and the language model."""
     import rlhf.trainers.advantages
     import rlhf.trainers.update
 
     modules = {
-        name: importlib.import_module(f"tabular.{name}") for name in ("a2c", "actor_critic", "ppo", "reinforce", "trpo")
+        name: importlib.import_module(f"tabular.deep.{name}")
+        for name in ("a2c", "actor_critic", "ppo", "reinforce", "natural_gradient")
     }
-    for name in ("a2c", "ppo", "trpo"):
+    for name in ("a2c", "ppo", "natural_gradient"):
         assert modules[name].gae is returns.gae
     for name, module in modules.items():
         assert module.value_loss is losses.value_loss, name
@@ -192,7 +219,7 @@ def test_formulas_are_the_shared_ones():
     assert modules["reinforce"].discounted_returns is returns.discounted_returns
     assert modules["ppo"].clipped_surrogate_loss is losses.clipped_surrogate_loss
     assert modules["ppo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
-    assert modules["trpo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
+    assert modules["natural_gradient"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["ppo"].PenaltyBeta is PenaltyBeta
     language = {**vars(rlhf.trainers.advantages), **vars(rlhf.trainers.update)}
     shared = (
@@ -208,7 +235,7 @@ def test_formulas_are_the_shared_ones():
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_the_value_of_one_observation_is_the_networks(name):
+def test_value_of_one_observation_equals_the_networks_output(name):
     one = learner(name, **({"normalize_observations": True} if name in NORMALIZED else {}))
     one.advance(64)
     observation = np.array([0.1, -0.2, 0.3, 0.4], dtype=np.float32)
@@ -224,7 +251,7 @@ def test_the_value_of_one_observation_is_the_networks(name):
         assert one.value(observation, mask) == pytest.approx(float(outputs[worse]), abs=1e-6)
 
 
-def test_the_tour_explains_every_figure():
+def test_the_readme_explains_every_metric():
     text = (Path(__file__).parents[3] / "tabular" / "README.md").read_text(encoding="utf-8")
     table = text.split("`metrics.png`:\n")[1].split("\n## ")[0]
     noted = {"temperature", "alpha", "q_change", "gradient_variance"}

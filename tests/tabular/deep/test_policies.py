@@ -1,4 +1,4 @@
-"""Every policy's log-probabilities, entropies and divergences belong to what it samples; masks hold everywhere."""
+"""Policies: log-probabilities, entropies and KL divergences match the samples, and masks apply in every method."""
 
 import math
 
@@ -13,7 +13,6 @@ from tabular.deep.policies import (
     Gaussian,
     MultiCategorical,
     TanhGaussian,
-    gaussian_kl,
     make_policy,
 )
 
@@ -34,7 +33,7 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_entropy_and_kl_are_what_samples_say(name):
+def test_entropy_and_kl_agree_with_sample_means(name):
     policy, params = POLICIES[name]
     n = 200_000
     old, new = params.expand(n, -1), (params + 0.2).expand(n, -1)
@@ -47,7 +46,7 @@ def test_entropy_and_kl_are_what_samples_say(name):
     assert float(policy.kl(old, old, NO_MASK)[0]) == pytest.approx(0, abs=1e-6)
 
 
-def test_formulas_are_the_shared_ones(monkeypatch):
+def test_formulas_come_from_tabular_core():
     """The functions that the language trainer's losses call, not copies of them."""
     import tabular.deep.policies as module
 
@@ -68,7 +67,7 @@ def test_masks_are_exact_when_sampling_and_in_every_formula():
     assert policy.logprob(logits, actions, mask).item() == pytest.approx(math.log(0.5))
     assert policy.logprob(logits, torch.tensor([1]), mask).item() == -math.inf
     assert policy.entropy(logits, mask, generator()).item() == pytest.approx(math.log(2))
-    # What a policy thinks of illegal actions is no difference between policies.
+    # Logits of illegal actions do not contribute to the KL.
     assert policy.kl(logits, torch.tensor([[0.0, -7.0, 0.0]]), mask).item() == 0
     logits.requires_grad_()
     policy.logprob(logits, actions, mask).sum().backward()
@@ -90,7 +89,7 @@ def test_no_legal_action_raises(method):
         calls[method]()
 
 
-def test_multi_discrete_is_the_sum_of_its_parts_and_its_masks_are_concatenated():
+def test_multi_discrete_sums_over_its_parts_and_splits_the_mask():
     policy = MultiCategorical(spaces.MultiDiscrete([2, 3]))
     params = torch.tensor([[0.1, 0.4, -1.0, 0.5, 0.0]])
     first, second = Categorical(spaces.Discrete(2)), Categorical(spaces.Discrete(3))
@@ -102,7 +101,7 @@ def test_multi_discrete_is_the_sum_of_its_parts_and_its_masks_are_concatenated()
     assert policy.mode(params, mask).tolist() == [[1, 1]]
 
 
-def test_the_environment_gets_clipped_actions_and_the_sample_stays():
+def test_clipping_applies_to_the_environment_action_and_not_to_the_log_probability():
     policy = Gaussian(BOX)
     samples = torch.tensor([[3.0, -2.0]])
     assert policy.to_env(samples).tolist() == [[1.0, 0.0]]
@@ -113,16 +112,16 @@ def test_the_environment_gets_clipped_actions_and_the_sample_stays():
     assert (of_clipped - of_sample).item() == pytest.approx(6.0)
 
 
-def test_squashed_actions_are_scaled_to_the_bounds_and_saturation_is_exact():
+def test_squashed_actions_are_scaled_to_the_bounds_and_log_probabilities_are_exact_when_saturated():
     policy = TanhGaussian(BOX)
     actions = policy.to_env(torch.tensor([[0.0, 0.0], [50.0, -50.0]]))
     np.testing.assert_allclose(actions, [[0, 2], [1, 0]], atol=1e-6)
-    # 1 - tanh(20)^2 is 0 in floats: through the action itself nothing could be said.
+    # 1 - tanh(20)^2 is 0 in floats: the log-probability cannot be computed from the action.
     logprob = policy.logprob(torch.tensor([20.0, 0.0, 0.0, 0.0]), torch.tensor([20.0, 0.0]), NO_MASK)
     assert logprob.item() == pytest.approx(-math.log(2 * math.pi) - 2 * (math.log(2) - 20), rel=1e-6)
 
 
-def test_the_squashed_entropy_is_not_the_gaussians():
+def test_entropy_of_the_squashed_gaussian_falls_when_a_wide_one_widens():
     policy = TanhGaussian(BOX)
     wide = torch.tensor([0.0, 0.0, 3.0, 3.0]).expand(1000, 4).clone().requires_grad_()
     entropy = policy.entropy(wide, NO_MASK, generator()).mean()
@@ -132,13 +131,7 @@ def test_the_squashed_entropy_is_not_the_gaussians():
     assert entropy.item() < float(Gaussian(BOX).entropy(wide.detach(), NO_MASK, generator()).mean()) - 3
 
 
-def test_gaussian_kl_by_hand():
-    zero, one = torch.zeros(1), torch.ones(1)
-    assert gaussian_kl(one, zero, zero, zero).item() == pytest.approx(0.5)
-    assert gaussian_kl(zero, one, zero, zero).item() == pytest.approx(-1 + 0.5 * (math.e**2 - 1))
-
-
-def test_numbering_of_actions_follows_the_space():
+def test_environment_actions_count_from_the_start_of_the_space():
     assert Categorical(spaces.Discrete(2, start=5)).to_env(torch.tensor([0, 1])).tolist() == [5, 6]
     assert MultiCategorical(spaces.MultiDiscrete([2, 2], start=[1, 3])).to_env(torch.tensor([[0, 1]])).tolist() == [
         [1, 4]
@@ -148,17 +141,17 @@ def test_numbering_of_actions_follows_the_space():
 @pytest.mark.parametrize(
     ("space", "squash", "message"),
     [
-        (spaces.Box(-np.inf, np.inf, (1,)), True, "finite bounds"),
+        (spaces.Box(-np.inf, np.inf, (1,)), True, "no finite bounds"),
         (spaces.Discrete(2), True, "squash is for continuous"),
         (spaces.MultiBinary(3), False, "must be Discrete"),
         (spaces.Box(0, 255, (2,), np.uint8), False, "must be Discrete"),
     ],
 )
-def test_spaces_that_do_not_fit(space, squash, message):
+def test_unsupported_action_spaces_are_rejected(space, squash, message):
     with pytest.raises(ValueError, match=message):
         make_policy(space, squash)
 
 
-def test_continuous_actions_take_no_mask():
-    with pytest.raises(ValueError, match="discrete actions"):
+def test_continuous_policies_reject_a_mask():
+    with pytest.raises(ValueError, match="is for discrete actions"):
         Gaussian(BOX).mode(torch.zeros(1, 4), torch.ones(1, 2, dtype=torch.bool))

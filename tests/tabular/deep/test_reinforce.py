@@ -1,4 +1,4 @@
-"""REINFORCE's weights by hand, and what a baseline does to the gradient: nothing to its mean, much to its variance."""
+"""REINFORCE: weights by hand; a baseline keeps the mean of the gradient and lowers its variance."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,13 +7,11 @@ import torch
 from gymnasium import spaces
 
 from tabular.core.losses import policy_gradient_loss
-from tabular.deep.reinforce import REINFORCE, REINFORCEConfig
-from tabular.deep.trajectories import collect
-from tabular.history import History
+from tabular.deep.reinforce import REINFORCE, REINFORCEConfig, episode_of
 
 
 class Countdown(gym.Env):
-    """Episodes of 2, 3, 2, 3, ... steps that pay 1, 2, 3."""
+    """Episodes of 2, 3, 2, 3, ... steps with the rewards 1, 2, 3."""
 
     observation_space = spaces.Box(-10, 10, (1,), np.float32)
     action_space = spaces.Discrete(2)
@@ -32,7 +30,7 @@ class Countdown(gym.Env):
         return np.full(1, self.t, np.float32), float(self.t), end and not self.truncates, end and self.truncates, {}
 
 
-class Cut(Countdown):
+class TruncatedCountdown(Countdown):
     truncates = True
 
 
@@ -44,21 +42,12 @@ def weights(make_env=Countdown, critic=None, **settings):
     learner = REINFORCE(make_env, REINFORCEConfig(n_episodes=2, hidden=(4,), **settings), seed=0)
     if critic is not None:
         learner.network.critic = critic
-    trajectory, episode = play(learner)
-    assert episode.tolist() == [[0, 0, 1, 1, 1]]
-    return [x[0].tolist() for x in learner._weights(trajectory, episode)]
+    trajectory = learner._collect()
+    assert episode_of(trajectory).tolist() == [[0, 0, 1, 1, 1]]
+    return [x[0].tolist() for x in learner._weights_and_returns(trajectory)]
 
 
-def play(learner):
-    config = learner.config
-    trajectory = collect(
-        learner.envs, learner.network.actor, learner.policy, 10_000, config.gamma, learner.generator, History(), 0,
-        config.n_episodes,
-    )  # fmt: skip
-    return trajectory, trajectory.ends.cumsum(-1) - trajectory.ends.long()
-
-
-class Ten(torch.nn.Module):
+class ConstantTen(torch.nn.Module):
     def forward(self, obs):
         return torch.full(obs.shape[:-1], 10.0)
 
@@ -70,37 +59,37 @@ def test_weights_by_hand():
     assert weights(weight="total", baseline="none", gamma=0.5) == [total, returns]
     mean = sum(returns) / 5
     assert weights(weight="to_go", baseline="mean", gamma=0.5)[0] == pytest.approx([r - mean for r in returns])
-    assert weights(baseline="learned", critic=Ten(), gamma=0.5)[0] == pytest.approx([r - 10 for r in returns])
+    assert weights(baseline="learned", critic=ConstantTen(), gamma=0.5)[0] == pytest.approx([r - 10 for r in returns])
 
 
-def test_gamma_0_still_tells_episodes_apart():
+def test_gamma_0_gives_each_step_its_own_reward_and_keeps_episodes_apart():
     assert weights(weight="to_go", baseline="none", gamma=0)[0] == [1, 2, 1, 2, 3]
     assert weights(weight="total", baseline="none", gamma=0)[0] == [1, 1, 1, 1, 1]
 
 
-def test_a_time_limit_is_bootstrapped_by_learned_values_only():
-    assert weights(make_env=Cut, weight="to_go", baseline="none", gamma=0.5)[0] == [2, 2, 2.75, 3.5, 3]
+def test_truncated_episodes_are_bootstrapped_only_with_a_learned_baseline():
+    assert weights(make_env=TruncatedCountdown, weight="to_go", baseline="none", gamma=0.5)[0] == [2, 2, 2.75, 3.5, 3]
     expected = [2 + 2.5, 2 + 5, 2.75 + 1.25, 3.5 + 2.5, 3 + 5]
-    assert weights(make_env=Cut, baseline="learned", critic=Ten(), gamma=0.5)[1] == expected
+    assert weights(make_env=TruncatedCountdown, baseline="learned", critic=ConstantTen(), gamma=0.5)[1] == expected
 
 
-def test_scaling_to_variance_1_keeps_every_sign():
+def test_normalised_weights_keep_their_signs():
     plain = weights(weight="to_go", baseline="mean", gamma=0.5)[0]
     scaled = weights(weight="to_go", baseline="mean", gamma=0.5, normalize_weights=True)[0]
     assert np.std(scaled) == pytest.approx(1, rel=1e-4)
     np.testing.assert_allclose(np.array(scaled) / np.array(plain), scaled[0] / plain[0], rtol=1e-5)
 
 
-class Paid(Countdown):
-    """Pays 5 a step, and 1 more for action 1."""
+class ActionReward(Countdown):
+    """A reward of 5 per step, and 1 more for action 1."""
 
     def step(self, action):
         obs, _, *rest = super().step(action)
         return obs, 5.0 + action, *rest
 
 
-class Expected(torch.nn.Module):
-    """What is still to come in it, to half a step: episodes have 2 or 3 steps, and half of the actions are 1."""
+class ExpectedReturn(torch.nn.Module):
+    """The expected return in `ActionReward`, to half a step: episodes have 2 or 3 steps, half of the actions are 1."""
 
     def forward(self, obs):
         return 5.5 * (2.5 - obs[..., 0])
@@ -108,27 +97,27 @@ class Expected(torch.nn.Module):
 
 def gradients(n_batches, **settings):
     """Gradient estimates [n_batches, P] of the untrained policy, and the recorded variance of each."""
-    learner = REINFORCE(Paid, REINFORCEConfig(n_episodes=4, gamma=1, hidden=(4,), **settings), seed=0)
-    learner.network.critic = Expected()
+    learner = REINFORCE(ActionReward, REINFORCEConfig(n_episodes=4, gamma=1, hidden=(4,), **settings), seed=0)
+    learner.network.critic = ExpectedReturn()
     parameters, rows, variances = list(learner.network.actor.parameters()), [], []
     for _ in range(n_batches):
-        trajectory, episode = play(learner)
-        weight, _ = learner._weights(trajectory, episode)
+        trajectory = learner._collect()
+        weight, _ = learner._weights_and_returns(trajectory)
         logprobs = learner.policy.logprob(learner.network.actor(trajectory.obs), trajectory.actions, None)
-        variances.append(learner._gradient_variance(logprobs, weight, episode))
+        variances.append(learner._gradient_variance(logprobs, weight, episode_of(trajectory)))
         loss, _ = policy_gradient_loss(logprobs, weight, torch.ones_like(weight, dtype=torch.bool), 4)
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
     return torch.stack(rows), np.array(variances)
 
 
-def test_a_baseline_lowers_the_variance_and_leaves_the_mean():
+def test_a_baseline_lowers_the_variance_of_the_gradient_and_keeps_its_mean():
     total, _ = gradients(150, weight="total", baseline="none")
     to_go, recorded = gradients(150, weight="to_go", baseline="none")
     learned, _ = gradients(150, weight="to_go", baseline="learned")
     spread = [float(rows.var(dim=0).sum()) for rows in (total, to_go, learned)]
     assert spread[0] > 1.4 * spread[1]
     assert spread[1] > 5 * spread[2]
-    # What is recorded from one batch estimates the variance between batches.
+    # The variance recorded from one batch estimates the variance between batches.
     assert recorded.mean() == pytest.approx(spread[1], rel=0.3)
     for rows in (to_go, learned):
         error = (rows.mean(0) - total.mean(0)).norm()
@@ -136,18 +125,20 @@ def test_a_baseline_lowers_the_variance_and_leaves_the_mean():
         assert error < 3 * noise
 
 
-def test_episodes_without_an_end_are_an_error():
+def test_episodes_that_never_end_raise():
     class Endless(Countdown):
         def step(self, action):
             obs, reward, *_, info = super().step(action)
             return obs % 5, reward, False, False, info
 
     learner = REINFORCE(Endless, REINFORCEConfig(max_steps=50, hidden=(4,)), seed=0)
-    with pytest.raises(ValueError, match=r"max_steps = 50: put a gymnasium.wrappers.TimeLimit"):
+    with pytest.raises(
+        ValueError, match=r"max_steps is 50, but 10 episodes did not end within it: put a gymnasium.wrappers.TimeLimit"
+    ):
         learner.advance(10)
 
 
-def test_variance_and_baseline_are_in_the_history():
+def test_gradient_variance_and_baseline_metrics_are_recorded():
     learner = REINFORCE(cart_pole, REINFORCEConfig(n_episodes=3, measure_variance=True, hidden=(4,)), seed=0)
     learner.advance(1)
     assert {"gradient_variance", "value_loss", "explained_variance", "entropy"} <= set(learner.history.metrics)
@@ -156,6 +147,6 @@ def test_variance_and_baseline_are_in_the_history():
 
 
 @pytest.mark.parametrize(("field", "value"), [("weight", "future"), ("baseline", "median"), ("n_episodes", 0)])
-def test_settings_out_of_range(field, value):
+def test_settings_out_of_range_are_rejected(field, value):
     with pytest.raises(ValueError, match=field):
         REINFORCEConfig(**{field: value})

@@ -1,4 +1,4 @@
-"""n-step returns end where episodes end; a full memory forgets the oldest; states come back."""
+"""Replay buffer: n-step returns stop at episode ends, the oldest transitions are overwritten, states round-trip."""
 
 import numpy as np
 import pytest
@@ -33,34 +33,34 @@ def rows(buffer):
     return list(zip(*(buffer.data[name][: buffer.size].ravel().tolist() for name in names), strict=True))
 
 
-def test_one_step():
+def test_one_step_transitions_by_hand():
     assert rows(filled(1)) == [(0, 0, 1, 0.5, 1), (1, 1, 2, 0.5, 2), (2, 0, 4, 0, 3), (10, 0, 8, 0.5, 11)]
 
 
-def test_two_steps_end_with_the_episode():
+def test_two_step_returns_stop_at_the_end_of_the_episode():
     assert rows(filled(2)) == [(0, 0, 2, 0.25, 2), (1, 1, 4, 0, 3), (2, 0, 4, 0, 3)]
 
 
-def test_a_time_limit_leaves_a_value_behind():
+def test_truncated_episodes_keep_their_discount_for_bootstrapping():
     cut = rows(filled(2, end="truncated"))
     assert cut == [(0, 0, 2, 0.25, 2), (1, 1, 4, 0.25, 3), (2, 0, 4, 0.5, 3)]
 
 
-def test_the_oldest_is_forgotten_first():
+def test_the_oldest_transition_is_overwritten_first():
     assert sorted(row[0] for row in rows(filled(1, capacity=3))) == [1, 2, 10]
 
 
-def test_samples_are_uniform_and_belong_to_the_generator():
+def test_samples_are_uniform_and_determined_by_the_generator():
     buffer = filled(1)
-    a = buffer.sample(100, 40, torch.Generator().manual_seed(0))
-    b = buffer.sample(100, 40, torch.Generator().manual_seed(0))
+    a = buffer.sample((100, 40), torch.Generator().manual_seed(0))
+    b = buffer.sample((100, 40), torch.Generator().manual_seed(0))
     assert a.obs.shape == (100, 40, 1)
-    assert np.array_equal(a.obs, b.obs)
+    assert torch.equal(a.obs, b.obs)
     counts = np.unique(a.obs, return_counts=True)[1]
     assert counts.tolist() == pytest.approx([1000] * 4, abs=100)
 
 
-def test_state_comes_back_with_the_steps_that_still_wait():
+def test_state_dict_round_trip_includes_pending_steps():
     buffer = filled(2)
     other = ReplayBuffer(10, (1,), np.float32, 2, 2, gamma=0.5)
     other.load_state_dict(buffer.state_dict())
@@ -74,6 +74,8 @@ def test_state_comes_back_with_the_steps_that_still_wait():
 
 
 @pytest.mark.parametrize("capacity", [10**12, 10**30])
-def test_more_than_there_is_memory_for(capacity):
-    with pytest.raises(ValueError, match=rf"buffer_size {capacity} would take [\d,.]+ GiB of memory: take a smaller"):
+def test_a_buffer_larger_than_memory_is_rejected(capacity):
+    with pytest.raises(
+        ValueError, match=rf"buffer_size is {capacity}, which needs [\d,.]+ GiB of memory; use a smaller"
+    ):
         ReplayBuffer(capacity, (84, 84), np.float64, 4, 1, 0.9)

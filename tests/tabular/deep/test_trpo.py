@@ -1,4 +1,4 @@
-"""The Fisher matrix is the Fisher matrix, and no step leaves the trust region."""
+"""Fisher-vector products equal the explicit Fisher matrix, and no TRPO step leaves the trust region."""
 
 import gymnasium as gym
 import numpy as np
@@ -6,21 +6,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
-import tabular.deep.trpo
+import tabular.deep.natural_gradient
 from tabular.core.masked import masked_whiten
-from tabular.core.returns import gae
-from tabular.deep.networks import ActorCritic
+from tabular.deep.fisher import conjugate_gradient, fisher_product
+from tabular.deep.natural_gradient import NaturalGradient, NaturalGradientConfig
+from tabular.deep.networks import ActorCriticNetwork
 from tabular.deep.policies import make_policy
-from tabular.deep.trajectories import bootstrap, collect
-from tabular.deep.trpo import (
-    TRPO,
-    NaturalGradient,
-    NaturalGradientConfig,
-    TRPOConfig,
-    conjugate_gradient,
-    fisher_product,
-)
-from tabular.history import History
+from tabular.deep.trpo import TRPO, TRPOConfig
 
 
 def cart_pole():
@@ -33,7 +25,7 @@ def generator(seed=0):
 
 def actor_for(space):
     policy = make_policy(space)
-    network = ActorCritic(spaces.Box(-1, 1, (2,)), policy, (3,), generator())
+    network = ActorCriticNetwork(spaces.Box(-1, 1, (2,)), policy, (3,), generator())
     actor = network.actor.double()
     for parameter in actor.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator(1), dtype=torch.float64)
@@ -100,30 +92,30 @@ CONFIG = {"n_steps": 128, "n_envs": 2, "hidden": (16,), "n_value_epochs": 3, "cg
 
 
 def recorded(learner, iterations):
-    """For each iteration whether it was accepted, the true KL and the rise of the surrogate, computed independently."""
-    rows, improve = [], learner._improve_policy
+    """For each iteration: whether it was accepted, its exact KL, and the rise of the surrogate (computed here)."""
+    rows, update = [], learner._update
 
-    def watched(trajectory, advantages):
+    def recorded_update(trajectory, advantages):
         actor = learner.network.actor
-        before, old = learner.weights.detach().clone(), actor(trajectory.obs).detach().double()
-        metrics = improve(trajectory, advantages)
+        before, old = weights_of(actor), actor(trajectory.obs).detach().double()
+        metrics = update(trajectory, advantages)
         new = actor(trajectory.obs).detach().double()
         old_p, new_p = old.softmax(-1), new.softmax(-1)
         kl = (old_p * (old_p.log() - new_p.log())).sum(-1).mean()
         taken = trajectory.actions[..., None]
         ratio = (new_p.gather(-1, taken) / old_p.gather(-1, taken))[..., 0]
         rise = ((ratio - 1) * advantages).mean()
-        unmoved = torch.equal(before.view(torch.int32), learner.weights.detach().view(torch.int32))
+        unmoved = same_bits(before, weights_of(actor))
         rows.append((metrics["accepted"] == 1, float(kl), float(rise), unmoved))
         return metrics
 
-    learner._improve_policy = watched
+    learner._update = recorded_update
     for _ in range(iterations):
         learner._iterate()
     return rows
 
 
-def test_every_accepted_step_keeps_the_true_kl_and_raises_the_surrogate():
+def test_every_accepted_step_keeps_the_exact_kl_and_raises_the_surrogate():
     rows = recorded(TRPO(cart_pole, TRPOConfig(**CONFIG), seed=1), 8)
     assert sum(accepted for accepted, *_ in rows) >= 5
     for accepted, kl, rise, unmoved in rows:
@@ -133,35 +125,30 @@ def test_every_accepted_step_keeps_the_true_kl_and_raises_the_surrogate():
             assert rise > 0
 
 
-def test_the_model_of_the_kl_alone_would_overstep():
-    """What the line search is for: the natural gradient's full step has a true KL well above its target."""
+def test_the_natural_gradient_without_line_search_exceeds_the_target_kl():
+    """The reason for the line search: the exact KL of the full step is well above its target."""
     rows = recorded(NaturalGradient(cart_pole, NaturalGradientConfig(**CONFIG), seed=1), 8)
     assert max(kl for _, kl, *_ in rows) > 1.5 * 0.02
 
 
-def some_step(learner):
-    config = learner.config
-    trajectory = collect(
-        learner.envs,
-        learner.network.actor,
-        learner.policy,
-        config.n_steps,
-        config.gamma,
-        learner.generator,
-        History(),
-        0,
-    )
-    with torch.no_grad():
-        values = learner.network.critic(trajectory.obs)
-    rewards, last = bootstrap(learner.network.critic, trajectory, config.gamma)
-    advantages = gae(rewards, values, trajectory.discounts, config.lam, last)
+def trajectory_and_advantages(learner):
+    trajectory = learner._collect()
+    _, advantages = learner._values_and_advantages(trajectory)
     return trajectory, masked_whiten(advantages, torch.ones_like(advantages, dtype=torch.bool))
 
 
+def weights_of(module):
+    return torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+
+
+def same_bits(a, b):
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
 @pytest.mark.parametrize("how", ["kl", "surrogate", "nan"])
-def test_a_rejected_step_leaves_every_bit_as_it_was(how, monkeypatch):
+def test_a_rejected_step_restores_the_weights_bit_for_bit(how, monkeypatch):
     learner = TRPO(cart_pole, TRPOConfig(**(CONFIG | {"cg_damping": 0.1})), seed=0)
-    trajectory, advantages = some_step(learner)
+    trajectory, advantages = trajectory_and_advantages(learner)
     if how == "kl":
         kl = learner.policy.kl
         monkeypatch.setattr(learner.policy, "kl", lambda old, new, mask: kl(old, new, mask) + 1)
@@ -173,22 +160,22 @@ def test_a_rejected_step_leaves_every_bit_as_it_was(how, monkeypatch):
             x, residual = conjugate_gradient(product, b, iterations)
             return -x, 2 * b - residual
 
-        monkeypatch.setattr(tabular.deep.trpo, "conjugate_gradient", backwards)
-    before = learner.weights.detach().clone()
-    metrics = learner._improve_policy(trajectory, advantages)
+        monkeypatch.setattr(tabular.deep.natural_gradient, "conjugate_gradient", backwards)
+    before = weights_of(learner.network.actor)
+    metrics = learner._update(trajectory, advantages)
     assert metrics["accepted"] == 0
-    assert torch.equal(before.view(torch.int32), learner.weights.detach().view(torch.int32))
+    assert same_bits(before, weights_of(learner.network.actor))
 
 
-def test_the_critics_steps_do_not_move_the_policy():
+def test_gradient_steps_of_the_critic_do_not_change_the_policy():
     learner = TRPO(cart_pole, TRPOConfig(**CONFIG), seed=0)
-    before, values = learner.weights.detach().clone(), learner.value_weights.detach().clone()
+    actor, critic = weights_of(learner.network.actor), weights_of(learner.network.critic)
     learner._fit_values(torch.randn(30, 4, generator=generator()), torch.ones(30))
-    assert torch.equal(before, learner.weights)
-    assert not torch.equal(values, learner.value_weights)
+    assert torch.equal(actor, weights_of(learner.network.actor))
+    assert not torch.equal(critic, weights_of(learner.network.critic))
 
 
-def test_settings_out_of_range():
+def test_settings_out_of_range_are_rejected():
     for field, value in (("target_kl", 0.0), ("cg_damping", -1.0), ("line_search_shrink", 1.0), ("n_steps", 0)):
         with pytest.raises(ValueError, match=field):
             TRPOConfig(**{field: value})

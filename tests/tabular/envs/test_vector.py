@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from tabular.deep.networks import ActorCritic
+from tabular.deep.networks import ActorCriticNetwork
 from tabular.deep.policies import make_policy
 from tabular.deep.trajectories import bootstrap, collect
 from tabular.envs import cartpole, vector
@@ -83,7 +83,7 @@ def test_episodes_are_reported_once_with_their_return_and_length():
 
 def policy_and_network(envs):
     policy = make_policy(envs.action_space)
-    network = ActorCritic(envs.observation_space, policy, (4,), torch.Generator().manual_seed(0))
+    network = ActorCriticNetwork(envs.observation_space, policy, (4,), torch.Generator().manual_seed(0))
     return policy, network
 
 
@@ -92,7 +92,16 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_does_n
     envs = VectorEnv(lambda: StepRecorder(length=3, truncates=truncates), 2, seed=0)
     policy, network = policy_and_network(envs)
     generator = torch.Generator().manual_seed(0)
-    trajectory = collect(envs, network.actor, policy, 4, 0.5, generator, History(), 0)
+    trajectory = collect(
+        envs=envs,
+        actor=network.actor,
+        policy=policy,
+        n_steps=4,
+        gamma=0.5,
+        generator=generator,
+        history=History(),
+        steps=0,
+    )
     critic = torch.nn.Sequential(StepNumber())
     rewards, last = bootstrap(critic, trajectory, 0.5)
     expected = trajectory.actions.float()
@@ -210,7 +219,16 @@ def test_action_masks_are_recorded():
 
     envs = VectorEnv(lambda: Masked(length=3), 2, seed=0)
     policy, network = policy_and_network(envs)
-    trajectory = collect(envs, network.actor, policy, 7, 0.9, torch.Generator().manual_seed(0), History(), 0)
+    trajectory = collect(
+        envs=envs,
+        actor=network.actor,
+        policy=policy,
+        n_steps=7,
+        gamma=0.9,
+        generator=torch.Generator().manual_seed(0),
+        history=History(),
+        steps=0,
+    )
     assert trajectory.actions.tolist() == [[0, 1, 2, 0, 1, 2, 0]] * 2
     assert trajectory.masks.shape == (2, 7, 10)
     assert torch.equal(trajectory.masks.int().argmax(-1), trajectory.actions)

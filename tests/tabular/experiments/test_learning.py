@@ -7,9 +7,10 @@ import pytest
 from tabular.deep.a2c import A2C, A2CConfig
 from tabular.deep.actor_critic import ActorCritic, ActorCriticConfig
 from tabular.deep.dqn import DQN, DQNConfig
+from tabular.deep.natural_gradient import NaturalGradient, NaturalGradientConfig
 from tabular.deep.ppo import PPO, PPOConfig
 from tabular.deep.reinforce import REINFORCE, REINFORCEConfig
-from tabular.deep.trpo import TRPO, NaturalGradient, NaturalGradientConfig, TRPOConfig
+from tabular.deep.trpo import TRPO, TRPOConfig
 
 pytestmark = pytest.mark.slow
 SEEDS = range(5)

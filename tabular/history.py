@@ -1,4 +1,4 @@
-"""What a learner records while it learns: the training episodes, and named figures with the step they belong to."""
+"""The record of a learner: its training episodes, and named metrics with the step they belong to."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ Number = float | int
 
 
 class History:
-    """Grows as a learner learns; every learner of this package has one as `history`.
+    """Training episodes and metrics; every learner of this package has one as `history`.
 
-    Steps are environment steps since the beginning, counted over all copies of the environment together. Figures that
-    would make one array a step (the change of every action value) are summarised before they are added.
+    Steps are environment steps since the start, summed over all copies of the environment. Metrics that would be an
+    array at every step, such as the change of each action value, are summarised before they are added.
     """
 
     def __init__(self) -> None:
@@ -23,13 +23,13 @@ class History:
         "name -> [(step, value), ...]: approx_kl, clip_fraction, entropy, td_error, loss, epsilon, q_change, ..."
 
     def add_episode(self, end: int, total: Number, length: int) -> None:
-        """A training episode ended at environment step `end` with the return `total` after `length` steps."""
+        """Adds a training episode that ended at environment step `end` with the return `total` after `length` steps."""
         self.ends.append(int(end))
         self.returns.append(float(total))
         self.lengths.append(int(length))
 
     def add(self, step: int, **values: Number) -> None:
-        """Figures that belong to environment step `step`."""
+        """Adds metrics of environment step `step`."""
         for name, value in values.items():
             self.metrics.setdefault(name, []).append((int(step), float(value)))
 

@@ -157,7 +157,8 @@ def read_layout(layout: str) -> tuple[str, ...]:
     if not isinstance(layout, str):
         raise ValueError(f"layout is {layout!r}, but must be a name, a file or the rows of a maze")
     if "\n" in layout:
-        text, name = layout, "the maze"
+        text = layout
+        name = "the maze"
     else:
         path = LAYOUTS / f"{layout}.txt" if (LAYOUTS / f"{layout}.txt").is_file() else Path(layout)
         if not path.is_file():

@@ -153,9 +153,11 @@ def grid_of(env: Any) -> Grid | None:
         return env.grid
     name = type(env).__name__
     if name == "FrozenLakeEnv":
-        cells, arrows = ["".join(cell.decode() for cell in row) for row in env.desc], "←↓→↑"
+        cells = ["".join(cell.decode() for cell in row) for row in env.desc]
+        arrows = "←↓→↑"
     elif name == "CliffWalkingEnv":
-        cells, arrows = ["·" * 12] * 3 + ["S" + "C" * 10 + "G"], "↑→↓←"
+        cells = ["·" * 12] * 3 + ["S" + "C" * 10 + "G"]
+        arrows = "↑→↓←"
     else:
         return None
     positions = tuple((row, column) for row in range(len(cells)) for column in range(len(cells[0])))

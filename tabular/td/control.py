@@ -129,9 +129,11 @@ class Control:
             self._advance_on_table(chunk) if self.table is not None else self._advance_in_env(chunk)
 
     def _advance_on_table(self, steps: int) -> None:
-        begin, log_every = self.steps, self.config.log_every
+        begin = self.steps
+        log_every = self.config.log_every
         explorations = self._explorations(begin, steps)
-        episodes, log = np.empty((3, steps)), np.empty((2, steps // log_every + 1))
+        episodes = np.empty((3, steps))
+        log = np.empty((2, steps // log_every + 1))
         n_episodes, n_logs = kernels.learn(
             self.table, self.limit, steps, self.q, self.rule, explorations, BLOCK, log_every,
             self.cursor, self.stats, self.visits, self.memory, self.rngs, episodes, log,
@@ -146,13 +148,21 @@ class Control:
 
     def _advance_in_env(self, steps: int) -> None:
         # Attributes looked up once: this loop runs for every step.
-        q, masks, rng, softmax = self.q, self.masks, self.rngs[0], self.config.softmax
-        step_env, index, choose, update = self.env.step, self.index, kernels.choose, self._update
+        q = self.q
+        masks = self.masks
+        rng = self.rngs[0]
+        softmax = self.config.softmax
+        log_every = self.config.log_every
+        first_action = self.first_action
+        step_env = self.env.step
+        index = self.index
+        choose = kernels.choose
+        update = self._update
         begin, state, action, t = self.cursor.tolist()
         total = float(self.stats[kernels.RETURN])
-        visits, log = [0] * self.n_states, np.empty((2, 1))
+        visits = [0] * self.n_states
+        log = np.empty((2, 1))
         record_action = self.episodes.actions.append
-        first_action, log_every = self.first_action, self.config.log_every
         exploration = self.exploration(begin - begin % BLOCK)
         for step in range(begin, begin + steps):
             if step % BLOCK == 0:
@@ -167,7 +177,9 @@ class Control:
             visits[state] += 1
             record_action(action)
             observation, reward, terminated, truncated, info = step_env(action + first_action)
-            next_state, reward, terminated = index(observation), float(reward), bool(terminated)
+            next_state = index(observation)
+            reward = float(reward)
+            terminated = bool(terminated)
             if not math.isfinite(reward):
                 raise reward_error(self.env, reward)
             if "action_mask" in info:

@@ -41,10 +41,12 @@ class ReplayedEpisodes:
     def state_dict(self, under_way: bool) -> dict[str, Any]:
         """What a replay of the current episode needs, or, between two episodes, how the next is reset."""
         if under_way:
-            seed, random_state, actions = self.reset_seed, self.random_state, self.actions
+            seed = self.reset_seed
+            random_state = self.random_state
         else:
-            seed, actions = self.seed, []
+            seed = self.seed
             random_state = None if seed is not None else self._random_state()
+        actions = self.actions if under_way else []
         # As text, because a bit generator's state has integers of 128 bits.
         return {
             "seed": seed,

@@ -84,13 +84,16 @@ def predict(
     cumulative = (np.eye(n_actions)[policy] if policy.ndim == 1 else policy).cumsum(axis=1, dtype=float)
 
     behaviour, env_seed = np.random.SeedSequence(seed).spawn(2)
-    rng, table = make_rng(behaviour), compile_table(env)
-    values, counts = np.full(n_states, float(config.initial_value)), np.zeros(n_states, dtype=np.int64)
+    rng = make_rng(behaviour)
+    table = compile_table(env)
+    values = np.full(n_states, float(config.initial_value))
+    counts = np.zeros(n_states, dtype=np.int64)
     rule = METHODS.index(config.method), float(config.alpha), float(config.gamma), float(config.lam)
     history = np.empty((episodes, n_states))
     limit = time_limit(env) or MAX_EPISODE_STEPS
     n = min(config.n, limit)  # no episode is longer, and numba's integers end somewhere
-    first_action, reset_seed = int(getattr(env.action_space, "start", 0)), int(env_seed.generate_state(1)[0])
+    first_action = int(getattr(env.action_space, "start", 0))
+    reset_seed = int(env_seed.generate_state(1)[0])
     for episode in range(episodes):
         if table is not None:
             sampled = _sample_on_table(table.start, *table[1:7], cumulative, limit, rng)
@@ -170,7 +173,8 @@ def td_lambda(values, states, rewards, terminated, alpha, gamma, lam):
     """
     traces = np.zeros(len(values))
     for t in range(len(rewards)):
-        s, last = states[t], t == len(rewards) - 1
+        s = states[t]
+        last = t == len(rewards) - 1
         next_value = 0.0 if last and terminated else values[states[t + 1]]
         delta = rewards[t] + gamma * next_value - values[s]
         if lam == 0:

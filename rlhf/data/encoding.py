@@ -1,20 +1,12 @@
 """Text and chat messages as token ids. The one place that applies chat templates."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf.errors import UserError
-
-
-class Demonstration(NamedTuple):
-    """One tokenised example of supervised fine-tuning."""
-
-    ids: list[int]
-    trained: list[bool]
-    """True on the tokens that the loss is taken over."""
 
 
 def render_chat(tokenizer: Any, messages: list[Any], generation_prompt: bool) -> str:
@@ -57,48 +49,8 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     return encoded
 
 
-def encode_demonstration(tokenizer: Any, row: dict[str, Any]) -> Demonstration:
-    """One row of demonstrations as token ids with the mask of trained tokens.
-
-    Trained are all tokens of a `text`, the completion of `prompt, completion`, the assistant's messages of `messages`.
-    """
-    eos = [tokenizer.eos_token_id]
-    if "messages" in row:
-        return _encode_messages(tokenizer, row["messages"])
-    if "completion" in row:
-        prompt, completion = row["prompt"], row["completion"]
-        if isinstance(prompt, list):
-            messages = [*prompt, *_as_messages(completion)]
-            return _encode_messages(tokenizer, messages, first_trained=len(prompt))
-        prompt_ids = encode_prompts(tokenizer, [prompt])[0]
-        completion_ids = tokenizer(completion, add_special_tokens=False).input_ids + eos
-        return Demonstration(
-            ids=prompt_ids + completion_ids, trained=[False] * len(prompt_ids) + [True] * len(completion_ids)
-        )
-    ids = encode_prompts(tokenizer, [row["text"]])[0] + eos
-    return Demonstration(ids=ids, trained=[True] * len(ids))
-
-
-def _encode_messages(tokenizer: Any, messages: list[dict[str, Any]], first_trained: int = 0) -> Demonstration:
-    """Messages with the tokens of the assistant's messages trained, from message `first_trained` on."""
-    text = render_chat(tokenizer, messages, False)
-    spans = []  # characters [start, end) of each trained message
-    for i, message in enumerate(messages):
-        if i >= first_trained and message["role"] == "assistant":
-            before = render_chat(tokenizer, messages[:i], True)
-            through = render_chat(tokenizer, messages[: i + 1], False)
-            if not (through.startswith(before) and text.startswith(through)):
-                raise UserError(
-                    "the tokenizer's chat template rewrites earlier messages, so the assistant's tokens cannot be "
-                    "located; use the columns prompt and completion instead"
-                )
-            spans.append((len(before), len(through)))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    trained = [any(a <= start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
-    return Demonstration(ids=encoded.input_ids, trained=trained)
-
-
-def _as_messages(completion: Any) -> list[dict[str, Any]]:
+def as_messages(completion: Any) -> list[dict[str, Any]]:
+    """A completion as messages: text becomes one message of the assistant."""
     return completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
 
 
@@ -116,7 +68,7 @@ def encode_for_scoring(
     encoded = []
     for prompt, completion in zip(prompts, completions, strict=True):
         if isinstance(prompt, list) or isinstance(completion, list):
-            messages = (prompt if isinstance(prompt, list) else []) + _as_messages(completion)
+            messages = (prompt if isinstance(prompt, list) else []) + as_messages(completion)
             # A template may write a line break after the end token, and a second end token would then be appended.
             text = render_chat(tokenizer, messages, False).rstrip()
             ids = tokenizer(text, add_special_tokens=False).input_ids

@@ -1,42 +1,46 @@
-"""Text that is learnt beside PPO, so that the policy does not forget what it could say: InstructGPT's PPO-ptx."""
+"""PPO-ptx: demonstrations mixed into PPO's updates, so that the policy keeps its language ability (InstructGPT).
+
+Ouyang et al. (2022).
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlhf.config.jobs import PTXConfig
 from rlhf.data.datasets import load_rows
-from rlhf.data.encoding import pad, padding_id
+from rlhf.data.demonstrations import Demonstration, encode_demonstrations, pad_demonstrations
+from rlhf.data.encoding import padding_id
+from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.records import Tokens
-from rlhf.trainers.sft import Demonstration, encode, trained_token_count
 from rlhf.trainers.supervised import check_lengths
 
-_ORDER = 5_555_555
-"""Tells the order of these texts from that of the prompts."""
+_STREAM_KEY = 5_555_555
+"""Separates the order of these texts from that of the prompts."""
 
 
 @dataclass(frozen=True)
 class TextStream:
-    """Demonstrations in an endless random order that is a function of the seed."""
+    """Demonstrations in endless shuffled batches."""
 
     examples: list[Demonstration]
     config: PTXConfig
-    filler: int
+    pad_id: int
     seed: int
 
     @classmethod
     def load(cls, config: PTXConfig, tokenizer: Any, context_length: int | None, seed: int) -> "TextStream":
-        """Read and tokenise the texts.
+        """Load and tokenise the texts.
 
         Raises:
             UserError: they cannot be read, are too long for the model, or fewer than one batch.
         """
         assert config.path is not None
-        examples = encode(tokenizer, load_rows(config.path, config.split), config.max_length, config.path)
-        check_lengths((len(ids) for ids, _ in examples), context_length, config.path, "ptx.max_length")
+        rows = load_rows(config.path, config.split)
+        examples = encode_demonstrations(tokenizer, rows, config.max_length, config.path, "ptx.max_length")
+        check_lengths((len(example.ids) for example in examples), context_length, config.path, "ptx.max_length")
         if len(examples) < config.batch_size:
             raise UserError(
                 f"{config.path} holds {len(examples)} texts, fewer than ptx.batch_size = {config.batch_size}; lower it"
@@ -44,18 +48,15 @@ class TextStream:
         return cls(examples, config, padding_id(tokenizer), seed)
 
     def batch(self, number: int) -> list[Demonstration]:
-        """The texts of the `number`-th optimizer step of a run; each pass drops those that fill no last batch."""
-        size = self.config.batch_size
-        turn, index = divmod(number, len(self.examples) // size)
-        order = np.random.default_rng([self.seed, _ORDER, turn]).permutation(len(self.examples))
-        return [self.examples[i] for i in order[index * size : (index + 1) * size]]
+        """The texts of the optimizer step with this number, counted from 0 over the run."""
+        stream = ShuffledStream(len(self.examples), self.seed, key=(_STREAM_KEY,))
+        return [self.examples[i] for i in stream.batch(number, self.config.batch_size)]
 
     def as_responses(self, examples: list[Demonstration]) -> Tokens:
-        """The texts as a policy reads responses: the first token is the prompt, the learnt ones are scored."""
-        ids, real = pad([ids for ids, _ in examples], self.filler, "right")
-        learn, _ = pad([learn for _, learn in examples], 0, "right")
-        return Tokens(ids[:, :1], torch.ones_like(real[:, :1]), ids[:, 1:], learn[:, 1:].bool())
+        """The texts as prompts of one token and responses, whose mask is True on the trained tokens."""
+        ids, mask, trained = pad_demonstrations(examples, self.pad_id)
+        return Tokens(ids[:, :1], torch.ones_like(mask[:, :1]), ids[:, 1:], trained[:, 1:])
 
     def count(self, examples: list[Demonstration]) -> int:
-        """Tokens that a batch teaches."""
-        return sum(map(trained_token_count, examples))
+        """Trained tokens of a batch."""
+        return sum(example.trained_tokens for example in examples)

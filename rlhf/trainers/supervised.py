@@ -1,15 +1,18 @@
-"""The loop under SFT and reward modelling: batches of rows, a loss that sums, and a denominator counted beforehand."""
+"""The loop under SFT and reward modelling: batches of rows, a summed loss, and a denominator counted beforehand.
+
+An objective implements `SupervisedTask`; `fit` does the rest. Another one, such as DPO, needs a task and no new loop.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlhf.config.jobs import RewardJob, SFTJob, TrainingConfig
+from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder, require_space
@@ -17,18 +20,160 @@ from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatch
 from rlhf.run.progress import progress, stop_requests
 from tabular.core.schedules import make_schedule
 
-Loss = Callable[[nn.Module, list[Any]], tuple[Tensor, Metrics]]
-"""Called with the model and some rows; the loss and metrics summed over those rows."""
+
+@runtime_checkable
+class SupervisedTask(Protocol):
+    """An objective that is a mean over rows of data."""
+
+    @property
+    def title(self) -> str:
+        """Shown by the progress bar."""
+        ...
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """The rows to train on."""
+        ...
+
+    def length(self, row: Any) -> int:
+        """Tokens of a row; rows of similar length share a batch."""
+        ...
+
+    def weight(self, row: Any) -> int:
+        """How much a row counts in the mean: its trained tokens, or 1."""
+        ...
+
+    def loss(self, model: nn.Module, rows: list[Any]) -> tuple[Tensor, Metrics]:
+        """The loss of some rows and further metrics, each summed over the rows' weights."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics on held-out rows; empty where there are none."""
+        ...
+
+
+def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run: RunFolder, accelerator: Any) -> bool:
+    """Minimise a task's mean loss over its rows, with evaluations and checkpoints.
+
+    Returns:
+        True when training reached its end, False when it was stopped before.
+
+    Raises:
+        UserError: the disk is too small, the checkpoint does not fit, or a gradient is not finite.
+    """
+    config = job.training
+    steps = total_steps(config, len(task.rows))
+    stream = ShuffledStream(len(task.rows), job.seed)
+    lengths = [task.length(row) for row in task.rows]
+    schedule = make_schedule(config.lr_schedule, config.lr, steps, config.warmup_steps)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        weights.values(), config.lr, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay
+    )
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    require_space(run.path, 5 * model_bytes, "a run with this model")
+    state = checkpoint.TrainState()
+    resume_from = checkpoint.find(run.path, job.resume)
+    if resume_from is not None:
+        state = checkpoint.load(resume_from, weights, optimizer, accelerator)
+    run.start(job, state.step if resume_from else None, accelerator, model)
+
+    model.train()
+    with progress(task.title, steps, state.step, accelerator.is_main_process) as bar, stop_requests() as stop:
+        while state.step < steps:
+            batch = [task.rows[i] for i in stream.batch(state.step, config.batch_size, lengths)]
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(state.step)
+            metrics = _take_step(task, wrapped, optimizer, batch, config=config, accelerator=accelerator)
+            state.step += 1
+            run.log(accelerator, state.step, metrics)
+            bar.advance(f"loss {metrics['loss']:.3f}")
+            stopping = stop.anywhere(accelerator)
+            if _is_due(config.eval_every, state.step) or state.step == steps:
+                _evaluate(task, model, step=state.step, run=run, accelerator=accelerator)
+            last = state.step == steps and job.checkpoint.every > 0
+            if _is_due(job.checkpoint.every, state.step) or stopping or last:
+                checkpoint.save(run.path, state, weights, optimizer, accelerator, job.checkpoint.keep)
+            if stopping and state.step < steps:
+                accelerator.print(f"stopped at step {state.step}; --resume auto continues from here")
+                return False
+    return True
+
+
+def _take_step(
+    task: SupervisedTask,
+    model: nn.Module,
+    optimizer: Any,
+    batch: list[Any],
+    *,
+    config: TrainingConfig,
+    accelerator: Any,
+) -> dict[str, float]:
+    """One optimizer step on this process's share of a batch, in microbatches; returns the metrics of the step."""
+    timer = PhaseTimer()
+    ranks = accelerator.num_processes
+    with timer("step"):
+        denom = sum(task.weight(row) for row in batch)
+        share = batch[accelerator.process_index :: ranks]
+        size = config.microbatch_size
+        microbatches = [share[i : i + size] for i in range(0, len(share), size)]
+        optimizer.zero_grad()
+        parts = []
+        for i, rows in enumerate(microbatches):
+            with nullcontext() if i == len(microbatches) - 1 else accelerator.no_sync(model):
+                loss, metrics = task.loss(model, rows)
+                accelerator.backward(loss * ranks / denom)  # ranks are averaged, and their sum is wanted
+            parts.append({"loss": loss.detach()} | metrics)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        if not math.isfinite(norm) and accelerator.scaler is None:
+            raise UserError(
+                f"the gradient's norm is {norm}; lower training.lr, or resume the newest checkpoint with a lower one"
+            )
+        optimizer.step()
+        sums = sum_over_ranks(accelerator, sum_microbatches(parts))
+    return {name: float(value) / denom for name, value in sums.items()} | {
+        "grad_norm": norm,
+        "lr": optimizer.param_groups[0]["lr"],
+        "time/step": timer.seconds["step"],
+        "memory/peak_mb": peak_memory_mb(accelerator.device),
+    }
+
+
+def _evaluate(task: SupervisedTask, model: nn.Module, *, step: int, run: RunFolder, accelerator: Any) -> None:
+    model.eval()
+    with torch.no_grad(), accelerator.autocast():
+        metrics = task.evaluate(model)
+    model.train()
+    if metrics:
+        run.log(accelerator, step, metrics, "eval")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        accelerator.print(f"held out at step {step}: {shown}")
+
+
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def total_steps(config: TrainingConfig, rows: int) -> int:
+    """Optimizer steps of a whole run; each pass drops the rows that do not fill its last batch."""
+    return max(1, round(config.epochs * (rows // config.batch_size)))
 
 
 def check_batches(config: TrainingConfig, rows: int, processes: int, path: str | None) -> None:
-    """Refuse data smaller than one batch, and batches that the processes cannot share."""
+    """Check that batches fit the data, the schedule and the processes.
+
+    Raises:
+        UserError: the data is smaller than one batch, warmup is longer than the run, or batches cannot be divided
+            evenly among processes.
+    """
     if rows < config.batch_size:
         raise UserError(
             f"{path} holds {rows} examples to train on, fewer than training.batch_size = {config.batch_size}; "
-            "lower it or bring more examples"
+            "lower it or add examples"
         )
-    steps = steps_of(config, rows)
+    steps = total_steps(config, rows)
     if config.lr_schedule != "constant" and config.warmup_steps >= steps:
         raise UserError(
             f"training.warmup_steps is {config.warmup_steps}, but the whole run has {steps} steps; lower it"
@@ -43,138 +188,20 @@ def check_batches(config: TrainingConfig, rows: int, processes: int, path: str |
 def check_lengths(
     lengths: Iterable[int], context_length: int | None, path: str | None, setting: str = "training.max_length"
 ) -> None:
-    """Refuse texts that are longer than the model reads (`context_length` tokens; None: any)."""
+    """Check that texts fit into the model's context.
+
+    Args:
+        lengths: of the texts, in tokens.
+        context_length: of the model, in tokens; None: unbounded.
+        path: of the data, for the error message.
+        setting: cuts longer texts, for the error message.
+
+    Raises:
+        UserError: a text is too long.
+    """
     longest = max(lengths)
     if context_length is not None and longest > context_length:
         raise UserError(
-            f"{path} holds a text of {longest} tokens, but the model reads at most {context_length}; "
+            f"{path} holds a text of {longest} tokens, but the model's context length is {context_length}; "
             f"set {setting} to {context_length} or less, to cut longer ones"
         )
-
-
-def steps_of(config: TrainingConfig, rows: int) -> int:
-    """Optimizer steps of a whole run; each pass drops the rows that do not fill a last batch."""
-    return max(1, round(config.epochs * (rows // config.batch_size)))
-
-
-def batch_at(step: int, lengths: Sequence[int], size: int, seed: int) -> list[int]:
-    """The rows of one step, as a function of the seed and the step.
-
-    Rows of like length share a batch (sorted within pools of 32 random batches), so that little of it is padding.
-    """
-    turn, index = divmod(step, len(lengths) // size)
-    random = np.random.default_rng([seed, turn])
-    order = random.permutation(len(lengths))[: len(lengths) // size * size]
-    pools = [
-        sorted(pool, key=lambda i: lengths[i]) for pool in np.split(order, range(32 * size, len(order), 32 * size))
-    ]
-    batches = np.concatenate(pools).reshape(-1, size)
-    return random.permutation(batches)[index].tolist()
-
-
-def fit(
-    job: SFTJob | RewardJob,
-    run: RunFolder,
-    accelerator: Any,
-    model: nn.Module,
-    rows: Sequence[Any],
-    length: Callable[[Any], int],
-    weight: Callable[[Any], float],
-    loss: Loss,
-    evaluate: Callable[[], dict[str, float]],
-    title: str,
-) -> bool:
-    """Minimise the mean of a loss over rows; True when it came to the end, False when it was asked to stop before.
-
-    Args:
-        weight: how many units of the loss a row has (tokens, or 1); a batch's loss is divided by its rows' weights.
-    """
-    config, state = job.training, checkpoint.TrainState()
-    steps, lengths = steps_of(config, len(rows)), [length(row) for row in rows]
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        weights.values(), config.lr, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    schedule = make_schedule(config.lr_schedule, config.lr, steps, config.warmup_steps)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    require_space(run.path, 5 * size, "a run with this model")
-    resume_from = checkpoint.find(run.path, job.resume)
-    if resume_from is not None:
-        state = checkpoint.load(resume_from, weights, optimizer, accelerator)
-    run.start(job, state.step if resume_from else None, accelerator, model)
-
-    model.train()
-    with progress(title, steps, state.step, accelerator.is_main_process) as bar, stop_requests() as stop:
-        while state.step < steps:
-            batch = [rows[i] for i in batch_at(state.step, lengths, config.batch_size, job.seed)]
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(state.step)
-            found = _optimize(accelerator, wrapped, optimizer, weights, batch, weight, loss, config)
-            state.step += 1
-            run.log(accelerator, state.step, found)
-            bar.advance(f"loss {found['loss']:.3f}")
-            stopping = stop.anywhere(accelerator)
-            if _due(config.eval_every, state.step) or state.step == steps:
-                _evaluate(run, accelerator, model, evaluate, state.step)
-            last = state.step == steps and job.checkpoint.every > 0
-            if _due(job.checkpoint.every, state.step) or stopping or last:
-                checkpoint.save(run.path, state, weights, optimizer, accelerator, job.checkpoint.keep)
-            if stopping and state.step < steps:
-                accelerator.print(f"stopped at step {state.step}; --resume auto goes on from here")
-                return False
-    return True
-
-
-def _optimize(
-    accelerator: Any,
-    model: nn.Module,
-    optimizer: Any,
-    weights: dict[str, nn.Parameter],
-    batch: list[Any],
-    weight: Callable[[Any], float],
-    loss: Loss,
-    config: TrainingConfig,
-) -> dict[str, float]:
-    """One optimizer step on a batch: this process's share of it, in microbatches."""
-    clock, ranks = PhaseTimer(), accelerator.num_processes
-    with clock("step"):
-        denom = sum(weight(row) for row in batch)
-        mine = batch[accelerator.process_index :: ranks]
-        groups = [mine[i : i + config.microbatch_size] for i in range(0, len(mine), config.microbatch_size)]
-        optimizer.zero_grad()
-        parts = []
-        for i, group in enumerate(groups):
-            with nullcontext() if i == len(groups) - 1 else accelerator.no_sync(model):
-                total, metrics = loss(model, group)
-                accelerator.backward(total * ranks / denom)  # gradients are averaged over ranks, but their sum is meant
-            parts.append({"loss": total.detach()} | metrics)
-        norm = float(accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm))
-        if not math.isfinite(norm) and accelerator.scaler is None:
-            raise UserError("the gradient is not finite; lower training.lr, or resume the newest checkpoint with less")
-        optimizer.step()
-        summed = sum_over_ranks(accelerator, sum_microbatches(parts))
-    found = {name: float(value) / denom for name, value in summed.items()}
-    return found | {
-        "grad_norm": norm,
-        "lr": optimizer.param_groups[0]["lr"],
-        "time/step": clock.seconds["step"],
-        "memory/peak_mb": peak_memory_mb(accelerator.device),
-    }
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _evaluate(
-    run: RunFolder, accelerator: Any, model: nn.Module, evaluate: Callable[[], dict[str, float]], step: int
-) -> None:
-    model.eval()
-    with torch.no_grad(), accelerator.autocast():
-        found = evaluate()
-    model.train()
-    if found:
-        run.log(accelerator, step, found, "eval")
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
-        accelerator.print(f"held out at step {step}: {shown}")

@@ -1,10 +1,10 @@
-"""Token ids of prompts, demonstrations and scored texts, written out."""
+"""Token ids of prompts and scored texts, written out; they are those of conftest.py."""
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from rlhf.data.encoding import encode_demonstration, encode_for_scoring, encode_prompts, pad
+from rlhf.data.encoding import encode_for_scoring, encode_prompts, pad
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 
@@ -31,7 +31,6 @@ def test_end_token_appended_by_the_tokenizer_is_removed_from_prompts(tokenizer):
     )
     assert tokenizer("the film").input_ids == [3, 7, 8, 1]
     assert encode_prompts(tokenizer, ["the film"]) == [[3, 7, 8]]
-    assert encode_demonstration(tokenizer, {"text": "the film"})[0] == [3, 7, 8, 1]
 
 
 def test_messages_without_a_chat_template_are_rejected(models):
@@ -44,41 +43,6 @@ def test_messages_without_a_chat_template_are_rejected(models):
 def test_malformed_messages_are_rejected(tokenizer, message):
     with pytest.raises(UserError, match="a message must be"):
         encode_prompts(tokenizer, [[message]])
-
-
-@pytest.mark.parametrize(
-    ("row", "ids", "trained"),
-    [
-        ({"text": "the film"}, [7, 8, 1], "111"),
-        ({"prompt": "the film", "completion": "is good"}, [7, 8, 9, 11, 1], "00111"),
-        ({"prompt": [user("the film")], "completion": "good"}, [4, 7, 8, 1, 5, 11, 1], "0000011"),
-        ({"prompt": [user("the film")], "completion": [assistant("good")]}, [4, 7, 8, 1, 5, 11, 1], "0000011"),
-        ({"messages": [user("the film"), assistant("good")]}, [4, 7, 8, 1, 5, 11, 1], "0000011"),
-        (
-            {"messages": [user("the"), assistant("good"), user("a film"), assistant("is bad")]},
-            [4, 7, 1, 5, 11, 1, 4, 10, 8, 1, 5, 9, 12, 1],
-            "00001100000111",
-        ),
-        (  # an assistant's message in the prompt is not trained on
-            {"prompt": [user("the"), assistant("good"), user("a")], "completion": "bad"},
-            [4, 7, 1, 5, 11, 1, 4, 10, 1, 5, 12, 1],
-            "000000000011",
-        ),
-    ],
-)
-def test_token_ids_and_trained_tokens_of_demonstrations(tokenizer, row, ids, trained):
-    assert encode_demonstration(tokenizer, row) == (ids, [mark == "1" for mark in trained])
-
-
-def test_template_that_rewrites_earlier_messages_is_rejected(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
-    with pytest.raises(UserError, match="rewrites earlier messages"):
-        encode_demonstration(tokenizer, {"messages": [user("the"), assistant("good")]})
-
-
-def test_demonstrations_have_one_start_token(bos_tokenizer):
-    for row in ({"text": "the film"}, {"prompt": "the", "completion": "film"}):
-        assert encode_demonstration(bos_tokenizer, row)[0] == [3, 7, 8, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on a few lines: what is learnt, what is resumed, what is saved."""
+"""Supervised fine-tuning on a few lines: trained, resumed, saved."""
 
 import json
 import math
@@ -18,15 +18,17 @@ from rlhf.config.jobs import (
     TrainingConfig,
 )
 from rlhf.data.datasets import split_rows
-from rlhf.data.encoding import encode_demonstration
+from rlhf.data.demonstrations import encode_demonstration, encode_demonstrations
+from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.trainers import supervised
-from rlhf.trainers.sft import dataset_formats, encode, new_lm, train_sft, train_tokenizer, trained_token_count
-from rlhf.trainers.supervised import batch_at, steps_of
+from rlhf.trainers.sft import train_sft
 
 THINGS = ["the film", "a story", "it", "the end", "a good film", "the dull story"]
+
 VERDICTS = ["is good", "is bad", "is warm", "is cold", "is fine", "is dull and cold", "has no heart"]
+
 ENDS = ["", " with no end"]
 
 
@@ -62,25 +64,22 @@ def scratch_job(sft_job):
 
 
 def loss_of(folder, job):
-    """The held-out loss by transformers' own means: text by text, without padding."""
+    """The held-out loss by transformers, text by text, without padding."""
     from transformers import AutoModelForCausalLM
 
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), load_tokenizer(str(folder))
     total = count = 0
     for row in split_rows(job.data, job.seed)[1]:
-        ids, learn = encode_demonstration(tokenizer, row)
-        labels = torch.tensor([[i if yes else -100 for i, yes in zip(ids, learn, strict=True)]])
-        told = int((labels[:, 1:] != -100).sum())
+        ids, trained = encode_demonstration(tokenizer, row)
+        labels = torch.tensor([[i if yes else -100 for i, yes in zip(ids, trained, strict=True)]])
+        trained_count = int((labels[:, 1:] != -100).sum())
         with torch.no_grad():
-            total += float(lm(torch.tensor([ids]), labels=labels).loss) * told
-        count += told
+            total += float(lm(torch.tensor([ids]), labels=labels).loss) * trained_count
+        count += trained_count
     return total / count
 
 
-# --------------------------------------------------------------------------------------------------------- whole runs
-
-
-def test_model_from_nothing_learns_sixty_lines(scratch_job, tmp_path):
+def test_new_model_learns_sixty_lines(scratch_job, tmp_path):
     job = replace(
         scratch_job,
         training=TrainingConfig(epochs=12.0, batch_size=8, microbatch_size=8, lr=5e-3, warmup_steps=5, eval_every=50),
@@ -89,7 +88,7 @@ def test_model_from_nothing_learns_sixty_lines(scratch_job, tmp_path):
     rows, evals = read(tmp_path / "run"), read(tmp_path / "run", "eval")
     assert [row["step"] for row in rows] == list(range(1, 73))
     vocabulary = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"]
-    assert rows[0]["loss"] == pytest.approx(math.log(vocabulary), rel=0.05)  # every token is as good as another
+    assert rows[0]["loss"] == pytest.approx(math.log(vocabulary), rel=0.05)  # uniform over the vocabulary
     assert sum(row["loss"] for row in rows[-6:]) / 6 < 1.3  # 60 lines of 8 tokens hold half a nat a token
     assert [row["step"] for row in evals] == [50, 72]
     assert evals[-1]["perplexity"] == pytest.approx(math.exp(evals[-1]["loss"]))
@@ -99,13 +98,15 @@ def test_model_from_nothing_learns_sixty_lines(scratch_job, tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    said = lm.generate(**tokenizer("the film", return_tensors="pt"), do_sample=False, max_new_tokens=20)[0].tolist()
-    assert said[-1] == tokenizer.eos_token_id  # texts were taught to end
-    assert tokenizer.decode(said, skip_special_tokens=True).split()[2] in ("is", "has")
+    generated = lm.generate(**tokenizer("the film", return_tensors="pt"), do_sample=False, max_new_tokens=20)[
+        0
+    ].tolist()
+    assert generated[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(generated, skip_special_tokens=True).split()[2] in ("is", "has")
 
 
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(scratch_job, tmp_path):
-    """With dropout, so that the generators must come back as well."""
+def test_resumed_run_equals_the_uninterrupted_one(scratch_job, tmp_path):
+    """With dropout, so that the random generators must be restored as well."""
     from safetensors.torch import load_file
 
     whole = replace(scratch_job, checkpoint=CheckpointConfig(every=3))
@@ -122,17 +123,17 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(scratch_job, tmp_path)
     assert read(tmp_path / "resumed", "eval") == read(tmp_path / "run", "eval")
 
 
-def test_run_that_is_asked_to_stop_saves_and_goes_on_from_there(sft_job, tmp_path, monkeypatch):
-    original, told = supervised._optimize, []
+def test_stopped_run_saves_a_checkpoint_and_resumes(sft_job, tmp_path, monkeypatch):
+    take_step, calls = supervised._take_step, []
 
-    def stop_at_the_second(*given):
-        told.append(1)
-        if len(told) == 2:
+    def stop_at_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return original(*given)
+        return take_step(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(supervised, "_optimize", stop_at_the_second)
+        patch.setattr(supervised, "_take_step", stop_at_the_second)
         train_sft(sft_job)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if not p.is_symlink()] == ["step_000002"]
     assert not (tmp_path / "run" / "model").exists()
@@ -141,8 +142,8 @@ def test_run_that_is_asked_to_stop_saves_and_goes_on_from_there(sft_job, tmp_pat
     assert (tmp_path / "run" / "model" / "config.json").exists()
 
 
-def test_how_a_batch_is_cut_changes_nothing(sft_job, tmp_path):
-    """Losses, gradients and what comes of them: tokens of unequal rows weigh alike."""
+def test_microbatch_size_does_not_change_the_result(sft_job, tmp_path):
+    """Losses and gradients are means over tokens, whatever rows share a microbatch."""
     runs = []
     for size in (1, 3, 8):
         training = replace(sft_job.training, microbatch_size=size)
@@ -154,20 +155,20 @@ def test_how_a_batch_is_cut_changes_nothing(sft_job, tmp_path):
 
 
 def test_loss_and_gradient_are_means_over_the_tokens_of_a_batch(sft_job, models, tmp_path):
-    """Of the first batch, by transformers' own means, row by row; the rows are of unequal length."""
+    """Of the first batch, by transformers, row by row; the rows are of unequal length."""
     from transformers import AutoModelForCausalLM
 
     train_sft(replace(sft_job, training=replace(sft_job.training, epochs=0.1, microbatch_size=3, max_grad_norm=1e9)))
-    rows = encode(load_tokenizer(str(models("llama"))), split_rows(sft_job.data, 0)[0], 512, "x")
-    batch = [rows[i][0] for i in batch_at(0, [len(ids) for ids, _ in rows], 8, 0)]
+    rows = encode_demonstrations(load_tokenizer(str(models("llama"))), split_rows(sft_job.data, 0)[0], 512, "x")
+    batch = [rows[i][0] for i in ShuffledStream(len(rows), seed=0).batch(0, 8, [len(ids) for ids, _ in rows])]
     assert len(set(map(len, batch))) > 1
     lm = AutoModelForCausalLM.from_pretrained(models("llama"))
     totals = [lm(torch.tensor([ids]), labels=torch.tensor([ids])).loss * (len(ids) - 1) for ids in batch]
     loss = sum(totals) / sum(len(ids) - 1 for ids in batch)
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in lm.parameters()]).norm()
-    found = read(tmp_path / "run")[0]
-    assert (found["loss"], found["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
+    metrics = read(tmp_path / "run")[0]
+    assert (metrics["loss"], metrics["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
 
 
 def test_adapter_is_saved_as_peft_loads_it(sft_job, models, tmp_path):
@@ -188,22 +189,19 @@ def test_adapter_is_saved_as_peft_loads_it(sft_job, models, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_held_out_loss_is_that_of_plain_transformers(sft_job, models, tmp_path, family):
+def test_held_out_loss_equals_that_of_transformers(sft_job, models, tmp_path, family):
     training = TrainingConfig(epochs=0.1, batch_size=8, microbatch_size=5, lr=1e-9)
     job = replace(sft_job, model=ModelConfig(path=str(models(family))), training=training)
     train_sft(job)
     assert read(tmp_path / "run", "eval")[0]["loss"] == pytest.approx(loss_of(models(family), job), rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------ refusals
-
-
-def test_fewer_rows_than_a_batch_are_refused(sft_job):
+def test_fewer_rows_than_a_batch_are_rejected(sft_job):
     with pytest.raises(UserError, match=r"holds 48 examples to train on, fewer than training.batch_size = 50"):
         train_sft(replace(sft_job, training=replace(sft_job.training, batch_size=50)))
 
 
-def test_texts_longer_than_the_model_reads_are_refused(sft_job, models, tmp_path):
+def test_texts_longer_than_the_context_are_rejected(sft_job, models, tmp_path):
     (tmp_path / "long.jsonl").write_text("".join(json.dumps({"text": "the film " * 100}) + "\n" for _ in range(10)))
     data = DataConfig(path=str(tmp_path / "long.jsonl"), eval_fraction=0.0)
     with pytest.raises(UserError, match="128"):
@@ -212,115 +210,21 @@ def test_texts_longer_than_the_model_reads_are_refused(sft_job, models, tmp_path
 
 def test_gradient_that_is_not_finite_ends_the_run(sft_job, tmp_path):
     training = replace(sft_job.training, lr=1e30)
-    with pytest.raises(UserError, match=r"gradient is not finite; lower training.lr"):
+    with pytest.raises(UserError, match=r"gradient's norm is (nan|inf); lower training.lr"):
         train_sft(replace(sft_job, training=training))
 
 
-def rows_of(**columns):
-    import datasets
-
-    return datasets.Dataset.from_dict(columns)
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"label": ["a"]}, "x has the columns 'label', but demonstrations need 'text', 'messages', or 'prompt' and"),
-        ({"prompt": ["a"]}, "x has the columns 'prompt', but demonstrations need"),
-        ({"prompt;completion": ["a;b"]}, "delimited by semicolons: save it with commas"),
-        ({"text": ["the", None]}, "x, row 2: 'text' is null"),
-        ({"text": [3, 4]}, "x, row 1: 'text' is 3, but must be text or a list of messages"),
-        ({"text": ["the", " "]}, "x, row 2: 'text' is empty"),
-        ({"prompt": ["the", "a"], "completion": ["film", ""]}, "x, row 2: 'completion' is empty"),
-        ({"prompt": ["the film is good"], "completion": ["a"]}, "no row has a token to learn within .* = 3"),
-    ],
-)
-def test_demonstrations_that_teach_nothing_are_refused(models, columns, message):
-    with pytest.raises(UserError, match=message):
-        encode(load_tokenizer(str(models("llama"))), rows_of(**columns), 3, "x")
-
-
-@pytest.mark.parametrize(
-    ("columns", "expected"),
-    [
-        (["text", "completion"], [["text"]]),
-        (["text", "completion", "prompt"], [["prompt", "completion"], ["text"]]),
-        (["prompt", "text", "messages"], [["messages"], ["text"]]),
-    ],
-)
-def test_the_form_that_says_most_is_learnt(columns, expected):
-    assert dataset_formats(rows_of(**{name: ["a"] for name in columns}), "x") == expected
-
-
-def test_columns_that_are_not_learnt_are_named(sft_job, tmp_path, capsys):
+def test_unused_columns_are_printed(sft_job, tmp_path, capsys):
     rows = [{"prompt": "the", "completion": "film is good", "text": "nothing"}] * 8
     (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train_sft(replace(sft_job, data=DataConfig(path=str(tmp_path / "both.jsonl"))))
-    assert "both.jsonl has several forms: prompt, completion is learnt, text is not" in capsys.readouterr().out
+    assert (
+        "both.jsonl has several formats: prompt, completion is trained on, text is not used" in capsys.readouterr().out
+    )
 
 
-def test_demonstrations_are_cut_at_the_limit(models):
-    """The first token of a text has nothing before it, so it is not learnt from."""
-    rows = rows_of(prompt=["the", "the film is"], completion=["good film", "good"])
-    found = encode(load_tokenizer(str(models("llama"))), rows, 3, "x")
-    assert found == [([7, 11, 8], [False, True, True])]
-    assert trained_token_count(found[0]) == 2
-    assert trained_token_count(([7, 8], [True, True])) == 1
-
-
-# ---------------------------------------------------------------------------------------------------- batches, scratch
-
-
-@pytest.mark.parametrize(("rows", "size"), [(10, 3), (12, 4), (200, 2)])
-def test_batches_of_a_pass_hold_every_row_at_most_once_and_every_pass_differs(rows, size):
-    lengths, per_pass = [1 + i % 7 for i in range(rows)], rows // size
-    passes = [[batch_at(turn * per_pass + i, lengths, size, 0) for i in range(per_pass)] for turn in range(3)]
-    for batches in passes:
-        seen = [row for batch in batches for row in batch]
-        assert all(len(batch) == size for batch in batches)
-        assert len(set(seen)) == len(seen) == per_pass * size
-    assert passes[0] != passes[1] != passes[2]
-    assert [batch_at(i, lengths, size, 9) for i in range(per_pass)] not in passes
-
-
-def test_rows_of_like_length_share_a_batch():
-    lengths = [(37 * i) % 101 for i in range(256)]
-    spread = [
-        max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in (batch_at(s, lengths, 8, 0) for s in range(32))
-    ]
-    assert sum(spread) / 32 < 10  # of 100; unsorted batches of 8 span about 78
-
-
-@pytest.mark.parametrize(
-    ("epochs", "rows", "steps"), [(1.0, 48, 6), (1.0, 50, 6), (2.5, 48, 15), (0.01, 48, 1), (0.5, 8, 1)]
-)
-def test_steps_of_a_run(epochs, rows, steps):
-    assert steps_of(TrainingConfig(epochs=epochs, batch_size=8), rows) == steps
-
-
-@pytest.mark.parametrize("lowercase", [False, True])
-def test_new_tokenizer_gives_texts_back(lowercase):
-    tokenizer = train_tokenizer(["The film is good"] * 3, ScratchConfig(vocab_size=300, lowercase=lowercase))
-    text = "The film é 😀 is\n\tgood"
-    assert tokenizer.decode(tokenizer(text).input_ids) == (text.lower() if lowercase else text)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1)
-    assert tokenizer("The film is good<|end|>").input_ids[-1] == 0
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gpt_neox"])
-def test_new_model_has_the_sizes_and_the_dropout_asked_for(kind):
-    config = ScratchConfig(model_type=kind, vocab_size=270, hidden_size=48, num_heads=3, num_layers=2, max_positions=64)
-    tokenizer = train_tokenizer(["the film"], config)
-    lm = new_lm(config, tokenizer)
-    known = lm.config
-    assert (known.hidden_size, known.num_attention_heads, known.num_hidden_layers) == (48, 3, 2)
-    assert (known.max_position_embeddings, known.vocab_size, known.eos_token_id) == (64, len(tokenizer), 0)
-    assert lm.get_input_embeddings().weight is lm.get_output_embeddings().weight
-    assert {value for name, value in vars(known).items() if "dropout" in name or "pdrop" in name} >= {0.1}
-
-
-def test_unknown_architecture_and_data_without_text_are_refused(scratch_job, prompts_file):
-    with pytest.raises(UserError, match="'lama' is no architecture"):
+def test_unknown_architecture_and_data_without_text_are_rejected(scratch_job, prompts_file):
+    with pytest.raises(UserError, match="'lama', which is not an architecture"):
         train_sft(replace(scratch_job, scratch=ScratchConfig(model_type="lama")))
     with pytest.raises(UserError, match="a new tokenizer is trained on a column 'text'"):
         train_sft(replace(scratch_job, data=DataConfig(path=str(prompts_file))))

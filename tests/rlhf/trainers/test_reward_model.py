@@ -1,4 +1,4 @@
-"""Reward modelling: a preference that words decide is learnt, and what is saved scores as it was trained."""
+"""Reward modelling: a preference decided by one word is learned, and the saved model scores as the trained one."""
 
 import json
 import math
@@ -12,9 +12,10 @@ from rlhf.data.datasets import split_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.rewards.models import ModelReward
-from rlhf.trainers.reward_model import Scorer, encode_pairs, new_reward_model, pairwise_loss, train_reward_model
+from rlhf.trainers.reward_model import SequenceScorer, new_reward_model, pairwise_loss, train_reward_model
 
 FAMILIES = ["llama", "gpt2", "qwen2", "gpt_neox", "opt", "mistral", "qwen3", "gemma2", "phi3", "falcon", "bloom"]
+
 WORDS = ["the", "film", "is", "a", "fine", "dull", "warm", "cold", "story", "with"]
 
 
@@ -24,12 +25,14 @@ def read(run, name="metrics"):
 
 @pytest.fixture
 def reward_job(models, tmp_path):
-    """80 pairs of answers of two to five words; the chosen one says `good`, the other `bad`."""
+    """80 pairs of completions of two to five words; the chosen one ends with `good`, the rejected one with `bad`."""
     rows = []
     for i in range(80):
-        given, said = WORDS[i % 10], [WORDS[(i * 7 + j) % 10] for j in range(1 + i % 4)]
+        words = [WORDS[(i * 7 + j) % 10] for j in range(1 + i % 4)]
         answers = {"chosen": "good", "rejected": "bad"}
-        rows.append({"prompt": f"{given} "} | {name: " ".join([*said, word]) for name, word in answers.items()})
+        rows.append(
+            {"prompt": f"{WORDS[i % 10]} "} | {name: " ".join([*words, word]) for name, word in answers.items()}
+        )
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return RewardJob(
         output=str(tmp_path / "run"),
@@ -42,13 +45,13 @@ def reward_job(models, tmp_path):
 
 
 def held_out(job):
-    """Prompts and answers of the held-out pairs, the chosen ones first."""
+    """Prompts and completions of the held-out pairs, the chosen ones first."""
     rows = split_rows(job.data, job.seed)[1]
     return list(rows["prompt"]) * 2, [*rows["chosen"], *rows["rejected"]]
 
 
 def plain_scores(folder, texts):
-    """Transformers' own scores of texts, one by one."""
+    """Scores by transformers, text by text."""
     from transformers import AutoModelForSequenceClassification
 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), load_tokenizer(str(folder))
@@ -57,7 +60,7 @@ def plain_scores(folder, texts):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_preference_is_learnt_and_the_saved_model_scores_as_it_was_trained(reward_job, tmp_path, rank):
+def test_preference_is_learned_and_the_saved_model_scores_as_the_trained_one(reward_job, tmp_path, rank):
     """All weights and adapters alike: whole weights are saved, normalised to mean 0 and deviation 1."""
     model = replace(reward_job.model, lora=LoraConfig(rank=rank))
     train_reward_model(replace(reward_job, model=model))
@@ -85,7 +88,7 @@ def test_preference_is_learnt_and_the_saved_model_scores_as_it_was_trained(rewar
     assert float((chosen - rejected).mean()) == pytest.approx(last["margin"], rel=1e-4)
 
 
-def test_without_held_out_pairs_the_scale_is_that_of_the_training_pairs(reward_job, tmp_path):
+def test_statistics_are_of_the_training_pairs_if_none_are_held_out(reward_job, tmp_path):
     job = replace(reward_job, data=replace(reward_job.data, eval_fraction=0.0))
     train_reward_model(job)
     rows = split_rows(job.data, job.seed)[0]
@@ -96,7 +99,7 @@ def test_without_held_out_pairs_the_scale_is_that_of_the_training_pairs(reward_j
     assert not (tmp_path / "run" / "eval.jsonl").exists()
 
 
-def test_how_a_batch_is_cut_changes_nothing(reward_job, tmp_path):
+def test_microbatch_size_does_not_change_the_result(reward_job, tmp_path):
     runs = []
     for size in (1, 5, 16):
         training = replace(reward_job.training, microbatch_size=size, epochs=0.5)
@@ -109,7 +112,7 @@ def test_how_a_batch_is_cut_changes_nothing(reward_job, tmp_path):
         assert evaluated == pytest.approx(runs[0][1], rel=1e-4, abs=1e-6)
 
 
-def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(reward_job, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one(reward_job, tmp_path):
     from safetensors.torch import load_file
 
     whole = replace(reward_job, checkpoint=CheckpointConfig(every=3))
@@ -120,10 +123,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(reward_job, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-# ------------------------------------------------------------------------------------------------------ parts of it
-
-
-def test_loss_is_the_likelihood_of_the_preferences():
+def test_loss_is_the_negative_log_likelihood_of_the_preferences():
     chosen, rejected = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([1.0, 2.0, -5.0])
     expected = math.log(2) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-3))
     assert float(pairwise_loss(chosen, rejected)) == pytest.approx(expected, rel=1e-6)
@@ -131,58 +131,24 @@ def test_loss_is_the_likelihood_of_the_preferences():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_new_model_is_the_language_model_s_trunk_with_a_random_head(reward_job, models, family):
-    """It reads the last real token of right-padded texts, as transformers does where padding is no end token."""
+def test_new_model_is_the_language_models_trunk_with_a_random_head(reward_job, models, family):
+    """It scores at the last real token of right-padded texts, as transformers does if padding is not the end token."""
     job = replace(reward_job, model=ModelConfig(path=str(models(family))))
     torch.manual_seed(0)
     model = new_reward_model(job).eval()
     lm = load_causal_lm(job.model).eval()
     texts = [[7, 8, 9, 1], [10, 1], [11, 12, 1]]
     ids = torch.tensor([row + [2] * (4 - len(row)) for row in texts])
-    scores = Scorer(model)(ids, ids != 2)
+    scores = SequenceScorer(model)(ids, ids != 2)
     assert scores.shape == (3,)
     for row, score in zip(texts, scores, strict=True):
         hidden = lm.base_model(torch.tensor([row])).last_hidden_state[0, -1]
         torch.testing.assert_close(score, model.score(hidden)[0], rtol=1e-4, atol=1e-4)
-    theirs = model(ids, attention_mask=(ids != 2).long()).logits[:, 0]
-    torch.testing.assert_close(scores, theirs, rtol=1e-4, atol=1e-4)
+    reference_scores = model(ids, attention_mask=(ids != 2).long()).logits[:, 0]
+    torch.testing.assert_close(scores, reference_scores, rtol=1e-4, atol=1e-4)
     assert 0.5 < float(model.score.weight.std()) * (model.score.in_features + 1) ** 0.5 < 1.5
 
 
-def test_pairs_are_prompt_and_answer_with_one_end_token(models):
-    import datasets
-
-    tokenizer = load_tokenizer(str(models("llama", chat=True)))
-    rows = datasets.Dataset.from_dict(
-        {"prompt": ["the film ", "a "], "chosen": ["is good", "film"], "rejected": ["is bad", "bad"]}
-    )
-    pairs = encode_pairs(tokenizer, rows, 100, "x")
-    assert [(p.chosen, p.rejected) for p in pairs] == [([7, 8, 9, 11, 1], [7, 8, 9, 12, 1]), ([10, 8, 1], [10, 12, 1])]
-    assert encode_pairs(tokenizer, rows, 4, "x")[0].chosen == [7, 8, 9, 1]
-
-    turns = [[{"role": "user", "content": "the"}, {"role": "assistant", "content": word}] for word in ("good", "bad")]
-    chats = datasets.Dataset.from_dict({"chosen": turns[:1], "rejected": turns[1:]})
-    assert [(p.chosen, p.rejected) for p in encode_pairs(tokenizer, chats, 100, "x")] == [
-        ([4, 7, 1, 5, 11, 1], [4, 7, 1, 5, 12, 1])
-    ]
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"chosen": ["a"]}, "x has no column 'rejected'; it has 'chosen'"),
-        ({"chosen": ["a", ""], "rejected": ["b", "b"]}, "x, row 2: 'chosen' is empty"),
-        ({"chosen": ["a", "a"], "rejected": ["b", None]}, "x, row 2: 'rejected' is null"),
-        ({"prompt": [None], "chosen": ["a"], "rejected": ["b"]}, "x, row 1: 'prompt' is null"),
-    ],
-)
-def test_pairs_that_say_nothing_are_refused(models, columns, message):
-    import datasets
-
-    with pytest.raises(UserError, match=message):
-        encode_pairs(load_tokenizer(str(models("llama"))), datasets.Dataset.from_dict(columns), 100, "x")
-
-
-def test_fewer_pairs_than_a_batch_are_refused(reward_job):
+def test_fewer_pairs_than_a_batch_are_rejected(reward_job):
     with pytest.raises(UserError, match=r"holds 64 examples to train on, fewer than training.batch_size = 65"):
         train_reward_model(replace(reward_job, training=replace(reward_job.training, batch_size=65)))

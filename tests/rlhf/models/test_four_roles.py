@@ -94,5 +94,5 @@ def test_folders_that_hold_no_reward_adapter_are_refused(job, change, reward_job
     from dataclasses import replace
 
     stacked = replace(reward_job, model=ModelConfig(path=str(tmp_path / "policy"), lora=LORA))
-    with pytest.raises(UserError, match="is an adapter itself: its merged weights lie in no folder"):
+    with pytest.raises(UserError, match="is an adapter itself: the new adapter would belong to merged"):
         train_reward_model(stacked)

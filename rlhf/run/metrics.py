@@ -37,9 +37,11 @@ class PhaseTimer:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def total(self) -> float:
+        """Seconds of all phases together."""
         return sum(self.seconds.values(), 0.0)
 
     def reset(self) -> None:
+        """Forget all phases."""
         self.seconds.clear()
 
 

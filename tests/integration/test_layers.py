@@ -1,7 +1,9 @@
-"""What may import what, seen from a fresh interpreter; and how quickly the package itself comes."""
+"""Directions of imports between packages and folders, and light imports."""
 
+import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,45 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("transformers", "accelerate", "peft", "datasets")
 
+_BASE = {"errors", "records", "config"}
+_LAYERS = _BASE | {"models", "data", "run", "rewards", "rollouts", "evaluation"}
+MAY_IMPORT = {
+    "errors": set(),
+    "records": set(),
+    "config": {"errors"},
+    "models": _BASE,
+    "data": _BASE,
+    "run": _BASE | {"models"},
+    "rewards": _BASE | {"models", "data"},
+    "rollouts": _BASE | {"models", "data", "run", "rewards"},
+    "evaluation": _LAYERS - {"evaluation"},
+    "trainers": _LAYERS | {"report.report"},
+    "report": {"errors", "run.files"},
+    "demo": _LAYERS | {"trainers", "report"},
+    "cli": _LAYERS | {"trainers", "report", "demo"},
+}
+"""For each folder or file of rlhf: the folders and modules that its modules may import, its own folder aside."""
+
 
 def modules(package: str) -> list[str]:
     files = sorted((ROOT / package).rglob("*.py"))
     return [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
+
+
+def imports_of(module: str, known: set[str]) -> set[str]:
+    """The modules that a module's source imports anywhere, in functions too, out of the known ones."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from package import module` imports the module, `from module import name` only the module itself.
+            imported |= {name if name in known else str(node.module) for name in names}
+    return imported & known
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -22,21 +59,44 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize("layer", ["tabular.core", "tabular", "rlhf"])
-def test_layers(layer):
-    """tabular.core stands on torch alone; tabular never meets the language side; rlhf takes only tabular.core."""
+def test_packages_import_in_one_direction(layer):
+    """tabular.core imports torch alone; tabular imports nothing of rlhf; rlhf imports only tabular.core."""
     names = [m for m in modules(layer.split(".")[0]) if m.startswith(layer)]
-    found = loaded_by("\n".join(f"import {name}" for name in names))
-    ours = {name for name in found if name.split(".")[0] in ("tabular", "rlhf", "scripts")}
+    loaded = loaded_by("\n".join(f"import {name}" for name in names))
+    local = {name for name in loaded if name.split(".")[0] in ("tabular", "rlhf", "scripts")}
     if layer == "tabular.core":
-        assert ours <= {"tabular", *(m for m in ours if m.startswith("tabular.core"))}
-        assert not found & {"numba", "gymnasium", *HEAVY}
+        assert local <= {"tabular", *(m for m in local if m.startswith("tabular.core"))}
+        assert not loaded & {"numba", "gymnasium", *HEAVY}
     elif layer == "tabular":
-        assert not any(name.startswith("rlhf") for name in ours)
-        assert not found & set(HEAVY)
+        assert not any(name.startswith("rlhf") for name in local)
+        assert not loaded & set(HEAVY)
     else:
-        assert not any(name.startswith("tabular.") and not name.startswith("tabular.core") for name in ours)
-        assert "gymnasium" not in found
-    assert not any(name.startswith("scripts") for name in found)
+        assert not any(name.startswith("tabular.") and not name.startswith("tabular.core") for name in local)
+        assert "gymnasium" not in loaded
+    assert not any(name.startswith("scripts") for name in loaded)
+
+
+def test_folders_of_rlhf_import_in_one_direction():
+    """Imports inside functions count as well."""
+    known = set(modules("rlhf"))
+    forbidden = []
+    for module in sorted(known - {"rlhf"}):
+        folder = module.split(".")[1]
+        for imported in sorted(imports_of(module, known - {"rlhf"})):
+            name = imported.removeprefix("rlhf.")
+            if name.split(".")[0] != folder and not {name, name.split(".")[0]} & MAY_IMPORT[folder]:
+                forbidden.append(f"{module} imports {imported}")
+    assert not forbidden
+
+
+def test_modules_of_rlhf_have_no_import_cycles():
+    """Imports inside functions count as well."""
+    known = set(modules("rlhf"))
+    graph = {module: imports_of(module, known) for module in known}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +106,7 @@ def test_light_imports_load_nothing_heavy(statement):
     assert not loaded_by(statement) & {"torch", "numpy", "pandas", "matplotlib", *HEAVY}
 
 
-def test_every_name_of_the_package_is_there():
+def test_every_public_name_can_be_imported():
     import rlhf
 
     assert all(getattr(rlhf, name) is not None for name in rlhf.__all__)

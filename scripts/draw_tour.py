@@ -20,6 +20,8 @@ TOUR = ROOT / "tabular" / "README.md"
 PICTURES = {
     "policy_evaluation.png": "random_policy.png",
     "maze.png": "maze.png",
+    "cars.png": "cars.png",
+    "blackjack.png": "blackjack.png",
     "prediction.png": "runs/predict-RandomWalk-v0/errors.png",
     "prediction_values.png": "runs/predict-RandomWalk-v0/values.png",
     "lambda.png": "runs/predict-RandomWalk-v0-2/step_sizes.png",

@@ -11,6 +11,9 @@ from tabular.envs.table import Grid
 from tabular.experiments.figures import LARGEST, add_legend, new_figure, set_title
 from tabular.experiments.plots import POINTS, draw_band
 
+NAMES = 2
+"""Names of actions that fit into a cell."""
+
 NARROWEST = 4.0
 """Width in inches of the smallest grid's picture: its title needs it."""
 
@@ -199,13 +202,15 @@ def _draw_arrows(
     probabilities: Float[np.ndarray, "S"] | None = None,
     middle: float | None = None,
 ) -> None:
-    """An arrow for each of the actions, white on dark cells, and the probability of the arrow below it."""
+    """An arrow for each of the actions, white on dark cells, and the probability of the arrow below it. Where actions
+    have names and more than `NAMES` of them are chosen, only the first is written."""
     if middle is None:
         middle = float(values[shown].min() + values[shown].max()) / 2 if shown.any() else 0.0
     separator = "" if isinstance(grid.arrows, str) else ","
     for state in np.flatnonzero(shown):
         row, column = grid.positions[state]
-        text = separator.join(arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen)
+        names = [arrow for arrow, chosen in zip(grid.arrows, actions[state], strict=True) if chosen]
+        text = separator.join(names[:1] if separator and len(names) > NAMES else names)
         colour = "white" if values[state] < middle else "black"
         size = 12 if len(text) == 1 else 8 if len(text) == 2 else 5
         ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)

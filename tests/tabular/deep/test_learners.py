@@ -203,6 +203,7 @@ def test_settings_out_of_range_are_rejected(name, field, value):
 def test_formulas_come_from_tabular_core():
     """The same function objects train CartPole and the language model."""
     import rlhf.trainers.advantages
+    import rlhf.trainers.loss
     import rlhf.trainers.update
 
     modules = {
@@ -221,7 +222,8 @@ def test_formulas_come_from_tabular_core():
     assert modules["ppo"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["natural_gradient"].kl_penalty_surrogate_loss is losses.kl_penalty_surrogate_loss
     assert modules["ppo"].PenaltyBeta is PenaltyBeta
-    language = {**vars(rlhf.trainers.advantages), **vars(rlhf.trainers.update)}
+    trainers = rlhf.trainers.advantages, rlhf.trainers.loss, rlhf.trainers.update
+    language = {name: value for module in trainers for name, value in vars(module).items()}
     shared = (
         "gae",
         "masked_whiten",

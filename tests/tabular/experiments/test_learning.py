@@ -75,17 +75,24 @@ def test_dqns_best_policy_balances():
 
 
 def test_ppo_swings_up_the_pendulum():
-    """With actions that end in a tanh; clipped to their bounds instead, three of five seeds stay just below."""
+    """Above -200 in all five seeds. Normalised observations, or a constant learning rate, leave some of them below."""
     config = PPOConfig(
-        n_envs=4, n_steps=512, n_epochs=10, minibatch_size=64, gamma=0.9, lam=0.95, squash=True,
-        normalize_observations=True, normalize_rewards=True,
-    )  # fmt: skip
+        n_envs=4,
+        n_steps=256,
+        n_epochs=10,
+        minibatch_size=64,
+        gamma=0.9,
+        lam=0.95,
+        squash=True,
+        normalize_rewards=True,
+        anneal_steps=100_000,
+    )
     returns = []
     for seed in SEEDS:
         learner = PPO(pendulum, config, seed)
         learner.advance(100_000)
         returns.append(greedy_return(learner, pendulum, 50))
-    assert sum(r > -200 for r in returns) >= 4, returns
+    assert min(returns) > -200, returns
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
     status, output = rlhf(capsys, "generate", ppo, "--prompt", "the film", "--max_new_tokens", "5")
     assert status == 0
     assert output.startswith("the film")
-    file = tmp_path / "said.jsonl"
+    file = tmp_path / "completions.jsonl"
     assert rlhf(capsys, "generate", ppo, "--file", tmp_path / "prompts.jsonl", "--count", "2", "--output", file)[0] == 0
     assert len(file.read_text().splitlines()) == 40
     assert "exists" in refused(capsys, "generate", ppo, "--prompt", "x", "--output", file)
@@ -118,7 +118,7 @@ def test_resume_auto_starts_and_continues(capsys, config, job):
     assert rlhf(capsys, *options, "--ppo.total_episodes", "8", "--ppo.lr_schedule", "constant")[0] == 0
     status, output = rlhf(capsys, *options, "--ppo.lr_schedule", "constant")
     assert status == 0, output
-    assert "+  total_episodes: 24" in output  # what changed is said
+    assert "+  total_episodes: 24" in output  # the changed setting is printed
     steps = [json.loads(line)["step"] for line in (Path(job.output) / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3]
 
@@ -211,9 +211,9 @@ def test_bad_data(capsys, config, tmp_path, content, message):
 def test_bad_reward_functions(capsys, config, tmp_path, body, message):
     file = tmp_path / "bad_reward.py"
     file.write_text(f"def f(prompts, completions, **columns):\n    {body}\n")
-    said = refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
-    assert message in said
-    assert ("raised" not in message) or f"({file}, line 2)" in said
+    output = refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
+    assert message in output
+    assert ("raised" not in message) or f"({file}, line 2)" in output
 
 
 def test_the_file_of_a_reward_function_runs_once(capsys, config, tmp_path):

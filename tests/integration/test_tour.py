@@ -87,8 +87,8 @@ def test_settings_named_in_the_text_exist():
 
     text = TOUR.read_text(encoding="utf-8")
     named = {name.replace("-", "_") for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text)} - {"env", "NAME"}
-    known = {row[0] for name in algorithms.ALGORITHMS for row in algorithms.describe(algorithms.load(name).Config)}
+    existing = {row[0] for name in algorithms.ALGORITHMS for row in algorithms.describe(algorithms.load(name).Config)}
     source = (ROOT / "tabular" / "cli" / "main.py").read_text() + (ROOT / "tabular" / "cli" / "options.py").read_text()
-    known |= set(re.findall(r'"--([a-z_]+)"', source))
-    known |= {"n", "lam", "alpha", "initial_value", "first_visit", "deep", "out", "help", "config"}
-    assert not named - known
+    existing |= set(re.findall(r'"--([a-z_]+)"', source))
+    existing |= {"n", "lam", "alpha", "initial_value", "first_visit", "deep", "out", "help", "config"}
+    assert not named - existing

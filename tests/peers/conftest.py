@@ -21,20 +21,20 @@ def ragged(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(params=range(3), ids="seed{}".format)
-def holes(request: pytest.FixtureRequest) -> Any:
+def multi_turn(request: pytest.FixtureRequest) -> Any:
     """The same with text of an environment inside the responses: False between two stretches of True."""
-    return with_holes(request.param)
+    return with_environment_tokens(request.param)
 
 
 @pytest.fixture(
-    params=[(make, seed) for make in ("ragged", "holes") for seed in range(3)], ids="{0[0]}-seed{0[1]}".format
+    params=[(make, seed) for make in ("ragged", "multi_turn") for seed in range(3)], ids="{0[0]}-seed{0[1]}".format
 )
 def either(request: pytest.FixtureRequest) -> Any:
     make, seed = request.param
-    return make_batch(seed) if make == "ragged" else with_holes(seed)
+    return make_batch(seed) if make == "ragged" else with_environment_tokens(seed)
 
 
-def with_holes(seed: int) -> Any:
+def with_environment_tokens(seed: int) -> Any:
     batch = make_batch(seed)
     inside = torch.rand(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed)) < 0.4
     places = torch.arange(WIDTH)

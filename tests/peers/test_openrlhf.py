@@ -91,14 +91,14 @@ def test_gae(ragged, gamma, lam):
     wanted = maker.RemoteExperienceMaker.get_advantages_and_returns(
         None, ragged.values, ragged.rewards, ragged.mask, gamma, lam
     )
-    for mine, peers in zip(ours, wanted, strict=True):
-        assert_same(mine[ragged.mask], peers[ragged.mask])
+    for our, peers in zip(ours, wanted, strict=True):
+        assert_same(our[ragged.mask], peers[ragged.mask])
 
 
-def test_gae_over_holes_differs():
-    """An environment's words are steps of value 0 there: the token before them is told that nothing is to come.
+def test_gae_over_environment_tokens_differs():
+    """Environment tokens are steps of value 0 there: the token before them gets the target that nothing follows.
 
-    Ours (as verl's) looks past them. Two decisions of value 1 and a last reward of 1, nothing to discount: neither
+    Ours (as verl's) skips them. Two decisions of value 1 and a last reward of 1, nothing to discount: neither
     decision was better than expected.
     """
     mask = torch.tensor([[True, False, True]])
@@ -230,8 +230,8 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
 @pytest.mark.parametrize("clip", [None, 0.2])
 def test_value_loss_and_its_gradient(ragged, mode, clip):
     mask, values = ragged.mask, ragged.values.requires_grad_()
-    known = (values, ragged.old_values, ragged.returns, mask)
-    ours, _ = value_loss(*known, mask.sum(), clip, own_weights(mask, mode))
-    wanted = losses.ValueLoss(clip, token_level_loss=mode == "token")(*known)
+    arguments = (values, ragged.old_values, ragged.returns, mask)
+    ours, _ = value_loss(*arguments, mask.sum(), clip, own_weights(mask, mode))
+    wanted = losses.ValueLoss(clip, token_level_loss=mode == "token")(*arguments)
     assert_same(ours, wanted)
     assert_same(*(torch.autograd.grad(loss, values)[0] for loss in (ours, wanted)))

@@ -62,17 +62,17 @@ def updates(request):
         "MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, n_epochs=3, learning_rate=0.01, ent_coef=0.01,
         clip_range_vf=request.param, seed=0, device="cpu",
     )  # fmt: skip
-    found, backward = [], torch.Tensor.backward
+    calls, backward = [], torch.Tensor.backward
 
     def seen(loss):
-        found.append(dict(sys._getframe(1).f_locals))
+        calls.append(dict(sys._getframe(1).f_locals))
         backward(loss, retain_graph=True)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", seen)
         agent.learn(64)
-    assert len(found) == 6
-    return SimpleNamespace(found=found, clip_range_vf=request.param)
+    assert len(calls) == 6
+    return SimpleNamespace(calls=calls, clip_range_vf=request.param)
 
 
 def real(x):
@@ -80,7 +80,7 @@ def real(x):
 
 
 def test_policy_loss_and_clip_fraction(updates):
-    for x in updates.found:
+    for x in updates.calls:
         loss, metrics = clipped_surrogate_loss(
             x["log_prob"], x["rollout_data"].old_log_prob, x["advantages"], *real(x["log_prob"]), x["clip_range"]
         )
@@ -91,7 +91,7 @@ def test_policy_loss_and_clip_fraction(updates):
 
 def test_approximate_kl_is_k3_there(updates):
     """Theirs is `ratio - 1 - log ratio`, ours half of the squared log ratio: the same to second order."""
-    for x in updates.found:
+    for x in updates.calls:
         old = x["rollout_data"].old_log_prob
         theirs = kl_estimate(old, x["log_prob"], "k3").mean()
         assert_same(theirs.detach(), torch.tensor(x["approx_kl_div"]))
@@ -102,9 +102,9 @@ def test_approximate_kl_is_k3_there(updates):
 def test_value_loss(updates):
     """Theirs has no factor of a half; clipped, it takes the clipped error alone, not the larger of the two."""
     excess = []
-    for x in updates.found:
-        known = (x["values"], x["rollout_data"].old_values, x["rollout_data"].returns, *real(x["values"]))
-        ours, _ = value_loss(*known, updates.clip_range_vf)
+    for x in updates.calls:
+        arguments = (x["values"], x["rollout_data"].old_values, x["rollout_data"].returns, *real(x["values"]))
+        ours, _ = value_loss(*arguments, updates.clip_range_vf)
         excess.append((2 * ours / x["value_loss"] - 1).item())
     if updates.clip_range_vf is None:
         assert max(map(abs, excess)) < 1e-6
@@ -114,7 +114,7 @@ def test_value_loss(updates):
 
 
 def test_normalised_advantages_differ_by_the_divisor_alone(updates):
-    for x in updates.found:
+    for x in updates.calls:
         raw = x["rollout_data"].advantages
         mask, n = real(raw)
         torch.testing.assert_close(

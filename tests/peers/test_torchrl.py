@@ -113,8 +113,8 @@ def ours(x):
     return logprobs, torch.ones(40, dtype=torch.bool)
 
 
-def gradients_agree(mine, peers, x):
-    assert_same(*(torch.autograd.grad(loss, x)[0] for loss in (mine, peers)))
+def gradients_agree(our_loss, their_loss, x):
+    assert_same(*(torch.autograd.grad(loss, x)[0] for loss in (our_loss, their_loss)))
 
 
 @pytest.mark.parametrize("clips", [0.2, (0.2, 0.28)])
@@ -122,14 +122,14 @@ def test_clipped_surrogate_and_its_gradient(steps, clips):
     logprobs, mask = ours(steps)
     low, high = clips if isinstance(clips, tuple) else (clips, clips)
     loss, metrics = clipped_surrogate_loss(logprobs, steps["old_logprobs"], steps["advantages"], mask, 40, low, high)
-    _, found = theirs(objectives.ClipPPOLoss, steps, clip_epsilon=clips, entropy_bonus=False)
-    assert_same(loss, found["loss_objective"], check_dtype=False)
-    assert_same(metrics["clip_fraction"], found["clip_fraction"])
-    assert_same(metrics["ratio_mean"], found["mean_ratio"])
-    assert_same(metrics["ratio_max"], found["max_ratio"])
+    _, peers = theirs(objectives.ClipPPOLoss, steps, clip_epsilon=clips, entropy_bonus=False)
+    assert_same(loss, peers["loss_objective"], check_dtype=False)
+    assert_same(metrics["clip_fraction"], peers["clip_fraction"])
+    assert_same(metrics["ratio_mean"], peers["mean_ratio"])
+    assert_same(metrics["ratio_max"], peers["max_ratio"])
     k1 = kl_estimate(steps["old_logprobs"], logprobs, "k1").mean()
-    assert_same(k1.detach(), found["kl_approx"])  # theirs may be negative; ours, half of the squared log ratio, may not
-    gradients_agree(loss, found["loss_objective"], steps["logits"])
+    assert_same(k1.detach(), peers["kl_approx"])  # theirs may be negative; ours, half of the squared log ratio, may not
+    gradients_agree(loss, peers["loss_objective"], steps["logits"])
 
 
 @pytest.mark.parametrize("target", [0.01, 100.0])
@@ -146,14 +146,14 @@ def test_kl_penalty(steps, target):
         return kl_penalty_surrogate_loss(logprobs, steps["old_logprobs"], steps["advantages"], kl, beta, mask, 40)
 
     loss, metrics = loss_at(0.7)
-    peer, found = theirs(objectives.KLPENPPOLoss, steps, beta=0.7, dtarg=target, entropy_bonus=False)
-    assert_same(loss, found["loss_objective"])
-    assert_same(metrics["exact_kl"], found["kl"].mean())
+    peer, peers = theirs(objectives.KLPENPPOLoss, steps, beta=0.7, dtarg=target, entropy_bonus=False)
+    assert_same(loss, peers["loss_objective"])
+    assert_same(metrics["exact_kl"], peers["kl"].mean())
     beta = PenaltyBeta(0.7, target)
     beta.update(metrics["exact_kl"].item())
     assert beta.beta == pytest.approx(peer.beta.item())
     assert beta.beta in (1.4, 0.35)
-    gradients_agree(loss_at(beta.beta)[0], found["loss_objective"], steps["logits"])
+    gradients_agree(loss_at(beta.beta)[0], peers["loss_objective"], steps["logits"])
 
 
 @pytest.mark.parametrize("clip", [None, 0.2])
@@ -161,18 +161,18 @@ def test_value_loss_and_its_gradient(steps, clip):
     """Theirs has no factor of a half, and counts every value that left the interval."""
     _, mask = ours(steps)
     loss, metrics = value_loss(steps["values"], steps["old_values"], steps["returns"], mask, 40, clip)
-    _, found = theirs(
+    _, peers = theirs(
         objectives.ClipPPOLoss, steps, clip_value=clip, loss_critic_type="l2", critic_coeff=0.5, entropy_bonus=False
     )
-    assert_same(loss, found["loss_critic"])
-    gradients_agree(loss, found["loss_critic"], steps["values"])
+    assert_same(loss, peers["loss_critic"])
+    gradients_agree(loss, peers["loss_critic"], steps["values"])
     if clip is not None:
-        assert metrics["clip_fraction"] <= found["value_clip_fraction"]
+        assert metrics["clip_fraction"] <= peers["value_clip_fraction"]
 
 
 def test_policy_gradient(steps):
     logprobs, mask = ours(steps)
     loss, _ = policy_gradient_loss(logprobs, steps["advantages"], mask, 40)
-    _, found = theirs(objectives.A2CLoss, steps, loss_critic_type="l2", entropy_bonus=False)
-    assert_same(loss, found["loss_objective"])
-    gradients_agree(loss, found["loss_objective"], steps["logits"])
+    _, peers = theirs(objectives.A2CLoss, steps, loss_critic_type="l2", entropy_bonus=False)
+    assert_same(loss, peers["loss_objective"])
+    gradients_agree(loss, peers["loss_objective"], steps["logits"])

@@ -13,9 +13,11 @@ from tabular.core.losses import clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten
 
 # Quantization, of which the release wants an older version than this torch has, and tokenizers.
-ABSENT = "torchao torchao.dtypes torchao.dtypes.nf4tensor torchao.quantization sentencepiece tiktoken tiktoken.load"
+REPLACED_MODULES = (
+    "torchao torchao.dtypes torchao.dtypes.nf4tensor torchao.quantization sentencepiece tiktoken tiktoken.load"
+)
 with pytest.MonkeyPatch.context() as patch:
-    for name in ABSENT.split():
+    for name in REPLACED_MODULES.split():
         patch.setitem(sys.modules, name, MagicMock(__spec__=None, __path__=[]))
     pytest.importorskip("torchtune")
     from torchtune import rlhf as theirs
@@ -83,9 +85,9 @@ def test_token_rewards(ragged):
 def test_losses_and_their_gradients(ragged):
     mask = ragged.mask
     logprobs, values = ragged.logprobs.requires_grad_(), ragged.values.requires_grad_()
-    known = (mask, mask.sum(), 0.2)
-    policy, metrics = clipped_surrogate_loss(logprobs, ragged.old_logprobs, ragged.advantages, *known)
-    critic, _ = value_loss(values, ragged.old_values, ragged.returns, *known)
+    arguments = (mask, mask.sum(), 0.2)
+    policy, metrics = clipped_surrogate_loss(logprobs, ragged.old_logprobs, ragged.advantages, *arguments)
+    critic, _ = value_loss(values, ragged.old_values, ragged.returns, *arguments)
     wanted, wanted_policy, wanted_critic, ratio, clipped = PPOLoss(epsilon=0.2, value_clip_range=0.2, value_coeff=0.1)(
         ragged.old_logprobs, logprobs, ragged.advantages, ragged.old_values, values, ragged.returns, mask, mask
     )

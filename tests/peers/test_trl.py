@@ -89,22 +89,22 @@ def step(request, tmp_path_factory, models, reward_folder):
     trainer = ppo.PPOTrainer(
         args, AutoTokenizer.from_pretrained(folder), policy, reference, reward, prompts, value, eval_dataset=prompts
     )
-    found = SimpleNamespace(args=args, whiten=[], backward=[])
+    recorded = SimpleNamespace(args=args, whiten=[], backward=[])
     whiten, backward = ppo.masked_whiten, trainer.accelerator.backward
 
     def seen_whiten(*args, **settings):
-        found.whiten.append(dict(sys._getframe(1).f_locals))
+        recorded.whiten.append(dict(sys._getframe(1).f_locals))
         return whiten(*args, **settings)
 
     def seen_backward(loss):
-        found.backward.append(dict(sys._getframe(1).f_locals))
+        recorded.backward.append(dict(sys._getframe(1).f_locals))
         return backward(loss)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo, "masked_whiten", seen_whiten)
         patch.setattr(trainer.accelerator, "backward", seen_backward)
         trainer.train()
-    return found
+    return recorded
 
 
 def test_gae_of_a_step(step):

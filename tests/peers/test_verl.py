@@ -115,8 +115,8 @@ def test_reinforce_pp(either, gamma):
 def test_remax(ragged):
     ours = estimate(ragged.rollout(), ragged.rewards, ragged.baselines, PPOConfig(estimator="remax"))
     wanted = core.compute_remax_outcome_advantage(ragged.rewards, ragged.baselines, ragged.mask.double())
-    for mine, peers in zip(ours, wanted, strict=True):
-        assert_same(mine[ragged.mask], peers[ragged.mask])
+    for our, peers in zip(ours, wanted, strict=True):
+        assert_same(our[ragged.mask], peers[ragged.mask])
 
 
 def test_remax_discounts_as_told(ragged):
@@ -194,14 +194,16 @@ def test_clipped_surrogate_and_its_gradient(ragged, mode, clips):
             "global_batch_info": {},
         }
     )
-    wanted, found = core.compute_policy_loss_vanilla(
+    wanted, peers_metrics = core.compute_policy_loss_vanilla(
         ragged.old_logprobs, logprobs, ragged.advantages, mask.double(), MODES[mode], config
     )
     assert_same(ours, wanted)
     assert_same(*(torch.autograd.grad(loss, logprobs)[0] for loss in (ours, wanted)))
-    assert metrics["clip_fraction"] >= found["actor/pg_clipfrac"] - 1e-6  # theirs: only where the clip was chosen
+    assert (
+        metrics["clip_fraction"] >= peers_metrics["actor/pg_clipfrac"] - 1e-6
+    )  # theirs: only where the clip was chosen
     k1 = masked_mean((ragged.old_logprobs - logprobs).clamp(-20, 20), mask)
-    assert k1.item() == pytest.approx(found["actor/ppo_kl"], abs=1e-6)
+    assert k1.item() == pytest.approx(peers_metrics["actor/ppo_kl"], abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)

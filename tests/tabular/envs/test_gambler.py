@@ -26,6 +26,14 @@ def test_bold_play_is_optimal_where_the_coin_is_unfavourable(p):
     assert best[75, 24]
 
 
+def test_the_smallest_optimal_stakes_are_the_policy_of_figure_4_3():
+    mdp, values = solved()
+    stakes = greedy_actions(action_values(mdp, values)).argmax(axis=1) + 1
+    for capital in range(1, 100):
+        bold = {25: 25, 50: 50, 75: 25}  # the peaks; elsewhere the distance to the next quarter of the goal
+        assert stakes[capital] == bold.get(capital, min(capital % 25, 25 - capital % 25)), capital
+
+
 def test_several_stakes_are_optimal_with_51():
     """The spikes of figure 4.3: with 51 both 1 (back to the bold line) and 49 reach V(51)."""
     mdp, values = solved()

@@ -1,6 +1,6 @@
 """Token-level PPO for language models on plain `accelerate`.
 
-The names below are loaded when they are first used, so that `import rlhf` costs nothing.
+The public names are imported when they are first used, so that `import rlhf` is fast.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_HOME = {
+_MODULE_OF = {
     "PPOJob": "config.jobs",
     "SFTJob": "config.jobs",
     "RewardJob": "config.jobs",
@@ -25,10 +25,10 @@ _HOME = {
     "evaluate_policy": "evaluation.command",
     "write_report": "report.report",
 }
-__all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'rlhf' has no attribute {name!r}")
-    return getattr(import_module(f"rlhf.{_HOME[name]}"), name)
+    return getattr(import_module(f"rlhf.{_MODULE_OF[name]}"), name)

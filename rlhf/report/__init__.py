@@ -1,5 +1,6 @@
 """The report: a run folder as one self-contained HTML page.
 
-`load.py` reads the folder, `findings.py` compares and warns, `charts.py` computes the curves as SVG shapes, `page.py`
-renders the template. Depends on the files of a run folder only, and may import nothing of `rlhf` but its errors.
+`run_files.py` reads the folder, `findings.py` compares and warns, `samples.py` pairs and colours responses, `charts.py`
+computes curves as SVG shapes, and `report.py` renders the template. Depends on the files of a run folder only; imports
+nothing of `rlhf` but `errors` and `run.files`.
 """

@@ -1,78 +1,23 @@
-"""The report's charts: rows of metrics.jsonl and eval.jsonl as SVG shapes that the template only has to draw.
+"""The report's charts: rows of metrics.jsonl and eval.jsonl as SVG shapes, which the template draws.
 
-The SVG is written here rather than by a plotting library: its text is the page's text, its colours follow the reader's
-light or dark theme, and the same rows give the same bytes. The page's text uses the first few functions too, so that
-it says a number as its charts do.
+No plotting library is used, so that the charts share the page's fonts, follow the reader's light or dark theme, and the
+same rows give the same bytes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Row = Mapping[str, Any]
-"""An object of a jsonl file; those of metrics.jsonl and eval.jsonl have a "step"."""
+from rlhf.report.numbers import NAN, Row, finite, mean, number, scientific, series, smooth, smoothing_window
 
-NAN = float("nan")
 SMALL, LARGE = (360, 190), (560, 310)
 """Width and height of a chart in SVG units, about one CSS pixel each."""
 ENDS = ("", "_low", "_high")
-"""What follows a held-out measure's name in the names of its value and of its interval's two ends."""
-
-
-# ---------------------------------------------------------------------------------------------------- numbers
-
-
-def finite(value: Any) -> float:
-    """A finite number as a float, everything else (null, NaN, infinity, text) as NaN."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else NAN
-
-
-def series(rows: Sequence[Row], name: str) -> np.ndarray:
-    """[len(rows)] one value of each row, NaN where it is missing, null or infinite."""
-    return np.array([finite(row.get(name)) for row in rows])
-
-
-def mean(values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else NAN
-
-
-def number(value: Any) -> str:
-    """Three significant digits, with a true minus; a dash for what is missing or not finite."""
-    value = finite(value)
-    size = abs(value)
-    if math.isnan(value):
-        return "–"
-    if size and not 0.001 <= size < 1e7:
-        return _scientific(value)
-    decimals = next((d for d, edge in enumerate((100, 10, 1, 0.01)) if size >= edge), 4) if size else 0
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-
-
-def smooth(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """[len(at)] the running mean centred on the indices `at`, of the points that are there; NaN stays NaN.
-
-    Near the ends the window shrinks on both sides alike, so that a line goes on straight, but not below a fifth: the
-    last value of a noisy curve should not be its last point.
-    """
-    half, last = smoothing_window(len(values)) // 2, len(values) - 1
-    centres = np.clip(at, half // 5, last - half // 5)
-    means = [mean(values[i - r : i + r + 1]) for i in centres for r in [min(half, i, last - i)]]
-    return np.where(np.isfinite(values[at]), means, NAN)
-
-
-def smoothing_window(points: int) -> int:
-    """Odd; 1 for so few points that each one can be seen."""
-    return max(5, points // 15) | 1 if points >= 30 else 1
+"""Suffixes of a held-out measure's value and of the two ends of its interval."""
 
 
 def _latest(values: np.ndarray) -> float:
@@ -80,13 +25,16 @@ def _latest(values: np.ndarray) -> float:
 
 
 def _thin(values: np.ndarray, buckets: int = 200) -> np.ndarray:
-    """Indices of at most 2 points a bucket, its lowest and its highest: long runs stay small and keep their spikes."""
+    """Indices of the minimum and maximum of each bucket of points: charts of long runs stay small and keep spikes."""
     if len(values) <= 2 * buckets:
         return np.arange(len(values))
     keep = {0, len(values) - 1}
     for chunk in np.array_split(np.arange(len(values)), buckets):
-        there = chunk[np.isfinite(values[chunk])]
-        keep |= {there[values[there].argmin()], there[values[there].argmax()]} if there.size else {chunk[0]}
+        finite_points = chunk[np.isfinite(values[chunk])]
+        if finite_points.size == 0:
+            keep.add(chunk[0])
+            continue
+        keep |= {finite_points[values[finite_points].argmin()], finite_points[values[finite_points].argmax()]}
     return np.array(sorted(keep))
 
 
@@ -106,7 +54,7 @@ class Axis:
 
     @classmethod
     def around(cls, values: np.ndarray, start: float, end: float, zero: bool = False) -> "Axis":
-        """The axis that holds all finite values with a little air, from (or around) zero if asked."""
+        """The axis of all finite values with a small margin; with `zero`, it includes zero."""
         values = np.append(values[np.isfinite(values)], [0.0] if zero else [])
         low, high = float(values.min()), float(values.max())
         span = (high - low) or abs(high) or 1.0
@@ -132,7 +80,7 @@ class Axis:
         if abs(value) < step / 2:
             return "0"
         if not 5e-4 <= step < 5e5:
-            return _scientific(value)
+            return scientific(value)
         if step >= 500:
             return f"{value / 1000:g}k".replace("-", "−")
         half = f"{step:.1e}"[2] == "5"  # 2.5, 0.25: one digit more
@@ -140,6 +88,8 @@ class Axis:
 
 
 class Point(NamedTuple):
+    """A held-out evaluation."""
+
     x: float
     y: float
     low: float
@@ -166,10 +116,10 @@ class Chart:
     """(progress through the run as "37%", path)"""
     points: list[Point] = field(default_factory=list)
     marks: list[tuple[float, float, str]] = field(default_factory=list)
-    """(x, y, text) of what the cursor can read off"""
+    """(x, y, text) of the values that the cursor shows"""
 
     def path(self, xs: np.ndarray, ys: np.ndarray) -> str:
-        """SVG path data; a NaN interrupts the line, a lone point is a dot."""
+        """SVG path data; a NaN interrupts the line, a single point is a dot."""
         commands, pen = [], "M"
         for x, y in zip(xs, ys, strict=True):
             if math.isnan(x) or math.isnan(y):
@@ -180,9 +130,11 @@ class Chart:
         return "".join(commands)
 
     def area(self, xs: np.ndarray, low: np.ndarray, high: np.ndarray) -> str:
-        """The path around what lies between `low` and `high`, where both are there."""
-        there = np.isfinite(low) & np.isfinite(high)
-        xs, low, high = xs[there], low[there], high[there]
+        """SVG path data of the area between `low` and `high`, where both are finite."""
+        finite_points = np.isfinite(low) & np.isfinite(high)
+        xs = xs[finite_points]
+        low = low[finite_points]
+        high = high[finite_points]
         return self.path(np.concatenate([xs, xs[::-1]]), np.concatenate([high, low[::-1]])) + "Z" if xs.size else ""
 
     def marks_of(self, steps: np.ndarray, values: np.ndarray) -> list[tuple[float, float, str]]:
@@ -190,7 +142,7 @@ class Chart:
         return [(self.x(x), self.y(y), f"step {x:.0f}: {number(y)}") for x, y in pairs if math.isfinite(y)]
 
     def points_of(self, evals: Sequence[Row], name: str, xs: np.ndarray, labelled: Sequence[int] = ()) -> list[Point]:
-        """A point with its interval for each evaluation's measure `name`; `xs` is where they stand on the x axis."""
+        """A point with its interval for each evaluation of the measure `name`; `xs` are their x values."""
         points = []
         for row, x in zip(evals, xs, strict=True):
             value, low, high = (finite(row.get(name + end)) for end in ENDS)
@@ -203,13 +155,13 @@ class Chart:
 
 
 def _canvas(size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The SVG units between which x and y run: what is left beside the tick labels."""
+    """Start and end of the x and y axes in SVG units, inside the tick labels."""
     width, height = size
     return (42.0, width - 8.0), (height - 22.0, 8.0)
 
 
 def _step_axis(rows: Sequence[Row], evals: Sequence[Row], size: tuple[int, int]) -> Axis:
-    """All curves share it, so that one can be read above the other."""
+    """The x axis of steps, the same for all charts of a run."""
     last = max(row["step"] for row in [*rows, *evals])
     return Axis(0.0, float(max(last, 1)), *_canvas(size)[0], whole=True)
 
@@ -228,10 +180,21 @@ def curve(
     exact: bool = False,
     size: tuple[int, int] = SMALL,
 ) -> Chart | None:
-    """One metric over the steps, with a second one faintly behind it and the held-out evaluations on top.
+    """One metric over the steps, with an optional second metric behind it and held-out evaluations on top.
 
-    What lies below `floor` is drawn on the axis; an `exact` metric has no noise to smooth away. None if the rows have
-    no finite value of `metric`.
+    Args:
+        rows: rows of metrics.jsonl.
+        evals: rows of eval.jsonl.
+        metric: name of the metric.
+        faint: name of the metric behind it.
+        held_out: name of the held-out measure.
+        zero: include zero in the y axis.
+        floor: smaller values are drawn at this one.
+        exact: the metric has no noise, so draw it without smoothing.
+        size: width and height in SVG units.
+
+    Returns:
+        The chart; None if no row has a finite value of `metric`.
     """
     steps, values = series(rows, "step"), series(rows, metric)
     if not np.isfinite(values).any():
@@ -240,43 +203,43 @@ def curve(
     at = series(evals, "step")
     held, low, high = (series(evals, held_out + end) for end in ENDS)
     shown = np.maximum(np.concatenate([values, behind, held, low, high]), floor)
-    kept = _thin(values)
+    indices = _thin(values)
     latest = values[np.isfinite(values)][-1] if exact else _latest(values)
     y = Axis.around(shown, *_canvas(size)[1], zero=zero)
     chart = Chart(size, _step_axis(rows, evals, size), y, latest=number(latest))
     chart.areas = [("band", chart.area(at, low, high))]
     chart.lines = [
-        ("faint", chart.path(steps[kept], smooth(behind, kept))),
-        ("raw", chart.path(steps[kept], values[kept])),
-        ("smooth", chart.path(steps[kept], values[kept] if exact else smooth(values, kept))),
+        ("faint", chart.path(steps[indices], smooth(behind, indices))),
+        ("raw", chart.path(steps[indices], values[indices])),
+        ("smooth", chart.path(steps[indices], values[indices] if exact else smooth(values, indices))),
         ("held", chart.path(at, held)),
     ]
     chart.points = chart.points_of(evals, held_out, at)
-    chart.marks = chart.marks_of(steps[kept], values[kept])
+    chart.marks = chart.marks_of(steps[indices], values[indices])
     return chart
 
 
 def stack(rows: Sequence[Row], evals: Sequence[Row], metrics: Sequence[str], total: str) -> Chart | None:
-    """Smoothed metrics as layers under a line for the total that they are parts of. None if it was not logged."""
+    """Smoothed metrics as stacked areas under a line for their total. None if the total was not logged."""
     steps, whole = series(rows, "step"), series(rows, total)
     if not np.isfinite(whole).any():
         return None
-    kept = _thin(whole)
-    layers = [np.nan_to_num(smooth(series(rows, name), kept)) for name in metrics]
-    sums, line = np.cumsum([np.zeros(len(kept)), *layers], axis=0), smooth(whole, kept)
+    indices = _thin(whole)
+    layers = [np.nan_to_num(smooth(series(rows, name), indices)) for name in metrics]
+    sums, line = np.cumsum([np.zeros(len(indices)), *layers], axis=0), smooth(whole, indices)
     y = Axis.around(np.append(sums, line), *_canvas(SMALL)[1], zero=True)
     chart = Chart(SMALL, _step_axis(rows, evals, SMALL), y, latest=f"{number(_latest(whole))} s")
     for layer, (low, high) in enumerate(pairwise(sums), start=1):
-        chart.areas.append((f"layer-{layer}", chart.area(steps[kept], low, high)))
-    chart.lines = [("total", chart.path(steps[kept], line))]
-    chart.marks = chart.marks_of(steps[kept], whole[kept])
+        chart.areas.append((f"layer-{layer}", chart.area(steps[indices], low, high)))
+    chart.lines = [("total", chart.path(steps[indices], line))]
+    chart.marks = chart.marks_of(steps[indices], whole[indices])
     return chart
 
 
 def score_against_kl(rows: Sequence[Row], evals: Sequence[Row], labelled: Sequence[int]) -> Chart | None:
-    """The frontier: what each nat of KL bought. Training as a line coloured by step, held-out evaluations on top.
+    """Score against KL: training as a line coloured by step, held-out evaluations on top.
 
-    The evaluations of the steps `labelled` are named. None if no row has both numbers.
+    The evaluations at the steps `labelled` get a label. None if no row has both numbers.
     """
     kl, score = series(rows, "objective/kl"), series(rows, "objective/score")
     if not np.isfinite(kl + score).any():

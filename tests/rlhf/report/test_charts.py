@@ -1,9 +1,10 @@
-"""Charts by hand: round ticks, honest smoothing, and spikes that stay visible however long the run."""
+"""Charts against values worked by hand: round ticks, smoothing without bias, spikes kept in long runs."""
 
 import numpy as np
 import pytest
 
-from rlhf.report.charts import Axis, curve, number, smooth, smoothing_window
+from rlhf.report.charts import Axis, curve
+from rlhf.report.numbers import number, smooth, smoothing_window
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from rlhf.report.charts import Axis, curve, number, smooth, smoothing_window
         ("text", "–"),
     ],
 )
-def test_number(value, text):
+def test_a_number_has_three_significant_digits(value, text):
     assert number(value) == text
 
 
@@ -50,7 +51,7 @@ def test_ticks_are_round_numbers(low, high, whole, labels):
     assert all(0 <= position <= 100 for position, _ in axis.ticks)
 
 
-def test_axis_of_a_constant_has_room_around_it():
+def test_the_axis_of_a_constant_has_margins():
     for constant in (0.0, 0.05, -3.0, 1e-5):
         axis = Axis.around(np.array([constant, np.nan]), 0.0, 100.0)
         assert axis.low < constant < axis.high
@@ -68,7 +69,7 @@ def test_smoothing_keeps_a_straight_line_and_averages_noise():
     assert smoothing_window(29) == 1
 
 
-def test_smoothing_leaves_gaps_and_ignores_them():
+def test_smoothing_keeps_gaps_and_skips_them_in_means():
     values = np.ones(60)
     values[[20, 21]] = np.nan
     smoothed = smooth(values, np.arange(60))
@@ -76,7 +77,7 @@ def test_smoothing_leaves_gaps_and_ignores_them():
     np.testing.assert_allclose(smoothed[np.isfinite(smoothed)], 1.0)
 
 
-def test_a_huge_spike_spoils_only_its_neighbours():
+def test_a_huge_spike_changes_only_its_window():
     values = np.ones(60)
     values[30] = 1e30
     np.testing.assert_allclose(smooth(values, np.array([20, 40])), 1.0)
@@ -91,7 +92,7 @@ def test_a_long_run_keeps_its_spikes():
     assert "step 2346: 50.0" in [text for *_, text in chart.marks]
 
 
-def test_what_a_schedule_sets_is_not_smoothed():
+def test_an_exact_metric_is_not_smoothed():
     rows = [{"step": step, "policy/lr": 1.0 if step < 100 else 0.5} for step in range(1, 101)]
     chart = curve(rows, [], "policy/lr", exact=True)
     assert chart is not None

@@ -1,4 +1,4 @@
-"""The report is read by people: the tests look for what they read, and feed it what real runs leave behind."""
+"""The report: the text that a reader sees, in pages from complete, broken and hostile run folders."""
 
 import json
 import math
@@ -11,23 +11,15 @@ import numpy as np
 import pytest
 import yaml
 
-from rlhf.report.charts import number
-from rlhf.report.report import (
-    Run,
-    coloured,
-    compare,
-    concerns,
-    duration,
-    load,
-    parameters,
-    percent,
-    signed,
-    write_report,
-)
+from rlhf.report.findings import compare, warnings
+from rlhf.report.numbers import duration, number, parameters, percent, signed
+from rlhf.report.report import write_report
+from rlhf.report.run_files import Run, load
+from rlhf.report.samples import color_tokens
 
 STEPS = 100
 HOSTILE = '</pre></style></script><script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
-CURVES = """Score|Score against KL|KL to the reference|KL coefficient|Reward|Response length|Ended by itself|Repetition
+CURVES = """Score|Score against KL|KL to the reference|KL coefficient|Reward|Response length|Ended with EOS|Repetition
 Approximate KL of a step|Clip fraction|Largest ratio|Policy loss|Entropy|Gradient norm|Explained variance|Value loss
 Mean value|Learning rate|Time of a step|Throughput""".replace("\n", "|").split("|")
 
@@ -227,15 +219,15 @@ def run_of(rows: list[dict[str, Any]], evals: list[dict[str, Any]] | None = None
     return Run("run", list(rows), list(evals or []), [], {}, {}, [])
 
 
-def concerns_of(rows: list[dict[str, Any]], evals: list[dict[str, Any]] | None = None) -> str:
+def warnings_of(rows: list[dict[str, Any]], evals: list[dict[str, Any]] | None = None) -> str:
     run = run_of(rows, evals)
-    return "\n".join(concerns(run, compare(run)))
+    return "\n".join(warnings(run, compare(run)))
 
 
 # ---------------------------------------------------------------------------------------------------- the page
 
 
-def test_says_what_changed(run_dir):
+def test_the_page_begins_with_the_change_of_the_key_numbers(run_dir):
     page = page_of(run_dir)
     assert "<h1>reviews</h1>" in page.source
     for fact in ("runs/sft", "950k parameters", "100 steps", "12,800 episodes", "2026-01-05 09:30"):
@@ -255,19 +247,19 @@ def test_says_what_changed(run_dir):
         assert outcome in cards
 
 
-def test_table_compares_the_start_with_the_chosen_step(run_dir):
+def test_the_table_compares_the_start_with_the_best_step(run_dir):
     page = page_of(run_dir)
     table = page.text[page.text.index("Held-out measure") :]
     assert "Before (step 0) After (step 100) Change" in table
     assert "Score what training maximises 0.061 to 0.163 0.112 0.771 to 0.847 0.809 +0.697" in table
-    assert "Entropy nats a token 4.12 2.84 −1.28" in table
-    assert "Distinct-2 different word pairs among all 0.991 0.977 −0.014" in table
+    assert "Entropy nats per token 4.12 2.84 −1.28" in table
+    assert "Distinct-2 distinct word pairs / all word pairs 0.991 0.977 −0.014" in table
     assert "256 held-out prompts, answered at step 0 and at step 100, the checkpoint with the best score." in page.text
     evaluations = table[table.index("All evaluations (3)") : table.index("Curves")]
     assert re.search(r" 50 256 .*0\.655", evaluations)
 
 
-def test_has_every_curve_with_its_caption(run_dir):
+def test_every_curve_has_a_caption(run_dir):
     page = page_of(run_dir)
     titles = re.findall(r'<div class="head"><h4>(.*?)</h4>', page.source)
     assert sorted(titles) == sorted(CURVES)
@@ -277,7 +269,7 @@ def test_has_every_curve_with_its_caption(run_dir):
     assert "the mean of the 7 steps around it" in page.text
 
 
-def test_shapes_are_finite_and_inside_the_chart(run_dir):
+def test_shapes_are_finite_and_inside_their_chart(run_dir):
     page = page_of(run_dir)
     paths = [str(path["d"]) for path in page.all("path")]
     assert len(paths) > 100
@@ -292,7 +284,7 @@ def test_curves_carry_their_values_for_the_cursor(run_dir):
     assert marks[0][-1][2] == f"step 100: {number(metric_rows()[-1]['objective/score'])}"
 
 
-def test_held_out_points_lie_on_the_score_and_on_the_frontier(run_dir):
+def test_held_out_points_are_on_the_score_and_on_score_against_kl(run_dir):
     page = page_of(run_dir)
     tips = re.findall(r"<title>(held-out, .*?)</title>", page.source)
     assert tips.count("held-out, step 50: 0.655") == 2
@@ -301,30 +293,30 @@ def test_held_out_points_lie_on_the_score_and_on_the_frontier(run_dir):
     assert re.findall(r">(step \d+)</text>", page.source) == ["step 0", "step 100"]
 
 
-def test_samples_stand_side_by_side_in_colour(run_dir):
+def test_samples_are_side_by_side_with_coloured_tokens(run_dir):
     page = page_of(run_dir)
-    places = [page.text.index(f"Prompt {index} {prompt}") for index, prompt in enumerate(PROMPTS)]
-    assert places == sorted(places)
+    positions = [page.text.index(f"Prompt {index} {prompt}") for index, prompt in enumerate(PROMPTS)]
+    assert positions == sorted(positions)
     assert all(response.strip() in page.text for response in BEFORE)
     assert page.text.count("Before · step 0 score 0.100 judge 0.400") == len(PROMPTS)
     assert page.text.count("After · step 100 score 0.814 judge 0.800") == len(PROMPTS)
-    assert page.text.count("cut at the limit") == 2
+    assert page.text.count("truncated at the limit") == 2
     tokens = [span for span in page.all("span") if (span.get("class") or "").split()[:1] == ["t"]]
     assert len(tokens) == sum(len(response.split()) for response in AFTER)
     for token in tokens:
         level = re.fullmatch(r"t (?:(more|less)-([1-4]))?", str(token["class"]))
-        divergence = float(str(token["title"]).removesuffix(" nats").replace("−", "-"))
+        log_ratio = float(str(token["title"]).removesuffix(" nats").replace("−", "-"))
         assert level
-        assert (level[1] or "none") == ("none" if abs(divergence) < 0.1 else "more" if divergence > 0 else "less")
+        assert (level[1] or "none") == ("none" if abs(log_ratio) < 0.1 else "more" if log_ratio > 0 else "less")
 
 
-def test_a_token_takes_the_colour_of_its_divergence():
+def test_a_token_has_the_colour_of_its_log_ratio():
     row = {"tokens": ["a", "b", "c", "d", "e"], "token_kl": [0.05, 0.6, -0.1, -7.0, None]}
-    assert [style for _, style, _ in coloured(row)] == ["", "more-2", "less-1", "less-4", ""]
-    assert coloured({"tokens": ["a"], "token_kl": []}) == []
+    assert [style for _, style, _ in color_tokens(row)] == ["", "more-2", "less-1", "less-4", ""]
+    assert color_tokens({"tokens": ["a"], "token_kl": []}) == []
 
 
-def test_shows_set_up_and_sources(run_dir):
+def test_the_page_shows_set_up_and_source_files(run_dir):
     page = page_of(run_dir)
     assert ENVIRONMENT["command"] in page.text
     for entry in ("torch 2.13.0", "device cpu", "rollout_batch_size 128", "lora.rank 0", "resume null", "lr 0.0001"):
@@ -333,7 +325,7 @@ def test_shows_set_up_and_sources(run_dir):
     assert "value/clip_fraction" in page.text[page.text.index("All 28 logged metrics") :]
 
 
-def test_needs_nothing_from_outside(run_dir):
+def test_the_page_loads_nothing_from_outside(run_dir):
     page = page_of(run_dir)
     assert not re.search(r"https?:", page.source)
     assert not re.search(r"@import|url\(", page.source)
@@ -345,13 +337,13 @@ def test_needs_nothing_from_outside(run_dir):
     assert len(ids) == len(set(ids))
 
 
-def test_same_folder_same_bytes(run_dir):
+def test_the_same_folder_gives_the_same_bytes(run_dir):
     first = write_report(run_dir).read_bytes()
     assert write_report(run_dir, run_dir / "elsewhere" / "page.html").read_bytes() == first
     assert [path.name for path in (run_dir / "elsewhere").iterdir()] == ["page.html"]
 
 
-def test_a_failure_keeps_the_old_page(run_dir, monkeypatch):
+def test_a_failed_write_keeps_the_old_page(run_dir, monkeypatch):
     path = write_report(run_dir)
     old = path.read_bytes()
     write_rows(run_dir / "metrics.jsonl", metric_rows(5))
@@ -369,7 +361,7 @@ def test_a_failure_keeps_the_old_page(run_dir, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- hostile input
 
 
-def test_escapes_all_that_comes_from_the_folder(run_dir):
+def test_everything_from_the_folder_is_escaped(run_dir):
     harmless = page_of(run_dir)
     rows = sample_rows()
     for row in rows:
@@ -389,7 +381,7 @@ def test_escapes_all_that_comes_from_the_folder(run_dir):
     assert page.text.count(HOSTILE) >= 8 * 5 + 10
 
 
-def test_text_of_any_script_survives(run_dir):
+def test_text_in_any_script_is_kept(run_dir):
     rows = sample_rows()[:1]
     rows[0] |= {"response": "naïve 映画 🎬 \u2028 next", "prompt": "half an emoji \ud83d"}
     text = json.dumps(rows[0], ensure_ascii=False).replace("\ud83d", "\\ud83d")
@@ -402,7 +394,7 @@ def test_text_of_any_script_survives(run_dir):
 # ---------------------------------------------------------------------------------------------------- broken folders
 
 
-def test_a_half_written_line_is_skipped_and_counted(run_dir):
+def test_an_incomplete_line_is_skipped_and_counted(run_dir):
     for name in ("metrics.jsonl", "eval.jsonl", "samples.jsonl"):
         with open(run_dir / name, "ab") as file:
             file.write('{"step": 101, "index": 0, "prompt": "caf\N{LATIN SMALL LETTER E WITH ACUTE}'.encode()[:-1])
@@ -412,7 +404,7 @@ def test_a_half_written_line_is_skipped_and_counted(run_dir):
     assert "100 steps" in page.text
 
 
-def test_a_step_that_ran_again_after_a_resume_counts_once(run_dir):
+def test_a_step_repeated_after_a_resume_counts_once(run_dir):
     again = [row | {"objective/score": 0.5} for row in metric_rows()[89:]]
     write_rows(run_dir / "metrics.jsonl", metric_rows() + again)
     run = load(run_dir)
@@ -424,14 +416,14 @@ def test_optional_files_may_be_missing(run_dir):
     for name in ("eval.jsonl", "samples.jsonl", "config.yaml", "environment.json"):
         (run_dir / name).unlink()
         page = page_of(run_dir)
-        assert f"{name} (not there)" in page.text
+        assert f"{name} (missing)" in page.text
     assert "Training score 0." in page.text
     assert "means over the first and the last tenth of training" in page.text
     assert "Samples" not in page.text
     assert "Configuration" not in page.text
 
 
-def test_a_run_that_was_killed_before_its_second_evaluation(run_dir):
+def test_a_run_killed_before_its_second_evaluation_shows_the_first(run_dir):
     write_rows(run_dir / "eval.jsonl", eval_rows()[:1])
     write_rows(run_dir / "samples.jsonl", sample_rows()[:8])
     page = page_of(run_dir)
@@ -480,7 +472,7 @@ def test_runs_of_any_length(run_dir, steps):
 
 
 @pytest.mark.parametrize("content", [None, "", "\n", '{"objective/score": 1}\n', '{"step": 1, "objec', "[1, 2]\n"])
-def test_no_rows_is_an_error_that_names_the_file(tmp_path, content):
+def test_no_metrics_is_an_error_that_names_the_file(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "metrics.jsonl"))):
@@ -488,7 +480,7 @@ def test_no_rows_is_an_error_that_names_the_file(tmp_path, content):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_no_folder_is_an_error_that_names_it(tmp_path):
+def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"no run folder at {tmp_path / 'nowhere'}")):
         write_report(tmp_path / "nowhere")
 
@@ -505,7 +497,7 @@ def test_a_broken_config_is_an_error_that_names_it(run_dir, name, content):
 # ---------------------------------------------------------------------------------------------------- findings
 
 
-def test_compares_with_the_marked_evaluation_else_with_the_best_score():
+def test_the_best_evaluation_is_the_marked_one_or_else_the_best_score():
     evals = eval_rows()
     assert compare(run_of(metric_rows(), evals)).after["step"] == 100
     evals[1]["score"] = 0.9
@@ -516,34 +508,34 @@ def test_compares_with_the_marked_evaluation_else_with_the_best_score():
     assert compare(run_of(metric_rows(), evals)).after["step"] == 100
 
 
-def test_without_evaluations_compares_the_tenths_of_training():
+def test_without_evaluations_the_first_and_last_tenth_of_training_are_compared():
     rows = [{"step": step, "objective/score": float(step), "policy/entropy": 4.0} for step in range(1, 21)]
     outcome = compare(run_of(rows))
     assert outcome.change("entropy") == 0
     assert (outcome.before["score"], outcome.after["score"], outcome.held_out) == (1.5, 19.5, False)
 
 
-def test_a_healthy_run_raises_no_concern(run_dir):
-    assert concerns_of(metric_rows(), eval_rows()) == ""
+def test_a_healthy_run_gives_no_warning(run_dir):
+    assert warnings_of(metric_rows(), eval_rows()) == ""
     assert "No warnings" in page_of(run_dir).text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": 0.1}, "The score did not rise: 0.112 before, 0.100 after, so the first weights remain the best."),
+        ({"score": 0.1}, "The score did not rise: 0.112 before, 0.100 after, so the initial weights remain the best."),
         ({"kl": 10.1}, "KL above 10 nats (10.1)"),
-        ({"length": 11.5}, "Responses fell to 59.9% of their first length"),
+        ({"length": 11.5}, "Responses shrank to 59.9% of their initial length"),
         ({"distinct_2": 0.79}, "Distinct-2 fell from 0.991 to 0.790"),
         ({"entropy": 0.8}, "Entropy fell from 4.12 to 0.800"),
     ],
 )
-def test_concerns_about_the_chosen_model(run_dir, change, message):
+def test_warnings_about_the_best_checkpoint(run_dir, change, message):
     evals = eval_rows()
     evals[-1] |= change
-    found = concerns_of(metric_rows(), evals)
-    assert found.startswith(message)
-    assert "\n" not in found
+    text = warnings_of(metric_rows(), evals)
+    assert text.startswith(message)
+    assert "\n" not in text
     write_rows(run_dir / "eval.jsonl", evals)
     assert f"1 warning {message}" in page_of(run_dir).text
 
@@ -558,17 +550,17 @@ def test_concerns_about_the_chosen_model(run_dir, change, message):
         ({"policy/grad_norm": float("inf")}, "policy/grad_norm is not finite in 10 of 100 steps"),
     ],
 )
-def test_concerns_about_the_training(change, message):
+def test_warnings_about_the_training(change, message):
     rows = metric_rows()
-    found = concerns_of([*rows[:90], *(row | change for row in rows[90:])], eval_rows())
-    assert found.startswith(message)
-    assert "\n" not in found
+    text = warnings_of([*rows[:90], *(row | change for row in rows[90:])], eval_rows())
+    assert text.startswith(message)
+    assert "\n" not in text
 
 
 # ---------------------------------------------------------------------------------------------------- numbers
 
 
-def test_other_units():
+def test_numbers_are_written_with_their_units():
     assert [signed(x) for x in (0.25, -0.25, 0, None)] == ["+0.250", "−0.250", "0", "–"]
     assert [percent(x) for x in (0.8714, None)] == ["87.1%", "–"]
     assert [duration(x) for x in (4.2, 202, 11_520)] == ["4.20 s", "3 min 22 s", "3 h 12 min"]

@@ -1,7 +1,7 @@
 """Where the time of a PPO step goes: `python scripts/measure_step.py runs/demo-1/ppo`.
 
-Takes the settings of a finished run, runs some steps in a temporary folder, and prints the time of each part. Everything
-but forward passes, backward passes and sampling is this project's overhead.
+Takes the settings of a finished run, runs some steps in a temporary folder, and prints the time of each part.
+Everything but forward passes, backward passes and sampling is this project's overhead.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from rlhf.errors import report_user_errors
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.rewards import models as reward_models
 from rlhf.rollouts import sampling, stages
-
 
 MODEL_WORK = (
     "sampling",

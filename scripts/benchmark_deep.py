@@ -1,45 +1,93 @@
 """CartPole beside Stable-Baselines3: `python scripts/benchmark_deep.py --seeds 5`.
 
 Each algorithm runs here and in stable-baselines3 or sb3-contrib (`pip install sb3-contrib`) with the same settings, on
-the same environment, in one process on one thread, taking turns, so that a busy machine slows both. Speed is
+the same environment, in one process on one thread, alternating, so that a busy machine slows both. Speed is
 environment steps per second of process time; the final return is the mean of the last 100 training episodes. Settings
 are those of RL Baselines3 Zoo for CartPole-v1, with constant learning rates and clip range; TRPO's and `dqn, defaults`
-are the peers' own, the latter a small network and a gradient step every fourth step. Its value loss has no half, so its
-coefficient of .5 is 1 here.
+are the peers' own, the latter a small network and a gradient step every fourth step. The peers' value loss has no
+factor 1/2, so their coefficient of .5 is 1 here.
 """
 
 import argparse
 import importlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "ppo": (
+
+@dataclass(frozen=True)
+class Comparison:
+    """An algorithm here and in stable-baselines3 or sb3-contrib, with the same settings."""
+
+    learner: str
+    "module and class here"
+    steps: int
+    "environment steps of a run"
+    settings: dict[str, Any]
+    peer_settings: dict[str, Any]
+
+
+COMPARISONS = {
+    "ppo": Comparison(
         "tabular.deep.ppo:PPO",
-        {"n_envs": 8, "n_steps": 32, "n_epochs": 20, "minibatch_size": 256, "gamma": 0.98, "lam": 0.8, "lr": 1e-3}
-        | {"vf_coef": 1.0},
-        {"n_steps": 32, "n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3},
+        steps=100_000,
+        settings={
+            "n_envs": 8,
+            "n_steps": 32,
+            "n_epochs": 20,
+            "minibatch_size": 256,
+            "gamma": 0.98,
+            "lam": 0.8,
+            "lr": 1e-3,
+            "vf_coef": 1.0,
+        },
+        peer_settings={
+            "n_steps": 32,
+            "n_epochs": 20,
+            "batch_size": 256,
+            "gamma": 0.98,
+            "gae_lambda": 0.8,
+            "learning_rate": 1e-3,
+        },
     ),
-    "a2c": (
+    "a2c": Comparison(
         "tabular.deep.a2c:A2C",
-        {"n_envs": 8, "n_steps": 5, "gamma": 0.99, "lam": 1.0, "lr": 7e-4, "vf_coef": 1.0},
-        {"n_steps": 5, "gamma": 0.99, "gae_lambda": 1.0, "learning_rate": 7e-4},
+        steps=500_000,  # the zoo's; the return at 100,000 is anything between 70 and 470
+        settings={"n_envs": 8, "n_steps": 5, "gamma": 0.99, "lam": 1.0, "lr": 7e-4, "vf_coef": 1.0},
+        peer_settings={"n_steps": 5, "gamma": 0.99, "gae_lambda": 1.0, "learning_rate": 7e-4},
     ),
-    "trpo": (
+    "trpo": Comparison(
         "tabular.deep.trpo:TRPO",
-        {"n_envs": 4, "n_steps": 512, "minibatch_size": 128, "n_value_epochs": 10, "cg_damping": 0.1, "lr": 1e-3}
-        | {"gamma": 0.99, "lam": 0.95},
-        {"n_steps": 512, "batch_size": 128, "n_critic_updates": 10, "cg_damping": 0.1, "learning_rate": 1e-3}
-        | {"gamma": 0.99, "gae_lambda": 0.95},
+        steps=100_000,
+        settings={
+            "n_envs": 4,
+            "n_steps": 512,
+            "minibatch_size": 128,
+            "n_value_epochs": 10,
+            "cg_damping": 0.1,
+            "lr": 1e-3,
+            "gamma": 0.99,
+            "lam": 0.95,
+        },
+        peer_settings={
+            "n_steps": 512,
+            "batch_size": 128,
+            "n_critic_updates": 10,
+            "cg_damping": 0.1,
+            "learning_rate": 1e-3,
+            "gamma": 0.99,
+            "gae_lambda": 0.95,
+        },
     ),
-    "dqn": (
+    "dqn": Comparison(
         "tabular.deep.dqn:DQN",
-        {
+        steps=60_000,
+        settings={
             "n_envs": 1,
             "double": False,
             "lr": 2.3e-3,
@@ -47,41 +95,73 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "buffer_size": 100_000,
             "learning_starts": 1000,
             "gamma": 0.99,
-        }
-        | {"train_freq": 256, "gradient_steps": 128, "target_every": 10, "epsilon_end": 0.04, "hidden": (256, 256)},
-        {"learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1000, "gamma": 0.99}
-        | {"train_freq": 256, "gradient_steps": 128, "target_update_interval": 10, "exploration_final_eps": 0.04}
-        | {"exploration_fraction": 0.16, "policy_kwargs": {"net_arch": [256, 256]}},
+            "train_freq": 256,
+            "gradient_steps": 128,
+            "target_every": 10,
+            "epsilon_end": 0.04,
+            "hidden": (256, 256),
+        },
+        peer_settings={
+            "learning_rate": 2.3e-3,
+            "batch_size": 64,
+            "buffer_size": 100_000,
+            "learning_starts": 1000,
+            "gamma": 0.99,
+            "train_freq": 256,
+            "gradient_steps": 128,
+            "target_update_interval": 10,
+            "exploration_final_eps": 0.04,
+            "exploration_fraction": 0.16,
+            "policy_kwargs": {"net_arch": [256, 256]},
+        },
     ),
-    "dqn, defaults": (
+    "dqn, defaults": Comparison(
         "tabular.deep.dqn:DQN",
-        {"n_envs": 1, "double": False, "lr": 1e-4, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 100}
-        | {"gamma": 0.99, "train_freq": 4, "gradient_steps": 1, "target_every": 10_000, "epsilon_end": 0.05}
-        | {"hidden": (64, 64)},
-        {"learning_rate": 1e-4, "batch_size": 32, "buffer_size": 100_000, "learning_starts": 100, "gamma": 0.99}
-        | {"train_freq": 4, "gradient_steps": 1, "target_update_interval": 10_000, "exploration_final_eps": 0.05}
-        | {"exploration_fraction": 0.16},
+        steps=60_000,
+        settings={
+            "n_envs": 1,
+            "double": False,
+            "lr": 1e-4,
+            "batch_size": 32,
+            "buffer_size": 100_000,
+            "learning_starts": 100,
+            "gamma": 0.99,
+            "train_freq": 4,
+            "gradient_steps": 1,
+            "target_every": 10_000,
+            "epsilon_end": 0.05,
+            "hidden": (64, 64),
+        },
+        peer_settings={
+            "learning_rate": 1e-4,
+            "batch_size": 32,
+            "buffer_size": 100_000,
+            "learning_starts": 100,
+            "gamma": 0.99,
+            "train_freq": 4,
+            "gradient_steps": 1,
+            "target_update_interval": 10_000,
+            "exploration_final_eps": 0.05,
+            "exploration_fraction": 0.16,
+        },
     ),
 }
-"""Name -> class here, its settings, and the same for the peer."""
-STEPS = {"ppo": 100_000, "a2c": 500_000, "trpo": 100_000, "dqn": 60_000, "dqn, defaults": 60_000}
-"""Environment steps of a run; A2C's are the zoo's, its return at 100,000 is anything between 70 and 470."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--algorithms", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help=f"environment steps of a run, in place of {STEPS}")
+    parser.add_argument("--steps", type=int, help="environment steps of a run (default: those of each algorithm)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     print("| CartPole-v1 | steps | steps per CPU second | peer's | ratio | final return | peer's |")
     print("|---|---|---|---|---|---|---|")
     for name in args.algorithms:
-        steps = args.steps or STEPS[name]
+        steps = args.steps or COMPARISONS[name].steps
         runs = [(_run_ours(name, steps, seed), _run_peer(name, steps, seed)) for seed in range(args.seeds)]
         ours, theirs = (np.array(rows) for rows in zip(*runs, strict=True))
-        # All steps over all time: a run that a neighbour slowed down counts for what it took.
+        # All steps over all time, so that each run counts by the time it took.
         speed, peer_speed = (rows[:, 0].sum() / rows[:, 1].sum() for rows in (ours, theirs))
         print(
             f"| {name} | {steps:,} | {speed:,.0f} | {peer_speed:,.0f} | {speed / peer_speed:.2f} "
@@ -96,8 +176,9 @@ def _make_env() -> gym.Env:
 
 def _run_ours(name: str, steps: int, seed: int) -> tuple[int, float, float]:
     """Environment steps, seconds of process time, and the mean return of the last 100 training episodes."""
-    path, settings, _ = SETTINGS[name]
-    module, algorithm = path.split(":")
+    comparison = COMPARISONS[name]
+    module, algorithm = comparison.learner.split(":")
+    settings = comparison.settings
     learner_class = getattr(importlib.import_module(module), algorithm)
     if name.startswith("dqn"):
         settings = settings | {"epsilon_steps": int(0.16 * steps)}
@@ -113,14 +194,14 @@ def _run_peer(name: str, steps: int, seed: int) -> tuple[int, float, float]:
     import stable_baselines3  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.env_util import make_vec_env  # pyright: ignore[reportMissingImports]
 
-    _, settings, peer_settings = SETTINGS[name]
+    comparison = COMPARISONS[name]
     algorithm = getattr(sb3_contrib if name == "trpo" else stable_baselines3, name.split(",")[0].upper())
-    envs = make_vec_env(_make_env, n_envs=settings["n_envs"], seed=seed)
-    model = algorithm("MlpPolicy", envs, seed=seed, device="cpu", **peer_settings)
+    envs = make_vec_env(_make_env, n_envs=comparison.settings["n_envs"], seed=seed)
+    model = algorithm("MlpPolicy", envs, seed=seed, device="cpu", **comparison.peer_settings)
     start = time.process_time()
     model.learn(steps)
     seconds = time.process_time() - start
-    # By the step at which they ended, which counts alike in all copies.
+    # Sorted by the step at which they ended, counted per copy.
     episodes: list[tuple[int, float]] = []
     for monitor in cast(Any, envs).envs:
         ends = np.cumsum(monitor.get_wrapper_attr("episode_lengths"))

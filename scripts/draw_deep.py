@@ -28,6 +28,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+PICTURES = ("adaptive_beta", "dqn", "actor_critic")
 TARGET_KL = 0.01
 WINDOW = 20
 """Training episodes that a point of a learning curve averages over."""
@@ -47,17 +48,21 @@ ACTOR_CRITICS = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder for the pictures")
+    parser.add_argument("--pictures", nargs="+", choices=PICTURES, default=PICTURES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--dqn_steps", type=int, default=15_000, help="environment steps of each DQN")
-    parser.add_argument("--steps", type=int, default=60_000, help="environment steps of each other learner")
+    parser.add_argument("--dqn_steps", type=int, default=12_000, help="environment steps of each DQN")
+    parser.add_argument("--steps", type=int, default=40_000, help="environment steps of each other learner")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    draw_adaptive_beta(args.out / "adaptive_beta.png", args.steps)
-    learners = {name: (DQN, config) for name, config in DQN_VARIANTS.items()}
-    draw_curves(args.out / "dqn.png", "DQN on CartPole-v1", learners, args.dqn_steps, args.seeds)
-    title = "Actor-critic methods on CartPole-v1"
-    draw_curves(args.out / "actor_critic.png", title, ACTOR_CRITICS, args.steps, args.seeds)
+    if "adaptive_beta" in args.pictures:
+        draw_adaptive_beta(args.out / "adaptive_beta.png", args.steps)
+    if "dqn" in args.pictures:
+        learners = {name: (DQN, config) for name, config in DQN_VARIANTS.items()}
+        draw_curves(args.out / "dqn.png", "DQN on CartPole-v1", learners, args.dqn_steps, args.seeds)
+    if "actor_critic" in args.pictures:
+        title = "Actor-critic methods on CartPole-v1"
+        draw_curves(args.out / "actor_critic.png", title, ACTOR_CRITICS, args.steps, args.seeds)
 
 
 def draw_curves(file: Path, title: str, learners: dict[str, tuple[Any, Any]], steps: int, seeds: int) -> None:

@@ -35,7 +35,7 @@ WINDOW = 20
 
 DQN_VARIANTS = {
     "replay buffer, hard target (tau 1)": DQNConfig(),
-    "replay buffer, soft target (tau .1)": DQNConfig(tau=0.1),
+    "replay buffer, soft target (tau .01)": DQNConfig(tau=0.01),
     "no replay: only the last 256 steps": DQNConfig(buffer_size=256),
 }
 ACTOR_CRITICS = {

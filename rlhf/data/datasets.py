@@ -22,14 +22,16 @@ def load_rows(path: str, split: str) -> Any:
     """
     import datasets
 
-    place = Path(path)
+    local_path = Path(path)
     datasets.disable_progress_bars()
     try:
-        if place.is_file():
-            rows = _load_file(place, path, split)
-        elif place.is_dir() and ((place / "state.json").exists() or (place / "dataset_dict.json").exists()):
-            rows = _load_saved_folder(place, path, split)
-        elif place.suffix in _FORMATS or path.startswith((".", "/", "~")):
+        if local_path.is_file():
+            rows = _load_file(local_path, path, split)
+        elif local_path.is_dir() and (
+            (local_path / "state.json").exists() or (local_path / "dataset_dict.json").exists()
+        ):
+            rows = _load_saved_folder(local_path, path, split)
+        elif local_path.suffix in _FORMATS or path.startswith((".", "/", "~")):
             raise UserError(f"data file {path} does not exist")
         else:
             rows = datasets.load_dataset(path, split=split)

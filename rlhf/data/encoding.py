@@ -1,4 +1,4 @@
-"""Text and chat messages as token ids. The one place that applies chat templates."""
+"""Text and chat messages as token ids. Chat templates are applied here alone."""
 
 from collections.abc import Sequence
 from typing import Any

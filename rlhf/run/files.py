@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Within it, write a file, folder or link to the path it yields, which then takes the place of `path`.
+    """Within it, write a file, folder or link to the path it yields, which then replaces `path`.
 
     If the body raises, what it wrote is deleted and `path` is left as it was. A killed process leaves it behind, under
     a name that begins with a dot, until the next write to `path`.

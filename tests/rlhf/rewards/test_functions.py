@@ -13,12 +13,12 @@ from rlhf.rewards.sources import RewardSource
 
 def score_with(returned):
     """The scores of two completions by a function that returns `returned`."""
-    return FunctionReward(lambda **_: returned, "mine")(["p", "p"], ["left", "right"], {})
+    return FunctionReward(lambda **_: returned, "my_reward")(["p", "p"], ["left", "right"], {})
 
 
 def test_function_is_called_by_keyword_with_texts_and_every_column():
     arguments = {}
-    source = FunctionReward(lambda **columns: arguments.update(columns) or [1, 2.5], "mine")
+    source = FunctionReward(lambda **columns: arguments.update(columns) or [1, 2.5], "my_reward")
     assert isinstance(source, RewardSource)
     assert source(["a", "b"], ["c", "d"], {"wanted": ["x", "y"], "n": [1, 2]}) == [1.0, 2.5]
     assert arguments == {"prompts": ["a", "b"], "completions": ["c", "d"], "wanted": ["x", "y"], "n": [1, 2]}
@@ -45,22 +45,22 @@ def test_numbers_of_every_type_are_accepted(returned):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ([1.0], "mine returned 1 scores for 2 completions"),
-        ([1.0, 2.0, 3.0], "mine returned 3 scores for 2 completions"),
-        ([1.0, float("nan")], "mine returned nan for the completion 'right', but a score must be a finite number"),
-        ([float("-inf"), 1.0], "mine returned -inf for the completion 'left'"),
-        (torch.tensor([torch.nan, 1.0]), "mine returned nan for the completion 'left'"),
-        (["good", 1.0], "mine returned 'good' for the completion 'left'"),
-        ([1.0, None], "mine returned None for the completion 'right'"),
-        ([[1.0], [2.0]], r"mine returned \[1.0\] for the completion 'left'"),
-        (torch.ones(2, 1), r"mine returned \[1.0\] for the completion 'left'"),
-        ([torch.ones(2), torch.ones(2)], "mine returned tensor.* for the completion 'left'"),
-        (None, "mine returned None, but must return a list of numbers"),
-        (1.0, "mine returned 1.0, but must return a list"),
-        (torch.tensor(1.0), "mine returned 1.0, but must return a list"),
-        ("ab", "mine returned 'ab', but must return a list"),
-        ([10**400, 1], "mine returned 1000.* for the completion 'left'"),
-        ({"a": 1, "b": 2}, "mine returned {.*}, but must return a list"),
+        ([1.0], "my_reward returned 1 scores for 2 completions"),
+        ([1.0, 2.0, 3.0], "my_reward returned 3 scores for 2 completions"),
+        ([1.0, float("nan")], "my_reward returned nan for the completion 'right', but a score must be a finite number"),
+        ([float("-inf"), 1.0], "my_reward returned -inf for the completion 'left'"),
+        (torch.tensor([torch.nan, 1.0]), "my_reward returned nan for the completion 'left'"),
+        (["good", 1.0], "my_reward returned 'good' for the completion 'left'"),
+        ([1.0, None], "my_reward returned None for the completion 'right'"),
+        ([[1.0], [2.0]], r"my_reward returned \[1.0\] for the completion 'left'"),
+        (torch.ones(2, 1), r"my_reward returned \[1.0\] for the completion 'left'"),
+        ([torch.ones(2), torch.ones(2)], "my_reward returned tensor.* for the completion 'left'"),
+        (None, "my_reward returned None, but must return a list of numbers"),
+        (1.0, "my_reward returned 1.0, but must return a list"),
+        (torch.tensor(1.0), "my_reward returned 1.0, but must return a list"),
+        ("ab", "my_reward returned 'ab', but must return a list"),
+        ([10**400, 1], "my_reward returned 1000.* for the completion 'left'"),
+        ({"a": 1, "b": 2}, "my_reward returned {.*}, but must return a list"),
     ],
 )
 def test_other_return_values_are_rejected_and_shown(returned, message):
@@ -72,8 +72,8 @@ def test_error_of_a_function_is_reported_with_its_name():
     def broken(**_):
         raise KeyError("label")
 
-    with pytest.raises(UserError, match="reward function mine raised KeyError: 'label'"):
-        FunctionReward(broken, "mine")(["p"], ["c"], {})
+    with pytest.raises(UserError, match="reward function my_reward raised KeyError: 'label'"):
+        FunctionReward(broken, "my_reward")(["p"], ["c"], {})
 
 
 def test_function_is_imported_from_a_file_or_a_module(reward_file, monkeypatch):

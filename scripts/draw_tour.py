@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOUR = ROOT / "tabular" / "README.md"
 
 PICTURES = {
+    "bandits.png": "pictures/bandits.png",
     "policy_evaluation.png": "random_policy.png",
     "maze.png": "maze.png",
     "cars.png": "cars.png",

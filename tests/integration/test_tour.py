@@ -25,6 +25,13 @@ BUDGETS = {
 }
 """Command -> options that make it quick."""
 
+SCRIPT_BUDGETS = {
+    "draw_bandits.py": ("--runs", "50", "--steps", "100"),
+    "draw_policy_gradients.py": ("--steps", "2000"),
+    "draw_deep.py": ("--seeds", "1", "--steps", "4000", "--dqn_steps", "2000"),
+}
+"""The same for scripts."""
+
 
 def _budget(words):
     """The options that make a command quick. A table learns fast, and records its metrics every 1000 steps."""
@@ -58,7 +65,7 @@ def test_every_command_of_the_tour_runs_in_order(folder, monkeypatch, capsys):
 def test_every_script_of_the_tour_runs(folder):
     for program, *words in SCRIPT["commands"]():
         if program == "python":
-            command = [sys.executable, ROOT / words[0], *words[1:], "--steps", "2000"]
+            command = [sys.executable, ROOT / words[0], *words[1:], *SCRIPT_BUDGETS[Path(words[0]).name]]
             subprocess.run(command, cwd=folder, check=True)
     for file in SCRIPT["PICTURES"].values():
         if file.startswith("pictures/"):

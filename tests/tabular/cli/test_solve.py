@@ -79,7 +79,7 @@ def test_list_of_settings(cli):
     assert "--epsilon" in out
     assert "0.1" in out
     _, _, err = cli("list", "sarsaa")
-    assert err == "error: unknown algorithm or environment 'sarsaa': did you mean sarsa?\n"
+    assert err == "error: unknown algorithm or environment 'sarsaa': did you mean sarsa or sarsa_lambda?\n"
 
 
 def test_the_maze_by_short_name_file_and_size(cli, tmp_path):
@@ -210,7 +210,7 @@ def test_solving_needs_no_torch():
 
 
 def test_core_needs_torch_only():
-    modules = ["checks", "masked", "returns", "losses", "kl", "distributions", "schedules"]
+    modules = ["checks", "masked", "returns", "losses", "kl", "distributions", "schedules", "errors", "statistics"]
     loaded = loaded_by("; ".join(f"import tabular.core.{name}" for name in modules))
     assert "torch" in loaded
     assert not loaded & {"scipy", "gymnasium", "numba", "transformers", "accelerate", "peft", "datasets", "rlhf"}
@@ -218,3 +218,41 @@ def test_core_needs_torch_only():
         "tabular.core",
         *(f"tabular.core.{name}" for name in modules),
     }
+
+
+def test_sweeps_of_the_line_world_worked_by_hand(cli):
+    """10, then .9 * 10, .9 * 9 and .9 * 8.1: one state more is exact after each sweep."""
+    status, out, _ = cli("solve", "lineworld", "--gamma", "0.9", "--sweeps", "0,1,2,3,4")
+    assert status == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[:5] == [
+        ["0", "0", "0", "0", "0"],
+        ["1", "0", "0", "0", "10"],
+        ["2", "0", "0", "9", "10"],
+        ["3", "0", "8.1", "9", "10"],
+        ["4", "7.29", "8.1", "9", "10"],
+    ]
+
+
+def test_sweeps_on_a_grid_are_grids(cli):
+    _, out, _ = cli("solve", "maze", "--gamma", "0.5", "--sweeps", "1,2")
+    assert grid(out, "k = 1")[1][8] == "1"
+    assert grid(out, "k = 2")[2][8] == "0.5"
+
+
+def test_the_random_policy_is_evaluated(cli, tmp_path):
+    argv = ("solve", "maze", "--env.step_reward=-1", "--gamma", "1", "--policy", "random")
+    status, out, _ = cli(*argv, "--plot", "random.png")
+    assert status == 0
+    assert float(field(out, "value at the start")) == pytest.approx(-866.725, abs=1e-3)
+    assert field(out, "error bound") == "unknown (gamma 1)"
+    assert "\npolicy\n" not in out
+    assert (tmp_path / "random.png").is_file()
+    status, out, _ = cli("solve", "maskedmaze", "--gamma", "0.5", "--policy", "random")
+    assert float(field(out, "error bound")) <= 1e-10
+
+
+def test_a_plot_without_a_grid_is_refused_before_solving(cli):
+    status, out, err = cli("solve", "Taxi-v4", "--plot", "taxi.png")
+    assert (status, out) == (2, "")
+    assert err == "error: Taxi-v4 is not a grid, so --plot has nothing to draw\n"

@@ -1,4 +1,4 @@
-"""Natural policy gradient: steps along `F^-1 g` to a given quadratic approximation of the KL divergence.
+"""Natural policy gradient: steps along `F^-1 g` whose quadratic approximation of the KL divergence is fixed.
 
 `g` is the gradient of the surrogate and `F` the Fisher matrix of the policy, which is never built: conjugate gradients
 need only products with it. Kakade (2001), "A natural policy gradient".

@@ -1,4 +1,4 @@
-"""The commands as a user types them: good input on tiny models, then everything a user can get wrong."""
+"""The commands as a user types them: valid input on tiny models, then the mistakes that users make."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def config(job, tmp_path):
 # ------------------------------------------------------------------------------------------------------- good input
 
 
-def test_the_whole_road_by_commands(capsys, tmp_path):
+def test_all_stages_run_by_commands(capsys, tmp_path):
     """From two jsonl files to a report: sft from nothing, reward, ppo, evaluate, generate, report."""
     lines = [f"the film number {i} is {'good and warm' if i % 2 else 'bad and cold'} ." for i in range(64)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -104,7 +104,7 @@ def test_the_whole_road_by_commands(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
-def test_a_checkpoint_can_be_asked_to_speak(capsys, config, job, kind):
+def test_generate_loads_a_checkpoint_of_every_kind_of_critic(capsys, config, job, kind):
     options = ["--checkpoint.every", "1", "--model.lora.rank", "2", "--critic.kind", kind]
     assert rlhf(capsys, "ppo", "--config", config, *options)[0] == 0
     last = Path(job.output) / "checkpoints" / "latest"
@@ -123,15 +123,15 @@ def test_resume_auto_starts_and_continues(capsys, config, job):
     assert steps == [1, 2, 3]
 
 
-def test_chat(capsys, models, monkeypatch):
-    told = iter(["the film", ""])
-    monkeypatch.setattr("builtins.input", lambda _: next(told))
+def test_chat_ends_at_an_empty_line(capsys, models, monkeypatch):
+    lines = iter(["the film", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
     status, output = rlhf(capsys, "generate", models("llama", chat=True), "--chat", "--max_new_tokens", "3")
     assert status == 0, output
 
 
 @pytest.mark.parametrize("script", ["train_sft.py", "train_reward.py", "train_ppo.py"])
-def test_scripts_say_what_is_wrong(script, tmp_path):
+def test_a_script_ends_with_one_line_for_an_unknown_setting(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--data.pth", "x"],
         capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -143,7 +143,7 @@ def test_scripts_say_what_is_wrong(script, tmp_path):
 # -------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_unknown_command(capsys):
+def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
     assert refused(capsys, "evalute") == "error: unknown command 'evalute'; did you mean evaluate?"
     assert rlhf(capsys, "--help")[0] == 0
 
@@ -172,7 +172,9 @@ def test_unknown_command(capsys):
         (["--model.chat_template", "none.jinja"], "model.chat_template none.jinja does not exist"),
     ],
 )
-def test_bad_settings_of_ppo(capsys, config, tmp_path, monkeypatch, options, message):
+def test_bad_settings_of_ppo_are_rejected_before_the_run_folder_is_made(
+    capsys, config, tmp_path, monkeypatch, options, message
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.txt").write_text("x")
     assert message in refused(capsys, "ppo", "--config", config, *options)
@@ -191,7 +193,7 @@ def test_bad_settings_of_ppo(capsys, config, tmp_path, monkeypatch, options, mes
         ('{"prompt": [{"role": "user", "content": "hi"}]}\n', "the tokenizer has no chat template"),
     ],
 )
-def test_bad_data(capsys, config, tmp_path, content, message):
+def test_bad_data_is_rejected_with_its_row(capsys, config, tmp_path, content, message):
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
     assert message in refused(capsys, "ppo", "--config", config, "--data.path", file)
@@ -208,7 +210,7 @@ def test_bad_data(capsys, config, tmp_path, content, message):
         ("return None", "returned None, but must return a list of numbers"),
     ],
 )
-def test_bad_reward_functions(capsys, config, tmp_path, body, message):
+def test_a_bad_reward_function_is_an_error_that_names_the_fault(capsys, config, tmp_path, body, message):
     file = tmp_path / "bad_reward.py"
     file.write_text(f"def f(prompts, completions, **columns):\n    {body}\n")
     output = refused(capsys, "ppo", "--config", config, "--reward.function", f"{file}:f")
@@ -230,7 +232,7 @@ def test_a_reward_function_without_kwargs(capsys, config, tmp_path):
     assert "must take **kwargs" in refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/r.py:f")
 
 
-def test_wrong_kinds_of_model(capsys, config, tmp_path, models, reward_folder, build):
+def test_a_model_of_the_wrong_kind_is_rejected(capsys, config, tmp_path, models, reward_folder, build):
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     assert "LlamaForSequenceClassification, which is no causal" in refused(
@@ -300,7 +302,7 @@ def test_a_checkpoint_of_another_model(capsys, config, job, models):
     assert "does not fit this model" in message
 
 
-def test_report_of_nothing(capsys, tmp_path):
+def test_report_of_a_missing_folder_is_rejected(capsys, tmp_path):
     assert "there is no run folder" in refused(capsys, "report", tmp_path / "none")
 
 
@@ -320,7 +322,7 @@ def test_reward_without_the_right_columns(capsys, tmp_path, prompts_file, models
     assert "has no column 'chosen'; it has 'prompt', 'wanted'" in refused(capsys, *base, "--data.path", prompts_file)
 
 
-def test_killed_for_real_and_resumed(job, change, tmp_path):
+def test_a_run_killed_by_sigkill_resumes_exactly(job, change, tmp_path):
     """SIGKILL in the middle of a run; the resumed run ends with the weights of one that was never killed."""
     import signal
     import time
@@ -370,7 +372,7 @@ def test_killed_for_real_and_resumed(job, change, tmp_path):
         (["--model.path", "no/such"], "no/such (no such folder, so it was looked up on the hub)"),
     ],
 )
-def test_more_that_people_type(capsys, config, tmp_path, monkeypatch, options, message):
+def test_other_mistakes_of_users_are_rejected(capsys, config, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     (tmp_path / "latin.yaml").write_bytes("output: caf\xe9\n".encode("latin-1"))
@@ -407,7 +409,7 @@ def test_a_run_that_failed_at_once_can_be_started_again(capsys, config, job, tmp
     assert rlhf(capsys, "ppo", "--config", config)[0] == 0
 
 
-def test_the_best_of_an_abandoned_branch_is_not_this_run_s(capsys, config, job):
+def test_the_best_model_of_an_abandoned_branch_is_ignored(capsys, config, job):
     """Back to step 1, whose best was the start, while `checkpoints/best` holds the old branch's step 3."""
     options = ["ppo", "--config", config, "--checkpoint.every", "1", "--eval.every", "1"]
     assert rlhf(capsys, *options)[0] == 0

@@ -1,4 +1,4 @@
-"""Two gloo processes are one: the same rollouts, metrics and weights as a single process on the same global batch."""
+"""Two gloo processes give the run of a single process on the same global batch: rollouts, metrics and weights."""
 
 import json
 import os
@@ -61,7 +61,7 @@ VARIANTS = {
         for n in VARIANTS
     ],
 )
-def test_two_processes_are_one(job, change, tmp_path, name):
+def test_two_processes_give_the_same_run_as_one(job, change, tmp_path, name):
     settings = {group: dict(values) for group, values in VARIANTS[name].items()}
     if "ptx" in settings:
         texts = tmp_path / "texts.jsonl"
@@ -89,7 +89,7 @@ def test_two_processes_are_one(job, change, tmp_path, name):
         torch.testing.assert_close(weights[1][key], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp_path):
+def test_a_minibatch_that_two_processes_cannot_divide_is_rejected(job, change, tmp_path):
     config = tmp_path / "job.yaml"
     config.write_text(to_yaml(change(job, ppo={"rollout_batch_size": 9, "minibatch_size": 3})))
     done = launch(config, tmp_path / "two", 2)
@@ -99,8 +99,8 @@ def test_a_minibatch_that_two_processes_cannot_share_is_refused(job, change, tmp
 
 
 def test_a_reward_that_fails_on_one_process_ends_both(job, change, tmp_path):
-    """With its message, and with a checkpoint of the steps that were done; nobody waits for ever."""
-    reward = tmp_path / "moody.py"
+    """With its message, and with a checkpoint of the steps that were done; no process waits forever."""
+    reward = tmp_path / "failing_reward.py"
     reward.write_text(
         "import os\ncalls = []\n"
         "def f(prompts, completions, **columns):\n"

@@ -1,4 +1,4 @@
-"""How a process ends."""
+"""Exit of a process after an error, and of one of several processes."""
 
 import os
 

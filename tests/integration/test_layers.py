@@ -36,8 +36,8 @@ def modules(package: str) -> list[str]:
     return [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
 
 
-def imports_of(module: str, known: set[str]) -> set[str]:
-    """The modules that a module's source imports anywhere, in functions too, out of the known ones."""
+def imports_of(module: str, existing: set[str]) -> set[str]:
+    """The modules that a module's source imports anywhere, in functions too, out of those that exist."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     imported = set()
@@ -48,8 +48,8 @@ def imports_of(module: str, known: set[str]) -> set[str]:
             assert node.level == 0, f"{module} has a relative import"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from package import module` imports the module, `from module import name` only the module itself.
-            imported |= {name if name in known else str(node.module) for name in names}
-    return imported & known
+            imported |= {name if name in existing else str(node.module) for name in names}
+    return imported & existing
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -78,11 +78,11 @@ def test_packages_import_in_one_direction(layer):
 
 def test_folders_of_rlhf_import_in_one_direction():
     """Imports inside functions count as well."""
-    known = set(modules("rlhf"))
+    existing = set(modules("rlhf"))
     forbidden = []
-    for module in sorted(known - {"rlhf"}):
+    for module in sorted(existing - {"rlhf"}):
         folder = module.split(".")[1]
-        for imported in sorted(imports_of(module, known - {"rlhf"})):
+        for imported in sorted(imports_of(module, existing - {"rlhf"})):
             name = imported.removeprefix("rlhf.")
             if name.split(".")[0] != folder and not {name, name.split(".")[0]} & MAY_IMPORT[folder]:
                 forbidden.append(f"{module} imports {imported}")
@@ -91,8 +91,8 @@ def test_folders_of_rlhf_import_in_one_direction():
 
 def test_modules_of_rlhf_have_no_import_cycles():
     """Imports inside functions count as well."""
-    known = set(modules("rlhf"))
-    graph = {module: imports_of(module, known) for module in known}
+    existing = set(modules("rlhf"))
+    graph = {module: imports_of(module, existing) for module in existing}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -17,10 +17,18 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from rlhf.config.jobs import EvaluateJob, PPOJob, RewardJob, SFTJob
+from rlhf.config.jobs import DemoJob, EvaluateJob, GenerateJob, PPOJob, ReportJob, RewardJob, SFTJob
 
 ROOT = Path(__file__).parents[1]
-JOBS = {"rlhf ppo": PPOJob, "rlhf sft": SFTJob, "rlhf reward": RewardJob, "rlhf evaluate": EvaluateJob}
+JOBS: dict[str, type] = {
+    "rlhf ppo": PPOJob,
+    "rlhf sft": SFTJob,
+    "rlhf reward": RewardJob,
+    "rlhf evaluate": EvaluateJob,
+    "rlhf generate": GenerateJob,
+    "rlhf report": ReportJob,
+    "rlhf demo": DemoJob,
+}
 PACKAGES = ("rlhf", "tabular", "scripts", "examples", "configs", "recipes")
 """Folders with a row for each file; those that do not exist are left out."""
 UNLISTED = (".png", ".txt", ".jinja", ".json", ".jsonl", ".csv")
@@ -55,7 +63,8 @@ def _groups(kind: type, prefix: str = "") -> dict[str, type]:
 
 def _job_section(command: str, job: type) -> str:
     groups = ", ".join(f"`{name}`" for name in _groups(job))
-    return f"{_section(f'`{command}`', job, '', [])}\n\nAnd the groups {groups}."
+    section = _section(f"`{command}`", job, "", [])
+    return f"{section}\n\nAnd the groups {groups}." if groups else section
 
 
 def _section(title: str, kind: type, prefix: str, readers: list[str]) -> str:

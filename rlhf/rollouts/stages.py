@@ -1,6 +1,6 @@
 """The stages of a rollout on one process: sample responses, compute log-probabilities and values, score.
 
-`rlhf.trainers.advantages` goes on from there: token rewards and advantages.
+`rlhf.trainers.advantages` continues with token rewards and advantages.
 """
 
 from collections.abc import Sequence

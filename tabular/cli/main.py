@@ -119,7 +119,7 @@ def _solve(argv: list[str]) -> int:
     add("--sweeps", type=whole_numbers, metavar="K,K,...", help="show the values after these numbers of sweeps from 0")
     add("--plot", type=Path, metavar="FILE", help="draw values and policy into a PNG file")
     options = parser.read(argv, env_options=True)
-    if options.values["policy"] is not None and "method" in options.given:
+    if options.values["policy"] is not None and "method" in options.explicit:
         raise UserError("--policy evaluates a policy and takes no --method, which is for optimal values")
     from tabular.cli.solve import solve
 
@@ -171,11 +171,11 @@ def _run(argv: list[str]) -> int:
 
     if options.values["resume"] is not None:
         settings = [*options.settings, *(f"env.{name}" for name in options.env_options)]
-        others = sorted({*options.given, *settings} - {"resume", "steps"})
+        others = sorted({*options.explicit, *settings} - {"resume", "steps"})
         if others:
             names = ", ".join("ALGORITHM" if name == "algorithm" else f"--{name}" for name in others)
             raise UserError(f"--resume takes everything but --steps from the run's folder: leave {names} out")
-        return resume(options.values["resume"], options.values["steps"] if "steps" in options.given else None)
+        return resume(options.values["resume"], options.values["steps"] if "steps" in options.explicit else None)
     algorithm = options.values["algorithm"]
     if algorithm is None:
         raise UserError("`tabular run` needs an ALGORITHM; `tabular list` shows them")

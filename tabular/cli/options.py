@@ -28,7 +28,7 @@ class Options:
 
     values: dict[str, Any]
     "the command's own options and arguments, defaults included"
-    given: frozenset[str]
+    explicit: frozenset[str]
     "names of those that the command line or a config file sets"
     settings: dict[str, str]
     "settings of an algorithm"
@@ -85,7 +85,7 @@ class CommandParser(argparse.ArgumentParser):
         self._check_others(others, settings, env_options)
         return Options(
             values=values,
-            given=frozenset([*own, *(name for name in positional if words)]),
+            explicit=frozenset([*own, *(name for name in positional if words)]),
             settings={name: text for name, text in others.items() if not name.startswith("env.")},
             env_options={name[4:]: text for name, text in others.items() if name.startswith("env.")},
         )

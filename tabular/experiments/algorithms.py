@@ -113,11 +113,11 @@ def _parts(space: gym.Space) -> Iterator[gym.Space]:
 def settings(config_class: Any, options: Mapping[str, str]) -> Any:
     """A config from `{"alpha": "0.1"}`. Raises ValueError, with the name, for unknown ones and for wrong values."""
     hints = get_type_hints(config_class)
-    known = [field.name for field in fields(config_class) if field.init]
+    names = [field.name for field in fields(config_class) if field.init]
     values = {}
     for name, text in options.items():
-        if name not in known:
-            raise ValueError(f"unknown option --{name}: {did_you_mean(name, known)}")
+        if name not in names:
+            raise ValueError(f"unknown option --{name}: {did_you_mean(name, names)}")
         values[name] = value = parse_value(text)
         if not _fits(value, hints[name]):
             if not _fits(text, hints[name]):
@@ -129,10 +129,10 @@ def settings(config_class: Any, options: Mapping[str, str]) -> Any:
 def check_settings(config_class: Any, values: Mapping[str, Any]) -> None:
     """Raises ValueError, with the name, for values that are no settings of a config class."""
     hints = get_type_hints(config_class)
-    known = [field.name for field in fields(config_class) if field.init]
+    names = [field.name for field in fields(config_class) if field.init]
     for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"unknown setting {name}: {did_you_mean(name, known)}")
+        if name not in names:
+            raise ValueError(f"unknown setting {name}: {did_you_mean(name, names)}")
         if not _fits(value, hints[name]):
             raise ValueError(f"{name} is {value!r}, but must be {_describe(hints[name])}")
     config_class(**values)

@@ -327,7 +327,7 @@ def test_sampler_logprobs_equal_the_policy_s_after_rows_left_the_cache(load, fam
     sampled, _, prompts = sample_constrained(lm, transform, PROMPTS * 4)
     lengths = sampled.mask.sum(-1)
     alive = [int((lengths > t).sum()) for t in range(1, LENGTH)]
-    assert any(0 < rows <= 12 for rows in alive)  # half of 24 rows left, and some went on
+    assert any(0 < rows <= 12 for rows in alive)  # half of 24 rows left, and some continued
     with torch.no_grad():
         out = ActorCritic(lm)(Tokens(*prompts, sampled.ids, sampled.mask), transform)
     torch.testing.assert_close(sampled.logprobs, out.logprobs, rtol=0, atol=1e-5)

@@ -430,7 +430,7 @@ def test_stop_strings_are_not_part_of_the_scored_text(models):
 
 
 def test_text_is_cut_only_at_a_completed_stop_string(models):
-    """`film <|user|> is` does not hold the stop string, so the response goes on; nor may its text be cut there."""
+    """`film <|user|> is` does not hold the stop string, so the response continues; nor may its text be cut there."""
     tokenizer = load_tokenizer(str(models("llama")))
     sampler = Sampler(tokenizer, LogitTransform(), GenerationConfig(stop_strings=["film is"]))
     ids = torch.tensor([[7, 8, 4, 9, 10, 1]])

@@ -354,7 +354,7 @@ CUT = torch.tensor([T, F, F, T, F, F])
 
 
 def test_bootstrap_replaces_the_score_of_a_truncated_response_by_its_value():
-    """As if the response went on: the last step's target is gamma times the value of the state that the cut left."""
+    """As if the response continued: the last step's target is gamma times the value of the state that the cut left."""
     mask, bootstrap_values = lengths(3, 2, 1, 3, 3, 1), torch.tensor([5.0, 0.0, 0.0, -7.0, 0.0, 0.0])
     rollout = rollout_of(mask, truncated=CUT, bootstrap_values=bootstrap_values)
     config = ppo(gamma=0.5, lam=0.0, whiten_advantages=False)

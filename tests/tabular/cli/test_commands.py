@@ -138,14 +138,14 @@ def test_a_network_is_evaluated_in_each_state_of_a_grid(observation, tmp_path, m
     env, drawn = config.make_env().unwrapped, []
     monkeypatch.setattr(pictures, "grid_values", lambda *args, **rest: drawn.append(args))
     pictures.draw_policy(tmp_path, config, Agent())
-    ((file, grid, values, actions, known, title),) = drawn
+    ((file, grid, values, actions, reachable, title),) = drawn
     assert file.name == "policy.png"
     assert title == "dqn on tabular/Maze-v0, seed 0: values and greedy policy"
-    places = [place for place, is_known in zip(grid.positions, known, strict=True) if is_known]
+    places = [place for place, is_reachable in zip(grid.positions, reachable, strict=True) if is_reachable]
     assert places == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)]  # all but the goal
-    np.testing.assert_array_equal(values[known], [column for _, column in places])
-    np.testing.assert_array_equal(actions[known].argmax(axis=1), [1 if column < 3 else 2 for _, column in places])
-    assert (actions[known].sum(axis=1) == 1).all()
+    np.testing.assert_array_equal(values[reachable], [column for _, column in places])
+    np.testing.assert_array_equal(actions[reachable].argmax(axis=1), [1 if column < 3 else 2 for _, column in places])
+    assert (actions[reachable].sum(axis=1) == 1).all()
 
 
 def test_the_probabilities_of_a_stochastic_policy_are_drawn(tmp_path, monkeypatch):
@@ -153,10 +153,10 @@ def test_the_probabilities_of_a_stochastic_policy_are_drawn(tmp_path, monkeypatc
     learner = config.make_learner(0)
     monkeypatch.setattr(pictures, "grid_values", lambda *args, **rest: drawn.append((*args, rest["probabilities"])))
     pictures.draw_policy(tmp_path, config, learner)
-    ((_, _, _, _, known, title, chances),) = drawn
+    ((_, _, _, _, reachable, title, chances),) = drawn
     assert title == "ppo on tabular/Maze-v0, seed 0: values and most probable actions"
-    assert (chances[known] >= 0.25).all()  # the largest of four
-    assert (chances[known] < 1).all()
+    assert (chances[reachable] >= 0.25).all()  # the largest of four
+    assert (chances[reachable] < 1).all()
 
 
 def test_one_seed_has_no_interval_and_narrow_screens_show_all_names(cli, monkeypatch):

@@ -29,7 +29,7 @@ def test_both_spellings_and_any_order(parser):
     assert one == other
     assert one.values["algorithm"] == "sarsa"
     assert one.values["evaluate_every"] == 5
-    assert one.given == {"algorithm", "env", "evaluate_every"}
+    assert one.explicit == {"algorithm", "env", "evaluate_every"}
     assert (one.settings, one.env_options) == ({"initial_q": "-1"}, {"size": "9"})
 
 

@@ -34,15 +34,15 @@ def test_a_strip_of_wide_pictures_is_scaled_down(tmp_path):
 def test_no_warning_where_nothing_can_be_drawn(learner):
     class Silent(gym.Env):
         metadata = {"render_modes": []}  # noqa: RUF012
-        asked: list = []  # noqa: RUF012
+        calls: list = []  # noqa: RUF012
 
     def make(**options):
-        Silent.asked.append(options)
+        Silent.calls.append(options)
         return Silent()
 
     with pytest.raises(ValueError, match="draws no pictures"):
         frames.episode_frames(learner, make, seed=0)
-    assert Silent.asked == [{}]
+    assert Silent.calls == [{}]
 
 
 def test_environments_without_pictures(learner):

@@ -36,7 +36,7 @@ def test_errors_on_the_random_walk_equal_the_reference(config, reference):
     assert (abs(errors.mean(axis=0) - reference) < 3 * errors.std(axis=0, ddof=1) / 200**0.5 + 1e-4).all()
 
 
-def learnt(method, states, rewards, terminated=True, gamma=0.5, alpha=0.5, lam=0.0, n=1, first_visit=False):
+def learned_values(method, states, rewards, terminated=True, gamma=0.5, alpha=0.5, lam=0.0, n=1, first_visit=False):
     values, counts = np.array([0.0, 10, 20, 30]), np.zeros(4, dtype=np.int64)
     number = ("td", "n_step", "monte_carlo").index(method)
     arrays = np.array(states), np.array(rewards, dtype=float)
@@ -46,20 +46,20 @@ def learnt(method, states, rewards, terminated=True, gamma=0.5, alpha=0.5, lam=0
 
 def test_td_equals_a_worked_example():
     """0 -> 1 -> end, rewards 2 and 4: delta = 2 + 5 - 0 = 7, then 4 - 10 = -6; traces carry gamma lam of it back."""
-    assert learnt("td", [0, 1, 2], [2, 4]) == [3.5, 7, 20, 30]
-    assert learnt("td", [0, 1, 2], [2, 4], lam=1.0) == [3.5 - 6 * 0.5 * 0.5, 7, 20, 30]
-    assert learnt("td", [0, 1, 2], [2, 4], lam=0.5) == [3.5 - 6 * 0.25 * 0.5, 7, 20, 30]
-    assert learnt("td", [0, 1, 2], [2, 4], terminated=False) == [3.5, 10 + 0.5 * (4 + 10 - 10), 20, 30]  # cut
+    assert learned_values("td", [0, 1, 2], [2, 4]) == [3.5, 7, 20, 30]
+    assert learned_values("td", [0, 1, 2], [2, 4], lam=1.0) == [3.5 - 6 * 0.5 * 0.5, 7, 20, 30]
+    assert learned_values("td", [0, 1, 2], [2, 4], lam=0.5) == [3.5 - 6 * 0.25 * 0.5, 7, 20, 30]
+    assert learned_values("td", [0, 1, 2], [2, 4], terminated=False) == [3.5, 10 + 0.5 * (4 + 10 - 10), 20, 30]  # cut
 
 
 def test_n_step_and_monte_carlo_equal_a_worked_example():
-    assert learnt("n_step", [0, 1, 2], [2, 4], n=1) == [3.5, 7, 20, 30]
-    assert learnt("n_step", [0, 1, 2], [2, 4], n=2) == [2.0, 7, 20, 30]  # G0 = 2 + .5 * 4
-    assert learnt("n_step", [0, 1, 2, 3], [2, 4, 8], n=2) == [0.5 * (2 + 2 + 5), 10 + 0.5 * (8 - 10), 14, 30]
-    assert learnt("monte_carlo", [0, 1, 2], [2, 4]) == [2.0, 7, 20, 30]
-    assert learnt("monte_carlo", [0, 1, 2], [2, 4], terminated=False) == [0.5 * (2 + 7), 12, 20, 30]
-    assert learnt("monte_carlo", [0, 0, 1], [2, 4], gamma=1.0, alpha=0.0) == [5, 10, 20, 30]
-    assert learnt("monte_carlo", [0, 0, 1], [2, 4], gamma=1.0, alpha=0.0, first_visit=True) == [6, 10, 20, 30]
+    assert learned_values("n_step", [0, 1, 2], [2, 4], n=1) == [3.5, 7, 20, 30]
+    assert learned_values("n_step", [0, 1, 2], [2, 4], n=2) == [2.0, 7, 20, 30]  # G0 = 2 + .5 * 4
+    assert learned_values("n_step", [0, 1, 2, 3], [2, 4, 8], n=2) == [0.5 * (2 + 2 + 5), 10 + 0.5 * (8 - 10), 14, 30]
+    assert learned_values("monte_carlo", [0, 1, 2], [2, 4]) == [2.0, 7, 20, 30]
+    assert learned_values("monte_carlo", [0, 1, 2], [2, 4], terminated=False) == [0.5 * (2 + 7), 12, 20, 30]
+    assert learned_values("monte_carlo", [0, 0, 1], [2, 4], gamma=1.0, alpha=0.0) == [5, 10, 20, 30]
+    assert learned_values("monte_carlo", [0, 0, 1], [2, 4], gamma=1.0, alpha=0.0, first_visit=True) == [6, 10, 20, 30]
 
 
 def test_lambda_0_and_1_and_n_1_and_infinity_are_known_methods():

@@ -35,6 +35,8 @@ PICTURES = {
     "dyna.png": "runs/dyna/learning_curves.png",
     "generalisation.png": "runs/dqn-MazePool-v0/evaluation.png",
     "robustness.png": "runs/compare-CliffWalking-v1/evaluation.png",
+    "dqn.png": "pictures/dqn.png",
+    "actor_critic.png": "pictures/actor_critic.png",
     "adaptive_beta.png": "pictures/adaptive_beta.png",
     "reinforce_variance.png": "pictures/reinforce_variance.png",
     "trust_region.png": "pictures/trust_region.png",

@@ -8,7 +8,7 @@ import pytest
 
 from tabular.experiments import pictures, runs
 
-PICTURES = {"learning_curve.png", "metrics.png", "policy.png", "visits.png", "episode.gif", "episode.png"}
+PICTURES = {"learning_curve.png", "metrics.png", "policy.png", "visits.png", "exact.png", "episode.gif", "episode.png"}
 
 
 def test_run(cli, tmp_path):

@@ -4,9 +4,9 @@ B responses, P prompt tokens, R response tokens. Index t of every [B, R] tensor 
 log-probability, the value of the state before it, the reward for it. Masks are named for what True means.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,7 +85,7 @@ class Rollout:
     def token_ids(self) -> list[list[int]]:
         """The policy's tokens of each response, stop token included."""
         rows = zip(self.response_ids, self.response_mask, strict=True)
-        return [ids[mask].tolist() for ids, mask in rows]
+        return [_to_list(ids[mask]) for ids, mask in rows]
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,23 @@ def last_index(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "B"]:
 
 def select(record: Record, rows: Int[Tensor, "N"]) -> Record:
     """The given rows of every field of a record."""
-    return _map_fields(record, lambda t: t[rows.to(t.device)], lambda items: [items[i] for i in rows.tolist()])
+
+    def select_rows(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)]
+
+    def select_items(items: list[Any]) -> list[Any]:
+        return [items[i] for i in _to_list(rows)]
+
+    return _map_fields(record, select_rows, select_items)
 
 
 def to_device(record: Record, device: torch.device | str) -> Record:
     """The record with every tensor on `device`."""
-    return _map_fields(record, lambda t: t.to(device), lambda items: items)
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device)
+
+    return _map_fields(record, move, lambda items: items)
 
 
 def trim(rollout: Rollout) -> Rollout:
@@ -185,23 +196,30 @@ def _interleave(parts: list[Any]) -> Any:
     if first is None:
         return None
     if isinstance(first, dict):
-        return {key: _interleave([part[key] for part in parts]) for key in first}
+        columns = cast(dict[str, Any], first)
+        return {key: _interleave([part[key] for part in parts]) for key in columns}
     return [item for row in zip(*parts, strict=True) for item in row]
 
 
-def _map_fields(record: Any, on_tensor: Any, on_list: Any) -> Any:
+def _map_fields(record: Any, on_tensor: Callable[[Tensor], Tensor], on_list: Callable[[list[Any]], list[Any]]) -> Any:
+    """The record with every tensor and every list in it replaced, those of nested records included."""
     if isinstance(record, Tensor):
         return on_tensor(record)
     if record is None:
         return None
     if isinstance(record, list):
-        return on_list(record)
+        return on_list(cast(list[Any], record))
     if isinstance(record, dict):
-        return {key: _map_fields(value, on_tensor, on_list) for key, value in record.items()}
+        columns = cast(dict[str, Any], record)
+        return {key: _map_fields(value, on_tensor, on_list) for key, value in columns.items()}
     changed = {f.name: _map_fields(getattr(record, f.name), on_tensor, on_list) for f in fields(record)}
     return replace(record, **changed)
 
 
+def _to_list(row: Int[Tensor, "N"]) -> list[int]:
+    return cast(list[int], row.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
 def microbatches(rows: Int[Tensor, "N"], size: int) -> Iterator[Int[Tensor, "M"]]:
     """Row numbers in consecutive groups of at most `size`."""
-    yield from rows.split(size)
+    yield from cast(tuple[Tensor, ...], rows.split(size))  # pyright: ignore[reportUnknownMemberType]

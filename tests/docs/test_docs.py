@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli.main import main
+from rlhf.cli.main import COMMANDS, main
 from rlhf.config.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,21 @@ def test_settings_named_in_the_documentation_exist(write_docs):
         unknown = {name for name in named if not any(f"{s}.".startswith(f"{name.rstrip(chr(46))}.") for s in settings)}
         unknown -= {name for name in named if Path(name).suffix in (".md", ".py", ".yaml", ".jsonl", ".json")}
         assert not unknown, f"{page} names settings that do not exist: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_files_named_in_the_documentation_exist(page):
+    """The `rlhf` commands of shell blocks, and paths such as `scripts/train_ppo.py` or `configs/ppo_full.yaml`."""
+    if page == "CHANGELOG.md":
+        return
+    text = read(page)
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
+    assert set(re.findall(r"^(?:\.venv/bin/)?rlhf (\w+)", shell, flags=re.MULTILINE)) <= set(COMMANDS)
+    added = {"rlhf/rewards/patterns.py", "tests/rlhf/rewards/test_patterns.py", "tabular/td/q_sigma.py"}
+    paths = set(
+        re.findall(r"(?<![\w./-])((?:rlhf|tabular|scripts|tests|configs|examples)/[\w/.-]+\.(?:py|yaml))", text)
+    )
+    assert not {path for path in paths - added if not (ROOT / path).exists()}
 
 
 def test_metrics_table_has_every_logged_metric_and_no_other(job, tmp_path):

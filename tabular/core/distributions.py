@@ -160,20 +160,25 @@ class _LogprobAndEntropy(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None]:
         grad_logprobs, grad_entropy = grad_outputs
+        if grad_logprobs is None and grad_entropy is None:
+            return None, None
         logits, actions, entropy = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         for rows in _row_blocks(logits):
             log_p = F.log_softmax(logits[rows], dim=-1, dtype=entropy.dtype)
-            p = log_p.exp()
-            if grad_entropy is None:
-                block = torch.zeros_like(p)
+            if grad_entropy is None:  # the usual case, without an entropy bonus: one workspace suffices
+                block = log_p.exp_()
+                if grad_logprobs is not None:
+                    block.mul_(-grad_logprobs[rows, None])
             else:
+                p = log_p.exp()
                 block = log_p.clamp_min_(LOG_P_FLOOR).add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).mul_(p)
+                if grad_logprobs is not None:
+                    block.sub_(p.mul_(grad_logprobs[rows, None]))
             if grad_logprobs is not None:
-                g = grad_logprobs[rows, None]
-                block.sub_(p.mul_(g)).scatter_add_(-1, actions[rows, None], g)
+                block.scatter_add_(-1, actions[rows, None], grad_logprobs[rows, None])
             grad_logits[rows] = block
         return grad_logits, None
 

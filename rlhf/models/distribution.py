@@ -40,7 +40,8 @@ class LogitTransform:
 
     def __call__(self, logits: Float[Tensor, "N V"], positions: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
         """Transformed logits at the given positions of a response; its first token is at position 0."""
-        logits = logits / self.temperature
+        if self.temperature != 1.0:  # at 1 the division would only copy the largest tensor there is
+            logits = logits / self.temperature
         if self.suppress_ids:
             logits = logits.index_fill(-1, torch.tensor(self.suppress_ids, device=logits.device), -torch.inf)
         if self.min_new_tokens:

@@ -18,6 +18,7 @@ from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import progress, stop_requests
+from rlhf.trainers.optimizer import make_adamw
 from tabular.core.schedules import make_schedule
 
 
@@ -67,9 +68,7 @@ def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run:
     lengths = [task.length(row) for row in task.rows]
     schedule = make_schedule(config.lr_schedule, config.lr, steps, config.warmup_steps)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        weights.values(), config.lr, config.adam_betas, config.adam_eps, weight_decay=config.weight_decay
-    )
+    optimizer = make_adamw([weights.values()], config)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     require_space(run.path, 5 * model_bytes, "a run with this model")

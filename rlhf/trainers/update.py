@@ -17,6 +17,7 @@ from rlhf.records import PPOBatch, Rollout, microbatches, select, to_device, tri
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.loss import MinibatchLoss, Normalizers, ppo_loss
+from rlhf.trainers.optimizer import make_adamw
 from rlhf.trainers.ptx import TextStream
 from tabular.core.kl import PenaltyBeta
 from tabular.core.schedules import make_schedule
@@ -61,13 +62,8 @@ class Learner:
         self.critic_weights = {name: p for name, p in self.weights.items() if is_critic_weight(name)}
         self.policy_weights = {name: p for name, p in self.weights.items() if not is_critic_weight(name)}
         config = job.ppo
-        optimizer = torch.optim.AdamW(
-            [{"params": list(group.values())} for group in (self.policy_weights, self.critic_weights) if group],
-            lr=config.lr,
-            betas=config.adam_betas,
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
-        )
+        groups = [group.values() for group in (self.policy_weights, self.critic_weights) if group]
+        optimizer = make_adamw(groups, config)
         self.model, self.optimizer = accelerator.prepare(policy, optimizer)
         self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
         self.beta = PenaltyBeta(config.kl_penalty_beta, config.kl_penalty_target)

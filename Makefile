@@ -6,13 +6,17 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
+# Tests use tiny models: more threads than one would only wait for each other.
+test test-slow test-all: export OMP_NUM_THREADS := 1
+
 .PHONY: demo test test-slow test-all lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rlhf demo
 
+# A file's tests share a process: they share its models, and those of two processes share a port.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -73,32 +73,9 @@ def ppo_loss(
         responses=normalizers.rows if config.loss_aggregation == "fixed" else int(normalizers.responses),
         max_new_tokens=max_new_tokens,
     )
-    if config.policy_loss == "clip":
-        policy_loss, details = clipped_surrogate_loss(
-            out.logprobs,
-            rollout.old_logprobs,
-            advantages,
-            mask=loss_mask,
-            denom=normalizers.tokens,
-            clip_range=config.clip_range,
-            clip_range_high=config.clip_range_high,
-            dual_clip=config.dual_clip,
-            log_ratio_clamp=config.log_ratio_clamp,
-            weights=weights,
-        )
-    else:
-        assert out.old_kl is not None
-        policy_loss, details = kl_penalty_surrogate_loss(
-            out.logprobs,
-            rollout.old_logprobs,
-            advantages,
-            kl=out.old_kl,
-            beta=kl_penalty_beta,
-            mask=loss_mask,
-            denom=normalizers.tokens,
-            log_ratio_clamp=config.log_ratio_clamp,
-            weights=weights,
-        )
+    policy_loss, details = _surrogate_loss(
+        out, rollout, advantages, loss_mask, normalizers.tokens, weights, config=config, beta=kl_penalty_beta
+    )
     metrics = {
         "policy/loss": policy_loss.detach(),
         "policy/entropy": masked_mean(out.entropy, loss_mask, normalizers.tokens).detach(),
@@ -134,6 +111,45 @@ def ppo_loss(
     metrics["value/clip_fraction"] = details["clip_fraction"]
     critic_loss = config.vf_coef * critic_loss
     return MinibatchLoss(total=loss + critic_loss, critic=critic_loss, metrics=metrics)
+
+
+def _surrogate_loss(
+    out: PolicyOutput,
+    rollout: Rollout,
+    advantages: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    denom: Tensor,
+    weights: Float[Tensor, "B 1"] | None,
+    *,
+    config: PPOConfig,
+    beta: float,
+) -> tuple[Tensor, Metrics]:
+    """The policy's objective: clipped, or with a penalty on the exact KL(old || new) (Schulman et al., 2017)."""
+    if config.policy_loss == "clip":
+        return clipped_surrogate_loss(
+            out.logprobs,
+            rollout.old_logprobs,
+            advantages,
+            mask,
+            denom,
+            clip_range=config.clip_range,
+            clip_range_high=config.clip_range_high,
+            dual_clip=config.dual_clip,
+            log_ratio_clamp=config.log_ratio_clamp,
+            weights=weights,
+        )
+    assert out.old_kl is not None
+    return kl_penalty_surrogate_loss(
+        out.logprobs,
+        rollout.old_logprobs,
+        advantages,
+        kl=out.old_kl,
+        beta=beta,
+        mask=mask,
+        denom=denom,
+        log_ratio_clamp=config.log_ratio_clamp,
+        weights=weights,
+    )
 
 
 def loss_weights(

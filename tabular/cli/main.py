@@ -145,19 +145,20 @@ def _predict(argv: list[str]) -> int:
         raise UserError("`tabular predict` needs a METHOD: one or more of td, n_step, monte_carlo")
     _need_env(values["env"], "RandomWalk")
     from tabular.cli.predict import PredictionRequest, predict_values
+    from tabular.cli.step_sizes import compare_step_sizes
 
-    return predict_values(
-        PredictionRequest(
-            methods=tuple(values["methods"]),
-            settings=options.settings,
-            env=values["env"],
-            env_options=options.env_options,
-            policy=values["policy"],
-            episodes=values["episodes"],
-            seeds=range(values["seed"], values["seed"] + values["seeds"]),
-            output=values["output"],
-        )
+    request = PredictionRequest(
+        methods=tuple(values["methods"]),
+        settings=options.settings,
+        env=values["env"],
+        env_options=options.env_options,
+        policy=values["policy"],
+        episodes=values["episodes"],
+        seeds=range(values["seed"], values["seed"] + values["seeds"]),
+        output=values["output"],
     )
+    has_several_values = any("," in text for text in request.settings.values())
+    return compare_step_sizes(request) if has_several_values else predict_values(request)
 
 
 def _run(argv: list[str]) -> int:

@@ -88,10 +88,6 @@ def predict_values(request: PredictionRequest) -> int:
     Raises:
         ValueError: something that cannot be predicted or compared; before the folder is made.
     """
-    if any("," in text for text in request.settings.values()):
-        from tabular.cli.step_sizes import compare_step_sizes
-
-        return compare_step_sizes(request)
     configs = _configs(request.methods, request.settings)
     gamma = next(iter(configs.values())).gamma
     problem = make_problem(request, gamma)

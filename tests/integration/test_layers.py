@@ -89,9 +89,10 @@ def test_folders_of_rlhf_import_in_one_direction():
     assert not forbidden
 
 
-def test_modules_of_rlhf_have_no_import_cycles():
+@pytest.mark.parametrize("package", ["rlhf", "tabular"])
+def test_modules_have_no_import_cycles(package):
     """Imports inside functions count as well."""
-    existing = set(modules("rlhf"))
+    existing = set(modules(package))
     graph = {module: imports_of(module, existing) for module in existing}
     try:
         TopologicalSorter(graph).prepare()

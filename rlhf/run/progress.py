@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def is_due(every: int, step: int) -> bool:
+    """Whether something done every so many steps is done after this one; never where `every` is 0."""
+    return every > 0 and step % every == 0
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0, visible: bool = True) -> Iterator["Bar"]:
     """A bar with the time left and live numbers on a terminal; elsewhere a plain line every tenth of the steps.

@@ -25,7 +25,7 @@ from rlhf.run import checkpoint
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
-from rlhf.run.progress import progress, stop_requests
+from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.preflight import preflight
 from rlhf.trainers.setup import load_data, load_models
@@ -127,10 +127,10 @@ class PPOTrainer:
                 self.run.log(self.accelerator, self.state.step, metrics)
                 bar.advance(f"score {metrics['objective/score']:.3f}  KL {metrics['objective/kl']:.2f}")
                 is_last = self.state.step == steps
-                if self._is_due(job.eval.every) or is_last:
+                if is_due(job.eval.every, self.state.step) or is_last:
                     self.evaluate()
                 stopping = stop.anywhere(self.accelerator)
-                if self._is_due(job.checkpoint.every) or stopping or (is_last and job.checkpoint.every > 0):
+                if is_due(job.checkpoint.every, self.state.step) or stopping or (is_last and job.checkpoint.every > 0):
                     self.save()
                 if stopping:
                     self.accelerator.print(f"stopped at step {self.state.step}; --resume auto continues from here")
@@ -326,9 +326,6 @@ class PPOTrainer:
         """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic."""
         if self.accelerator.is_main_process:
             export_policy(self.policy, self.tokenizer, Path(folder), self.job.model, self.models.dropout_rates)
-
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self.state.step % every == 0
 
     def _start(self) -> None:
         """Restore a checkpoint if there is one, open the run folder, and evaluate the policy before training."""

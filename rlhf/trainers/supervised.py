@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
-from rlhf.run.progress import progress, stop_requests
+from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.optimizer import make_adamw
 from tabular.core.schedules import make_schedule
 
@@ -89,10 +89,10 @@ def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run:
             run.log(accelerator, state.step, metrics)
             bar.advance(f"loss {metrics['loss']:.3f}")
             stopping = stop.anywhere(accelerator)
-            if _is_due(config.eval_every, state.step) or state.step == steps:
+            if is_due(config.eval_every, state.step) or state.step == steps:
                 _evaluate(task, model, step=state.step, run=run, accelerator=accelerator)
             last = state.step == steps and job.checkpoint.every > 0
-            if _is_due(job.checkpoint.every, state.step) or stopping or last:
+            if is_due(job.checkpoint.every, state.step) or stopping or last:
                 checkpoint.save(run.path, state, weights, optimizer, accelerator, job.checkpoint.keep)
             if stopping and state.step < steps:
                 accelerator.print(f"stopped at step {state.step}; --resume auto continues from here")
@@ -149,10 +149,6 @@ def _evaluate(task: SupervisedTask, model: nn.Module, *, step: int, run: RunFold
         run.log(accelerator, step, metrics, "eval")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         accelerator.print(f"held out at step {step}: {shown}")
-
-
-def _is_due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def total_steps(config: TrainingConfig, rows: int) -> int:

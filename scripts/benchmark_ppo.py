@@ -4,9 +4,8 @@
     python scripts/benchmark_ppo.py small --peer-python trl/bin/python --rounds 3
 
 Every run is a process of its own with one thread on a CPU; the first update is a warm-up. Times are CPU seconds of the
-process on a CPU, which other work on the machine disturbs least, and wall seconds on a GPU. The roofline is the time
-that the necessary arithmetic takes at the speed of a large matrix product, and for sampling, where it is longer, the
-time that reading all weights once for each token takes at the speed of a large copy; both speeds are measured here.
+process on a CPU, which other work on the machine disturbs least, and wall seconds on a GPU. `ppo_roofline.py` explains
+the share of the roofline. The ragged workloads have lengths that differ from row to row, the same for both trainers.
 With `--peer-python`, an environment that holds TRL 1.12, ours and theirs alternate and the ratios are printed.
 """
 
@@ -19,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ppo_roofline import PHASES, measure_machine, roofline_shares, sampling_latency, update_passes
 from ppo_workload import WORKLOADS, Workload, write_models
-
-PHASES = ("generate", "score", "update")
 
 
 def main() -> None:
@@ -64,7 +62,8 @@ def compare(name: str, options: argparse.Namespace) -> None:
         ours += ["--lora", str(options.lora), *(f"--set={item}" for item in options.set)]
         commands = {"ours": ours}
         if options.peer_python is not None:
-            commands["trl"] = [options.peer_python, str(here / "benchmark_ppo_trl.py"), *common]
+            peer = [options.peer_python, str(here / "benchmark_ppo_trl.py")]
+            commands["trl"] = [*peer, *common, "--lora", str(options.lora)]
         runs: dict[str, list[dict[str, Any]]] = {trainer: [] for trainer in commands}
         for _ in range(options.rounds):
             for trainer, command in commands.items():
@@ -94,7 +93,7 @@ def show(name: str, runs: dict[str, list[dict[str, Any]]]) -> None:
             print(
                 f"       sampling {median['sampled_tokens_per_s']:,.0f} tokens/s, first token after "
                 f"{1000 * median['first_token_s']:.1f} ms, {1000 * median['token_s']:.2f} ms a token; "
-                f"this machine: {median['machine_gflops']:,.0f} GFLOP/s, {median['machine_gbytes']:,.1f} GB/s"
+                f"this machine: {median['gflops']:,.0f} GFLOP/s, {median['gbytes']:,.1f} GB/s"
             )
     if "trl" in runs:
         for key, what in (("seconds", "time"), ("peak_mb", "peak memory")):
@@ -117,19 +116,53 @@ def measure(folder: Path, work: Workload, options: argparse.Namespace) -> dict[s
     clock = time.perf_counter if on_gpu else time.process_time
     metrics.time.perf_counter = clock  # the trainer's own phases in the same seconds
     trainer: Any = PPOTrainer(job(folder, work, options))
-    # No token ends a response, so all have the same length; an empty list costs nothing.
-    trainer.sampler = replace(trainer.sampler, transform=replace(trainer.sampler.transform, stop_ids=()))
-    trainer.collector.sampler = trainer.sampler
+    fix_lengths(trainer, work)
     rows = []
     for _ in range(options.updates):
         start = clock()
         step = trainer.step()
         rows.append({"seconds": clock() - start} | {phase: step[f"time/{phase}"] for phase in PHASES})
-    result = {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        check_lengths(step["response/length"], [response for _, response in work.lengths(len(rows) - 1)])
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if on_gpu:
-        result["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    return result | roofline(work, result, trainer, clock, options.critic)
+        peak_mb = torch.cuda.max_memory_allocated() / 2**20
+    machine = measure_machine(trainer.accelerator.device, clock)
+    passes = update_passes(has_adapters=options.lora > 0)
+    for update, row in enumerate(rows):
+        row |= roofline_shares(work, update, row, machine, own_critic=options.critic != "shared", passes=passes)
+    result = {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
+    return result | {"peak_mb": peak_mb} | asdict(machine) | sampling_latency(work, trainer, clock)
+
+
+def fix_lengths(trainer: Any, work: Workload) -> None:
+    """Give the trainer's prompts the order of their file, and its responses the workload's lengths.
+
+    Each token is the inverse of the cumulative distribution at a uniform number, so 0 draws the first token of the
+    vocabulary, which is the end token here, and no number from 1/2 on draws it. This adds no work to sampling.
+    """
+    from rlhf.data.prompts import PromptSet
+    from rlhf.rollouts.sampling import uniform_noise
+    from rlhf.trainers import ppo
+
+    class PromptsInOrder(PromptSet):
+        def stream(self, start: int, count: int, seed: int) -> list[int]:
+            return [i % len(self) for i in range(start, start + count)]
+
+    def noise_of_lengths(key: Any, rows: Any, total: int, length: int) -> Any:
+        noise = 0.5 + uniform_noise(key, range(total), total, length) / 2
+        for row, (_, response) in enumerate(work.lengths(trainer.state.step)):
+            if response < length:
+                noise[row, response - 1] = 0.0
+        return noise[rows]
+
+    trainer.data = replace(trainer.data, prompts=PromptsInOrder(**vars(trainer.data.prompts)))
+    ppo.uniform_noise = noise_of_lengths
+
+
+def check_lengths(mean: float, expected: list[int]) -> None:
+    """End the run where the responses did not have the workload's lengths: its times would be of other work."""
+    if abs(mean - statistics.fmean(expected)) > 1e-3:
+        sys.exit(f"responses have {mean:.3f} tokens on average, but the workload has {statistics.fmean(expected):.3f}")
 
 
 def job(folder: Path, work: Workload, options: argparse.Namespace) -> Any:
@@ -148,7 +181,7 @@ def job(folder: Path, work: Workload, options: argparse.Namespace) -> Any:
         "ppo.total_episodes": options.updates * work.rows,
         "ppo.rollout_batch_size": work.rows,
         "ppo.minibatch_size": work.rows // work.minibatches,
-        "ppo.microbatch_size": work.rows // work.minibatches,
+        "ppo.microbatch_size": work.microbatch or work.rows // work.minibatches,
         "ppo.ppo_epochs": work.epochs,
         "critic.kind": options.critic,
         "checkpoint.every": 0,
@@ -156,81 +189,6 @@ def job(folder: Path, work: Workload, options: argparse.Namespace) -> Any:
     if options.lora:
         settings["model.lora.rank"] = options.lora
     return parse(PPOJob, [*(f"--{key}={value}" for key, value in settings.items()), *(f"--{x}" for x in options.set)])
-
-
-def roofline(work: Workload, seconds: dict[str, float], trainer: Any, clock: Any, critic: str) -> dict[str, float]:
-    """The share of each phase's time that its necessary work takes at this machine's measured speeds."""
-    flops_per_s, bytes_per_s = machine_speed(trainer.accelerator.device, clock)
-    first_token, token = sampling_latency(work, trainer, clock)
-    text = work.prompt + work.response
-    forward = work.rows * (work.trunk_flops(0, text) + work.head_flops(work.response))
-    trunk = work.rows * work.trunk_flops(0, text)
-    own_trunk = trunk if critic != "shared" else 0.0
-    weight_bytes = 4 * (work.trunk_weights + work.head_weights)
-    sampling_flops = work.rows * (work.trunk_flops(0, text - 1) + work.head_flops(work.response))
-    bounds = {
-        "generate": max(sampling_flops / flops_per_s, work.response * weight_bytes / bytes_per_s),
-        "score": (2 * forward + trunk + own_trunk) / flops_per_s,  # policy, reference; reward model; critic
-        "update": work.epochs * 3 * (forward + own_trunk) / flops_per_s,  # a backward pass is two forward passes
-    }
-    result = {f"roofline_{phase}": bounds[phase] / seconds[phase] for phase in PHASES}
-    return result | {
-        "roofline": sum(bounds.values()) / seconds["seconds"],
-        "sampled_tokens_per_s": work.rows * work.response / seconds["generate"],
-        "first_token_s": first_token,
-        "token_s": token,
-        "machine_gflops": flops_per_s / 1e9,
-        "machine_gbytes": bytes_per_s / 1e9,
-    }
-
-
-def machine_speed(device: Any, clock: Any) -> tuple[float, float]:
-    """Operations per second of a large matrix product, and bytes per second of a large copy (read and written)."""
-    import torch
-
-    def seconds(call: Any) -> float:
-        times = []
-        for _ in range(4):
-            start = clock()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(clock() - start)
-        return min(times[1:])
-
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device)
-    source = torch.randn(2**26, device=device)
-    target = torch.empty_like(source)
-    return 2 * size**3 / seconds(lambda: a @ a), 2 * source.nbytes / seconds(lambda: target.copy_(source))
-
-
-def sampling_latency(work: Workload, trainer: Any, clock: Any) -> tuple[float, float]:
-    """Seconds to the first token of a batch, and seconds for each token after it."""
-    from rlhf.rollouts.sampling import sample
-
-    prompts = trainer.next_prompts()
-    device = trainer.accelerator.device
-    transform = trainer.sampler.transform
-
-    def seconds(tokens: int) -> float:
-        times = []
-        for _ in range(3):
-            start = clock()
-            sampled = sample(
-                trainer.policy.lm,
-                prompts.prompt_ids.to(device),
-                prompts.prompt_mask.to(device),
-                None,
-                transform,
-                tokens,
-            )
-            sampled.ids.sum().item()  # waits for the device
-            times.append(clock() - start)
-        return min(times)
-
-    first = seconds(1)
-    return first, (seconds(work.response) - first) / (work.response - 1)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ppo_workload import WORKLOADS, Workload
+from ppo_workload import END, FIRST_WORD, WORKLOADS, Workload
 
 
-def measure(folder: Path, work: Workload, updates: int, threads: int) -> dict[str, float]:
+def measure(folder: Path, work: Workload, updates: int, threads: int, lora_rank: int) -> dict[str, float]:
     import torch
     from datasets import load_dataset
     from transformers import (
@@ -42,6 +42,7 @@ def measure(folder: Path, work: Workload, updates: int, threads: int) -> dict[st
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             stamps.append(time.process_time())
 
+    microbatch = work.rows if work.microbatch is None else work.microbatch
     config = PPOConfig(
         output_dir=str(folder / "trl"),
         use_cpu=True,
@@ -52,8 +53,8 @@ def measure(folder: Path, work: Workload, updates: int, threads: int) -> dict[st
         save_strategy="no",
         learning_rate=1e-5,
         lr_scheduler_type="constant",
-        per_device_train_batch_size=work.rows,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=microbatch,
+        gradient_accumulation_steps=work.rows // microbatch,
         num_mini_batches=work.minibatches,
         num_ppo_epochs=work.epochs,
         local_rollout_forward_batch_size=work.rows,
@@ -61,17 +62,25 @@ def measure(folder: Path, work: Workload, updates: int, threads: int) -> dict[st
         num_sample_generations=0,
         response_length=work.response,
         temperature=1.0,
-        stop_token=None,
+        stop_token="eos" if work.ragged else None,
     )
+    adapters = None
+    if lora_rank:
+        from peft import LoraConfig
+
+        adapters = LoraConfig(r=lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    if work.ragged:
+        fix_lengths(work)
     PPOTrainer(
         args=config,
         processing_class=tokenizer,
         model=lm(folder / "policy"),
-        ref_model=lm(folder / "policy"),
+        ref_model=None if adapters else lm(folder / "policy"),
         reward_model=classifier(folder / "reward"),
         value_model=classifier(folder / "reward"),
         train_dataset=rows,
         callbacks=[Clock()],
+        peft_config=adapters,
     ).train()
     seconds = [end - start for start, end in pairwise(stamps)]
     return {
@@ -80,13 +89,50 @@ def measure(folder: Path, work: Workload, updates: int, threads: int) -> dict[st
     }
 
 
+def fix_lengths(work: Workload) -> None:
+    """Give TRL's responses the workload's lengths, and its prompts the order of their file.
+
+    Its trainer has no seam for either: the functions that it calls are replaced in its module and in torch.
+    """
+    import torch
+    from trl.experimental.ppo import ppo_trainer  # pyright: ignore[reportMissingImports]
+
+    data_loader, generate, multinomial = ppo_trainer.DataLoader, ppo_trainer.batch_generation, torch.multinomial
+    update = -1
+    position = 0
+
+    def load_in_order(*args: Any, **options: Any) -> Any:
+        return data_loader(*args, **(options | {"shuffle": False}))
+
+    def generate_next_update(*args: Any, **options: Any) -> Any:
+        nonlocal update, position
+        update += 1
+        position = 0
+        return generate(*args, **options)
+
+    def draw(probabilities: Any, num_samples: int, **options: Any) -> Any:
+        nonlocal position
+        tokens = multinomial(probabilities, num_samples, **options)
+        position += 1
+        lengths = torch.tensor([response for _, response in work.lengths(update)])
+        ends = (lengths == position) & (lengths < work.response)
+        tokens[tokens == END] = FIRST_WORD
+        tokens[ends] = END
+        return tokens
+
+    ppo_trainer.DataLoader = load_in_order
+    ppo_trainer.batch_generation = generate_next_update
+    torch.multinomial = draw
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workload", choices=list(WORKLOADS))
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="the policy's adapters; the critic is full")
     parser.add_argument("--worker", type=Path, required=True, help="folder that benchmark_ppo.py has written")
     options = parser.parse_args()
     output, sys.stdout = sys.stdout, sys.stderr  # whatever the trainer prints goes to standard error
-    result = measure(options.worker, WORKLOADS[options.workload], options.updates, options.threads)
+    result = measure(options.worker, WORKLOADS[options.workload], options.updates, options.threads, options.lora)
     print(json.dumps(result), file=output)

@@ -5,13 +5,17 @@ Both trainers load the same folders, so they run the same shapes; weights are ra
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a busy machine many times slower
+
+_RAGGED_SEED = 77
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,28 @@ class Workload:
     rows: int
     """Responses of an update; all of them also make its minibatches."""
     prompt: int
-    """Tokens of each prompt."""
+    """Tokens of each prompt, or of the longest one possible."""
     response: int
-    """Tokens of each response."""
+    """Tokens of each response, or of the longest one possible."""
     epochs: int
     minibatches: int
+    microbatch: int | None = None
+    """Responses of one forward and backward pass; None: a minibatch."""
+    ragged: bool = False
+    """Whether lengths vary from row to row."""
+
+    def lengths(self, update: int) -> list[tuple[int, int]]:
+        """Prompt and response tokens of each row of an update, counted from 0.
+
+        Ragged prompts are uniform from 8 tokens on; ragged responses are geometric and truncated, a third of the
+        longest one on average.
+        """
+        if not self.ragged:
+            return [(self.prompt, self.response)] * self.rows
+        rng = np.random.default_rng([_RAGGED_SEED, update])
+        prompts = rng.integers(8, self.prompt + 1, size=self.rows)
+        ends = rng.geometric(_end_probability(self.response / 3, self.response), size=self.rows)
+        return list(zip(prompts.tolist(), np.minimum(ends, self.response).tolist(), strict=True))
 
     @property
     def trunk_weights(self) -> int:
@@ -54,19 +75,34 @@ class Workload:
         return 2.0 * self.head_weights * tokens
 
 
+def _end_probability(mean: float, longest: int) -> float:
+    """The p of a geometric distribution that has this mean once its values are truncated at `longest`."""
+    low, high = 1e-6, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        truncated_mean = (1 - (1 - p) ** longest) / p
+        low, high = (p, high) if truncated_mean > mean else (low, p)
+    return low
+
+
+_135M = Workload(49152, 576, 30, 9, 3, 1536, rows=4, prompt=32, response=32, epochs=1, minibatches=1)
+_SMALL = Workload(8192, 256, 4, 8, 4, 768, rows=16, prompt=64, response=64, epochs=2, minibatches=2)
 WORKLOADS = {
     "tiny": Workload(4096, 128, 4, 4, 2, 384, rows=16, prompt=32, response=32, epochs=2, minibatches=2),
-    "small": Workload(8192, 256, 4, 8, 4, 768, rows=16, prompt=64, response=64, epochs=2, minibatches=2),
-    "135m": Workload(49152, 576, 30, 9, 3, 1536, rows=4, prompt=32, response=32, epochs=1, minibatches=1),
-    "gpu": Workload(49152, 576, 30, 9, 3, 1536, rows=256, prompt=128, response=256, epochs=1, minibatches=4),
+    "small": _SMALL,
+    "135m": _135M,
+    # One minibatch: with more of them, TRL's trainer takes fewer optimizer steps than its arguments say.
+    "small-ragged": replace(_SMALL, minibatches=1, microbatch=2, ragged=True),
+    "135m-ragged": replace(_135M, rows=8, microbatch=2, ragged=True),
+    "gpu": replace(_135M, rows=256, prompt=128, response=256, minibatches=4),
 }
 
-UNKNOWN, START, END, FIRST_WORD = range(4)
+END, START, UNKNOWN, FIRST_WORD = range(4)
+"""The end token comes first in the vocabulary: drawn by the smallest uniform number, see `benchmark_ppo.py`."""
 
 
 def write_models(folder: Path, work: Workload, updates: int) -> None:
     """Write `policy/` and `reward/` with their tokenizer, and `prompts.jsonl` for that many updates."""
-    import numpy as np
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -99,7 +135,9 @@ def write_models(folder: Path, work: Workload, updates: int) -> None:
     for name in ("policy", "reward"):
         tokenizer.save_pretrained(folder / name)
     ids = np.random.default_rng(0).integers(FIRST_WORD, work.vocab, size=(updates * work.rows, work.prompt))
+    lengths = [length for update in range(updates) for length, _ in work.lengths(update)]
     with open(folder / "prompts.jsonl", "w", encoding="utf-8") as file:
-        # The closing space keeps the response's first word apart from the prompt's last for the reward model.
-        file.writelines(json.dumps({"prompt": "".join(f"w{i} " for i in row)}) + "\n" for row in ids)
+        for row, length in zip(ids, lengths, strict=True):
+            # The closing space keeps the response's first word apart from the prompt's last for the reward model.
+            file.write(json.dumps({"prompt": "".join(f"w{i} " for i in row[:length])}) + "\n")
     (folder / "workload.json").write_text(json.dumps(asdict(work)), encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,59 @@ def test_weights_are_those_of_the_model_that_is_written(workload, tmp_path):
     assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 4
 
 
+def ragged(workload, **changes):
+    shape = {"rows": 6, "prompt": 12, "response": 9, "epochs": 1, "minibatches": 1, "microbatch": 2}
+    return workload.Workload(64, 16, 2, 4, 2, 32, **(shape | changes), ragged=True)
+
+
+def test_ragged_lengths_depend_on_the_update_alone_and_keep_their_mean(workload):
+    work = ragged(workload, rows=20_000, prompt=40, response=60)
+    prompts, responses = zip(*work.lengths(3), strict=True)
+    assert work.lengths(3) == list(zip(prompts, responses, strict=True)) != work.lengths(4)
+    assert (min(prompts), max(prompts)) == (8, 40)
+    assert (min(responses), max(responses)) == (1, 60)
+    assert sum(responses) / len(responses) == pytest.approx(20, rel=0.02)
+    assert set(workload.WORKLOADS["tiny"].lengths(0)) == {(32, 32)}
+
+
+def test_the_roofline_of_ragged_work_counts_real_tokens_only(workload):
+    import ppo_roofline
+
+    work = ragged(workload)
+    machine = ppo_roofline.Machine(gflops=1e-9, gbytes=1e9)  # one operation a second
+    seconds = ppo_roofline.roofline_seconds(work, 0, machine, own_critic=True, passes=3)
+    trunk = sum(work.trunk_flops(0, prompt + response) for prompt, response in work.lengths(0))
+    unread = sum(work.trunk_flops(p + r - 1, p + r) for p, r in work.lengths(0))
+    head = 2 * 16 * 64 * sum(response for _, response in work.lengths(0))
+    assert seconds["generate"] == pytest.approx(trunk - unread + head)
+    assert seconds["score"] == pytest.approx(4 * trunk + 2 * head)  # policy, reference, critic and reward model
+    assert seconds["update"] == pytest.approx(3 * (2 * trunk + head))
+
+
+def test_responses_of_our_trainer_have_the_lengths_of_the_workload(workload, monkeypatch, tmp_path):
+    import benchmark_ppo
+
+    from rlhf import PPOTrainer
+    from rlhf.trainers import ppo
+
+    monkeypatch.setattr(ppo, "uniform_noise", ppo.uniform_noise)  # put back after the test
+    work = ragged(workload)
+    workload.write_models(tmp_path, work, updates=2)
+    options = Namespace(updates=2, critic="shared", lora=0, set=[])
+    trainer = PPOTrainer(benchmark_ppo.job(tmp_path, work, options))
+    benchmark_ppo.fix_lengths(trainer, work)
+    for update in range(2):
+        rollout = trainer.collect(trainer.next_prompts())
+        prompts = rollout.prompts.prompt_mask.sum(-1).tolist()
+        assert list(zip(prompts, rollout.response_mask.sum(-1).tolist(), strict=True)) == work.lengths(update)
+        trainer.update(trainer.make_batch(rollout))
+
+
 @pytest.mark.slow
-def test_the_benchmark_runs_and_writes_its_figures(tmp_path):
+@pytest.mark.parametrize("name", ["tiny", "small-ragged"])
+def test_the_benchmark_runs_and_writes_its_figures(name, tmp_path):
     output = tmp_path / "runs.jsonl"
-    command = [sys.executable, SCRIPTS / "benchmark_ppo.py", "tiny", "--updates", "2", "--output", output]
+    command = [sys.executable, SCRIPTS / "benchmark_ppo.py", name, "--updates", "2", "--output", output]
     done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent)
     assert done.returncode == 0, done.stderr
     assert "share of the roofline" in done.stdout

@@ -145,7 +145,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How responses are sampled. Every setting here changes sampling and log-probabilities alike."""
+    """How responses are sampled. Settings of the distribution change sampling and log-probabilities alike."""
 
     section: ClassVar[str] = "generation"
 
@@ -164,6 +164,10 @@ class GenerationConfig:
     """Strings that end a response, at the token that completes one; removed from the text that is scored."""
     max_rows: int | None = None
     """Responses sampled in parallel on one device; null: all of them."""
+    engine: Literal["auto", "growing", "static"] = "auto"
+    """How responses are sampled: growing, with a key-value cache that grows with each token, for every model; static,
+    with decode steps of fixed shape, recorded as CUDA graphs on a GPU; auto, static on a GPU if the model supports it.
+    Both sample the same responses."""
 
     def __post_init__(self):
         check_ranges(self, {POSITIVE: ("max_new_tokens", "temperature", "max_rows"), NOT_EMPTY: ("stop_ids",)})

@@ -38,6 +38,11 @@ def active_adapter(lm: Any, name: str | None) -> Iterator[None]:
         _activate(layers, previous, trained)
 
 
+def active_adapter_name(lm: Any) -> str | None:
+    """The adapter that a forward pass goes through; None without one."""
+    return _active_name(_adapter_layers(lm))
+
+
 def checkpointing_contexts(lm: Any) -> Any:
     """`context_fn` of gradient checkpointing with which a layer is recomputed through the adapter of its forward."""
 

@@ -5,6 +5,7 @@ matrix first, so neither prompts nor padding ever meet the vocabulary.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,14 @@ from tabular.core.kl import categorical_kl
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states [N, H] to logits [N, V]."""
+
+
+@functools.cache
+def token_mask(ids: tuple[int, ...], vocabulary: int, device: torch.device) -> Bool[Tensor, "V"]:
+    """True on the tokens `ids`. Made once: a copy from the host to the device cannot be part of a CUDA graph."""
+    mask = torch.zeros(vocabulary, dtype=torch.bool)
+    mask[list(ids)] = True
+    return mask.to(device)
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,9 @@ class LogitTransform:
         if self.temperature != 1.0:  # at 1 the division would only copy the largest tensor there is
             logits = logits / self.temperature
         if self.suppress_ids:
-            logits = logits.index_fill(-1, torch.tensor(self.suppress_ids, device=logits.device), -torch.inf)
+            logits = logits.masked_fill(token_mask(self.suppress_ids, logits.shape[-1], logits.device), -torch.inf)
         if self.min_new_tokens:
-            is_stop = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            is_stop[list(self.stop_ids)] = True
+            is_stop = token_mask(self.stop_ids, logits.shape[-1], logits.device)
             logits = logits.masked_fill(is_stop & (positions < self.min_new_tokens).unsqueeze(-1), -torch.inf)
         return logits
 

@@ -1,4 +1,4 @@
-"""Sampling responses from a language model, token by token over a growing key-value cache.
+"""Sampling responses from a language model, token by token.
 
 A response is a function of the weights, the prompt and one row of uniform numbers: token t is the inverse of the
 cumulative distribution at the row's t-th number. No other random number is drawn, so the same prompts get the same
@@ -7,7 +7,6 @@ responses however they are batched, on however many processes, and after a resum
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +15,10 @@ from torch import Tensor
 
 from rlhf.models.distribution import LogitTransform, compute_logits
 from rlhf.models.trunk import cache_argument, trunk_inputs, unwrap_peft
+from rlhf.rollouts.engines import Engine, use_static_engine
+from rlhf.rollouts.sampling_records import SampledTokens, SamplingRequest
 from rlhf.rollouts.stopping import StopStrings
 from tabular.core.distributions import categorical_logprob, categorical_sample
-
-
-@dataclass(frozen=True)
-class SampledTokens:
-    """Sampled responses, padded on the right to the longest."""
-
-    ids: Int[Tensor, "B R"]
-    mask: Bool[Tensor, "B R"]
-    """True on sampled tokens, the stop token included."""
-    truncated: Bool[Tensor, "B"]
-    """True where the length limit came before an end."""
-    logprobs: Float[Tensor, "B R"]
-    """Log-probability of each token, as computed while sampling."""
 
 
 def uniform_noise(
@@ -60,64 +48,62 @@ def sample(
     max_new_tokens: int,
     stop_strings: StopStrings | None = None,
     max_rows: int | None = None,
+    engine: Engine = "auto",
 ) -> SampledTokens:
     """Continue every prompt until a stop token, a stop string, or for `max_new_tokens` tokens.
 
     Args:
         noise: uniform numbers, see `uniform_noise`; None takes the most probable token each time (greedy).
         max_rows: responses sampled at once; None samples them all together.
+        engine: see `rlhf.rollouts.engines`.
+
+    Raises:
+        UserError: the engine does not support the model.
     """
-    size = max_rows or len(prompt_ids)
-    parts = [
-        _sample_rows(
-            lm,
-            prompt_ids[start : start + size],
-            prompt_mask[start : start + size],
-            None if noise is None else noise[start : start + size],
-            transform,
-            max_new_tokens,
-            stop_strings,
-        )
-        for start in range(0, len(prompt_ids), size)
-    ]
-    mask = torch.cat([part.mask for part in parts])
-    width = int(mask.any(0).sum())
-    return SampledTokens(
-        ids=torch.cat([part.ids for part in parts])[:, :width],
-        mask=mask[:, :width],
-        truncated=torch.cat([part.truncated for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts])[:, :width],
+    request = SamplingRequest(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        noise=None if noise is None else noise.to(prompt_ids.device),
+        transform=transform,
+        max_new_tokens=max_new_tokens,
+        stop_strings=stop_strings,
     )
+    if use_static_engine(engine, lm, prompt_ids.device):
+        from rlhf.rollouts.static_decoding import sample_static
+
+        return sample_static(lm, request, max_rows).trimmed()
+    n_rows = max_rows or len(request)
+    parts = [_sample_growing(lm, request.rows(i, i + n_rows)) for i in range(0, len(request), n_rows)]
+    sampled = SampledTokens(
+        ids=torch.cat([part.ids for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        truncated=torch.cat([part.truncated for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+    )
+    return sampled.trimmed()
 
 
-def _sample_rows(
-    lm: Any,
-    prompt_ids: Int[Tensor, "B P"],
-    prompt_mask: Bool[Tensor, "B P"],
-    noise: Float[Tensor, "B R"] | None,
-    transform: LogitTransform,
-    max_new_tokens: int,
-    stop_strings: StopStrings | None,
-) -> SampledTokens:
-    """Sample some responses together; tensors are `max_new_tokens` wide."""
+def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
+    """Sample some responses together over a growing key-value cache; tensors are `max_new_tokens` wide."""
     from transformers import DynamicCache
 
     trunk = unwrap_peft(lm).base_model
-    device = prompt_ids.device
-    count = len(prompt_ids)
-    noise = None if noise is None else noise.to(device)
+    transform = request.transform
+    noise = request.noise
+    device = request.prompt_ids.device
+    shape = (len(request), request.max_new_tokens)
     stop_ids = torch.tensor(transform.stop_ids, dtype=torch.long, device=device)
-    ids = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
-    mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
-    logprobs = torch.zeros(count, max_new_tokens, device=device)
-    ended = torch.zeros(count, dtype=torch.bool, device=device)
+    ids = torch.zeros(shape, dtype=torch.long, device=device)
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(shape, device=device)
+    ended = torch.zeros(len(request), dtype=torch.bool, device=device)
 
     kv_cache = DynamicCache(config=unwrap_peft(lm).config)
-    rows = torch.arange(count, device=device)  # the response that each row of the cache belongs to
+    rows = torch.arange(len(request), device=device)  # the response that each row of the cache belongs to
     live = torch.ones_like(rows, dtype=torch.bool)  # rows of the cache whose response has not ended
-    context_mask = prompt_mask
-    new_ids = prompt_ids
-    for t in range(max_new_tokens):
+    context_mask = request.prompt_mask
+    new_ids = request.prompt_ids
+    for t in range(request.max_new_tokens):
         # 1. one forward over the new tokens: the whole prompt first, then one token a row
         inputs = trunk_inputs(lm, context_mask, new_tokens=new_ids.shape[1])
         out = trunk(input_ids=new_ids, use_cache=True, **{cache_argument(lm): kv_cache}, **inputs)
@@ -129,8 +115,8 @@ def _sample_rows(
         logprobs[rows, t] = torch.where(live, categorical_logprob(logits, token), 0)
         # 3. which responses end here
         ends = torch.isin(token, stop_ids)
-        if stop_strings is not None:
-            ends |= stop_strings.completed(ids[rows, : t + 1])
+        if request.stop_strings is not None:
+            ends |= request.stop_strings.completed(ids[rows, : t + 1])
         ended[rows] |= live & ends
         live = live & ~ends
         n_live = int(live.sum())

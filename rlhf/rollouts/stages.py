@@ -17,6 +17,7 @@ from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_
 from rlhf.records import Prompts, Rollout, microbatches, select, trim
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.engines import check_engine
 from rlhf.rollouts.sampling import sample
 from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
 from tabular.core.distributions import logprob_and_entropy
@@ -35,8 +36,9 @@ class Sampler:
         """The sampler of a model.
 
         Raises:
-            UserError: the settings name token ids that the model does not have.
+            UserError: the settings name token ids that the model does not have, or an engine that does not support it.
         """
+        check_engine(config.engine, lm)
         stop_ids = resolve_stop_ids(tokenizer, lm.config, config, lm.generation_config)
         return cls(
             tokenizer=tokenizer,
@@ -72,6 +74,7 @@ def sample_responses(
         max_new_tokens=sampler.config.max_new_tokens,
         stop_strings=sampler.stop_strings,
         max_rows=sampler.config.max_rows,
+        engine=sampler.config.engine,
     )
     completions = decode(sampler, sampled.ids, sampled.mask)
     rollout = unscored_rollout(prompts, sampled.ids, sampled.mask, sampled.truncated, completions)

@@ -68,16 +68,25 @@ class StopStrings:
 
     def completed(self, ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B"]:
         """Whether the last token of each row completes a stop string."""
+        return torch.tensor(self._completed(ids.tolist()), device=ids.device)
+
+    def first_end(self, ids: list[int], first: int) -> int | None:
+        """Number of tokens up to the first one, at position `first` or later, that completes a stop string."""
+        lengths = range(first + 1, len(ids) + 1)
+        completed = self._completed([ids[:length] for length in lengths])
+        return next((length for length, ends in zip(lengths, completed, strict=True) if ends), None)
+
+    def _completed(self, rows: list[list[int]]) -> list[bool]:
         # A token stands for one byte at least, so this many tokens hold the longest string; decoding may lose the first
         # one's leading space, so there is one more.
-        tail = ids[:, -(1 + max(len(s.encode()) for s in self.strings)) :]
-        texts = self.tokenizer.batch_decode(tail, skip_special_tokens=False)
-        shorter_texts = self.tokenizer.batch_decode(tail[:, :-1], skip_special_tokens=False)
-        completed = [
+        n_tail = 1 + max(len(s.encode()) for s in self.strings)
+        tails = [row[-n_tail:] for row in rows]
+        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=False)
+        shorter_texts = self.tokenizer.batch_decode([tail[:-1] for tail in tails], skip_special_tokens=False)
+        return [
             any(text.count(s) > shorter.count(s) for s in self.strings)
             for text, shorter in zip(texts, shorter_texts, strict=True)
         ]
-        return torch.tensor(completed, device=ids.device)
 
     def cut(self, ids: list[int], text: str) -> str:
         """A response's text before its first stop string.

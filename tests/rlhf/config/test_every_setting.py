@@ -49,6 +49,7 @@ CASES = {
     "generation.stop_ids": ({}, [10, 11, 12]),
     "generation.stop_strings": ({}, ["film", "good", "dull", "no"]),
     "generation.max_rows": ({}, 2),
+    "generation.engine": ({}, "static"),
     "reward.model": ({"reward.function": None, "reward.model": "{reward}"}, "{other reward}"),
     "reward.function": ({}, "{other function}"),
     "reward.batch_size": ({"reward.function": None, "reward.model": "{reward}"}, 1),

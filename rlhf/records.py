@@ -4,7 +4,7 @@ B responses, P prompt tokens, R response tokens. Index t of every [B, R] tensor 
 log-probability, the value of the state before it, the reward for it. Masks are named for what True means.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -106,10 +106,10 @@ class PPOBatch:
 @dataclass(frozen=True)
 class PolicyOutput:
     logprobs: Float[Tensor, "B R"]
-    entropy: Float[Tensor, "B R"]
-    """Of the whole distribution at each token, in nats."""
     values: Float[Tensor, "B R"]
     """0 without a critic."""
+    entropy: Float[Tensor, "B R"] | None = None
+    """Of the whole distribution at each token, in nats, on request."""
     old_kl: Float[Tensor, "B R"] | None = None
     """KL(old || new) over the vocabulary, on request."""
     ref_kl: Float[Tensor, "B R"] | None = None
@@ -121,6 +121,11 @@ class PolicyOutput:
 def mask_up_to_last(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B R"]:
     """True up to each row's last True: the response with its environment tokens, without its padding."""
     return mask.flip(-1).cummax(-1).values.flip(-1)
+
+
+def text_lengths(tokens: Tokens) -> Int[Tensor, "B"]:
+    """Tokens of each prompt and its response together, environment tokens included."""
+    return tokens.prompt_mask.sum(-1) + mask_up_to_last(tokens.response_mask).sum(-1)
 
 
 def last_index(mask: Bool[Tensor, "B R"]) -> Int[Tensor, "B"]:
@@ -218,8 +223,3 @@ def _map_fields(record: Any, on_tensor: Callable[[Tensor], Tensor], on_list: Cal
 
 def _to_list(row: Int[Tensor, "N"]) -> list[int]:
     return cast(list[int], row.tolist())  # pyright: ignore[reportUnknownMemberType]
-
-
-def microbatches(rows: Int[Tensor, "N"], size: int) -> Iterator[Int[Tensor, "M"]]:
-    """Row numbers in consecutive groups of at most `size`."""
-    yield from cast(tuple[Tensor, ...], rows.split(size))  # pyright: ignore[reportUnknownMemberType]

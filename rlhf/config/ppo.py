@@ -52,6 +52,9 @@ class PPOConfig(AdamWConfig):
     """Responses per optimizer step, over all processes; must divide rollout_batch_size."""
     microbatch_size: int = 16
     """Responses per forward pass on one device; changes memory and speed, not the result."""
+    microbatch_tokens: int | None = None
+    """Tokens per forward pass on one device, prompts and padding included, instead of microbatch_size responses; null:
+    microbatch_size counts."""
     ppo_epochs: int = 4
     """Passes over each rollout batch."""
     samples_per_prompt: int = 1
@@ -126,7 +129,7 @@ class PPOConfig(AdamWConfig):
         clips = ("clip_range", "clip_range_high", "clip_range_value", "log_ratio_clamp")
         kl = ("kl_penalty_beta", "kl_penalty_target", "kl_target", "kl_horizon", "target_kl")
         ranges = {
-            POSITIVE: (*counts, "samples_per_prompt", *clips, *kl, "lam_length_alpha"),
+            POSITIVE: (*counts, "microbatch_tokens", "samples_per_prompt", *clips, *kl, "lam_length_alpha"),
             AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef"),
             FRACTION: ("gamma", "lam", "lam_critic"),
             ABOVE_1: ("dual_clip",),
@@ -135,6 +138,8 @@ class PPOConfig(AdamWConfig):
         check(self.clip_range < 1, "ppo.clip_range", self.clip_range, "below 1")
 
     def _check_batches(self) -> None:
+        if self.microbatch_tokens is not None:
+            reject_unused(self, ("microbatch_size",), "ppo.microbatch_tokens limits the forward passes")
         for name in ("minibatch_size", "samples_per_prompt"):
             check(
                 self.rollout_batch_size % getattr(self, name) == 0,

@@ -19,7 +19,7 @@ from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.sampling import uniform_noise
-from rlhf.rollouts.stages import Sampler, compute_logprobs_and_values, forward_groups, sample_responses
+from rlhf.rollouts.stages import RequestedOutputs, Sampler, compute_logprobs_and_values, sample_responses
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.metrics import repetition
 
@@ -88,10 +88,12 @@ def evaluate_responses(
         for rows in (share[i : i + batch_size] for i in range(0, len(share), batch_size)):
             batch_indices = [indices[i] for i in rows]
             batch = to_device(prompts.batch(batch_indices), accelerator.device)
-            groups = forward_groups(len(rows), len(rows), batch_size)
+            together = [torch.arange(len(rows))]
             with accelerator.autocast():
                 rollout = sample_responses(policy, sampler, batch, noise[rows])
-                rollout = compute_logprobs_and_values(policy, reference, rollout, groups, sampler.transform)
+                rollout = compute_logprobs_and_values(
+                    policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
+                )
             responses += _evaluate_rollout(rollout, sampler.tokenizer, batch_indices, sources)
     if ranks > 1:
         responses = gather_object(responses)

@@ -11,14 +11,13 @@ from rlhf.models.adapters import CRITIC, POLICY, active_adapter, has_adapters, i
 from rlhf.models.distribution import (
     FixedDistribution,
     LogitTransform,
-    compute_logits,
-    exact_kl,
+    OutputHead,
     scatter_to_mask,
     token_positions,
 )
-from rlhf.models.trunk import response_states, states_around_response, unwrap_peft
-from rlhf.records import PolicyOutput, Tokens, last_index
-from tabular.core.distributions import logprob_and_entropy
+from rlhf.models.token_statistics import token_statistics
+from rlhf.models.trunk import response_states, states_after_response, unwrap_peft
+from rlhf.records import PolicyOutput, Tokens
 
 CriticKind = Literal["shared", "separate", "adapter"]
 
@@ -46,6 +45,7 @@ class ActorCritic(nn.Module):
         transform: LogitTransform,
         old: FixedDistribution | None = None,
         reference: FixedDistribution | None = None,
+        with_entropy: bool = True,
         with_values: bool = True,
         with_states: bool = False,
     ) -> PolicyOutput:
@@ -56,28 +56,35 @@ class ActorCritic(nn.Module):
             transform: from the model's logits to the policy's.
             old: with it, also the exact KL(old || new) of each token.
             reference: with it, also the exact KL(new || reference) of each token.
+            with_entropy: False saves a pass over the vocabulary.
             with_values: False leaves the values at 0 and saves the critic's forward.
             with_states: also return the trunk's states, from which the distribution can be computed again.
         """
         mask = tokens.response_mask
-        positions = token_positions(mask)
         states = response_states(self.lm, tokens)
-        logits = transform(compute_logits(self.lm, states), positions)
-        logprobs, entropy = logprob_and_entropy(logits, tokens.response_ids[mask])
-        values = torch.zeros_like(logprobs)
+        statistics = token_statistics(
+            states,
+            OutputHead.of(self.lm),
+            tokens.response_ids[mask],
+            token_positions(mask),
+            transform,
+            with_entropy=with_entropy,
+            old=old,
+            reference=reference,
+        )
+        values = torch.zeros_like(statistics.logprobs)
         if with_values and self.critic is not None:
             values = self._value(self._critic_states(states, tokens))
-        old_kl = ref_kl = None
-        if old is not None:
-            old_kl = scatter_to_mask(exact_kl(transform(old.logits(), positions), logits), mask)
-        if reference is not None:
-            ref_kl = scatter_to_mask(exact_kl(logits, transform(reference.logits(), positions)), mask)
+
+        def scatter(values: Float[Tensor, "N"] | None) -> Float[Tensor, "B R"] | None:
+            return None if values is None else scatter_to_mask(values, mask)
+
         return PolicyOutput(
-            logprobs=scatter_to_mask(logprobs, mask),
-            entropy=scatter_to_mask(entropy, mask),
+            logprobs=scatter_to_mask(statistics.logprobs, mask),
             values=scatter_to_mask(values, mask),
-            old_kl=old_kl,
-            ref_kl=ref_kl,
+            entropy=scatter(statistics.entropy),
+            old_kl=scatter(statistics.old_kl),
+            ref_kl=scatter(statistics.ref_kl),
             states=states if with_states else None,
         )
 
@@ -96,11 +103,9 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def values_after(self, tokens: Tokens) -> Float[Tensor, "B"]:
         """The critic's value of the state after each response: the bootstrap value of a truncated response."""
-        # The state after the last token stands one position behind the state before it.
-        mask = nn.functional.one_hot(last_index(tokens.response_mask), tokens.response_mask.shape[1]).bool()
         lm = self.critic_lm if self.critic == "separate" else self.lm
         with active_adapter(lm, CRITIC if self.critic == "adapter" else POLICY):
-            return self._value(states_around_response(lm, tokens)[:, 1:][mask])
+            return self._value(states_after_response(lm, tokens))
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained; tied weights appear once."""
@@ -147,7 +152,22 @@ class Reference:
             return response_states(self.lm, tokens)
 
     @torch.no_grad()
+    def logprobs(self, states: Float[Tensor, "N H"], tokens: Tokens, transform: LogitTransform) -> Float[Tensor, "B R"]:
+        """Log-probability of every response token, from the reference's states; 0 where `response_mask` is False."""
+        mask = tokens.response_mask
+        with active_adapter(self.lm, None):
+            statistics = token_statistics(
+                states,
+                OutputHead.of(self.lm),
+                tokens.response_ids[mask],
+                token_positions(mask),
+                transform,
+                with_entropy=False,
+            )
+        return scatter_to_mask(statistics.logprobs, mask)
+
+    @torch.no_grad()
     def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """The reference's logits of its states."""
         with active_adapter(self.lm, None):
-            return compute_logits(self.lm, states)
+            return OutputHead.of(self.lm)(states)

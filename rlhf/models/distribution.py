@@ -1,4 +1,4 @@
-"""From hidden states to token distributions: logits, their transform, and exact KL divergences.
+"""From hidden states to token distributions: output heads and the transform of their logits.
 
 Logits exist only where a response token was sampled: hidden states at those positions are gathered into one [N, hidden]
 matrix first, so neither prompts nor padding ever meet the vocabulary.
@@ -13,12 +13,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rlhf.errors import UserError
 from rlhf.models.trunk import trunk_inputs, unwrap_peft
-from tabular.core.distributions import BLOCK_ELEMENTS
-from tabular.core.kl import categorical_kl
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states [N, H] to logits [N, V]."""
@@ -60,30 +57,52 @@ class LogitTransform:
 
 
 @dataclass(frozen=True)
+class OutputHead:
+    """From hidden states to logits in float32."""
+
+    module: Any
+    """The model's own head: a linear layer, unless adapters extend it."""
+    softcap: float | None = None
+    """Bound on the absolute logits, which tanh approaches (Gemma 2)."""
+
+    @classmethod
+    def of(cls, lm: Any) -> "OutputHead":
+        model = unwrap_peft(lm)
+        return cls(model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.module.weight.shape[0]
+
+    def __call__(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        return cap_logits(self.module(states).float(), self.softcap)
+
+    def frozen(self) -> "OutputHead":
+        """The head with its present weights; a copy where the head itself is trained."""
+        if not any(p.requires_grad for p in self.module.parameters()):
+            return self
+        return OutputHead(copy.deepcopy(self.module).requires_grad_(False), self.softcap)
+
+
+def cap_logits(logits: Float[Tensor, "N V"], softcap: float | None) -> Float[Tensor, "N V"]:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+@dataclass(frozen=True)
 class FixedDistribution:
     """A distribution without gradient that the policy is compared with: hidden states and the head that reads them."""
 
     states: Float[Tensor, "N H"]
     head: Head
 
-    def logits(self) -> Float[Tensor, "N V"]:
-        return self.head(self.states)
+    def logits(self, rows: slice) -> Float[Tensor, "n V"]:
+        """Of some of the states."""
+        return self.head(self.states[rows])
 
 
-def compute_logits(lm: Any, states: Float[Tensor, "N H"], head: Any = None) -> Float[Tensor, "N V"]:
-    """Logits of hidden states in float32, by the model's output head or by the `head` given."""
-    model = unwrap_peft(lm)
-    logits = (head or model.get_output_embeddings())(states).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def frozen_head(lm: Any) -> Head:
-    """The model's output head with its present weights; a copy where the head itself is trained."""
-    head = unwrap_peft(lm).get_output_embeddings()
-    if any(p.requires_grad for p in head.parameters()):
-        head = copy.deepcopy(head).requires_grad_(False)
-    return lambda states: compute_logits(lm, states, head)
+def compute_logits(lm: Any, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+    """Logits of hidden states in float32, by the model's output head."""
+    return OutputHead.of(lm)(states)
 
 
 @torch.no_grad()
@@ -116,14 +135,3 @@ def scatter_to_mask(values: Float[Tensor, "N ..."], mask: Bool[Tensor, "B R"]) -
     shape = (*mask.shape, *values.shape[1:])
     expanded = mask.view(*mask.shape, *(1,) * (values.dim() - 1)).expand(shape)
     return torch.zeros(shape, dtype=values.dtype, device=values.device).masked_scatter(expanded, values)
-
-
-def exact_kl(p_logits: Float[Tensor, "N V"], q_logits: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
-    """`KL(p || q)` of each row over the whole vocabulary.
-
-    In blocks of rows that the backward pass recomputes: a softmax of all logits at once, the largest tensor there is,
-    would be in memory several times over.
-    """
-    size = max(1, BLOCK_ELEMENTS // p_logits.shape[-1])
-    blocks = zip(p_logits.split(size), q_logits.split(size), strict=True)
-    return torch.cat([checkpoint(categorical_kl, p, q, use_reentrant=False) for p, q in blocks])

@@ -7,6 +7,7 @@ they need first (`rlhf.models.distribution`).
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -81,28 +82,52 @@ def _forward_arguments(trunk: type) -> frozenset[str]:
     return frozenset(inspect.signature(trunk.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _last_hidden_states(lm: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L H"]:
-    trunk = unwrap_peft(lm).base_model
-    return trunk(input_ids=ids, use_cache=False, **trunk_inputs(lm, mask)).last_hidden_state
+def causal_states(lm: Any, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L H"]:
+    """The last hidden states of right-padded rows.
+
+    No token of a causal model depends on those after it, so padding on the right needs no mask, and attention runs in
+    its fastest kernel.
+    """
+    return unwrap_peft(lm).base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def states_around_response(lm: Any, tokens: Tokens) -> Float[Tensor, "B S H"]:
-    """The hidden states before the first of R response tokens, ..., and after the last one; S = R + 1."""
-    ids = torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1)
-    # Environment tokens between turns are part of the context, though they are not scored.
-    mask = torch.cat([tokens.prompt_mask, mask_up_to_last(tokens.response_mask)], dim=1)
-    return _last_hidden_states(lm, ids, mask)[:, tokens.prompt_ids.shape[1] - 1 :]
+@dataclass(frozen=True)
+class JoinedRows:
+    """Each prompt with its response directly after it; padding stands only behind both."""
+
+    ids: Int[Tensor, "B L"]
+    prompt_lengths: Int[Tensor, "B"]
+    lengths: Int[Tensor, "B"]
+    """Of prompts and responses together."""
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "JoinedRows":
+        # Environment tokens between turns are part of the context, though they are not scored.
+        mask = torch.cat([tokens.prompt_mask, mask_up_to_last(tokens.response_mask)], dim=1)
+        lengths = mask.sum(-1)
+        order = (~mask).int().argsort(dim=1, stable=True)[:, : int(lengths.max())]  # real tokens first
+        ids = torch.cat([tokens.prompt_ids, tokens.response_ids], dim=1).gather(1, order)
+        return cls(ids, tokens.prompt_mask.sum(-1), lengths)
 
 
 def response_states(lm: Any, tokens: Tokens) -> Float[Tensor, "N H"]:
     """The hidden state before each of the N True tokens of `response_mask`, row by row."""
-    return states_around_response(lm, tokens)[:, :-1][tokens.response_mask]
+    joined = JoinedRows.of(tokens)
+    rows, positions = tokens.response_mask.nonzero(as_tuple=True)
+    before = rows * joined.ids.shape[1] + joined.prompt_lengths[rows] + positions - 1
+    return causal_states(lm, joined.ids).flatten(0, 1).index_select(0, before)
 
 
-def last_token_states(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B H"]:
-    """The hidden states at the last real token of right-padded texts."""
+def states_after_response(lm: Any, tokens: Tokens) -> Float[Tensor, "B H"]:
+    """The hidden state after the last token of each response."""
+    joined = JoinedRows.of(tokens)
+    return last_token_states(lm, joined.ids, joined.lengths)
+
+
+def last_token_states(model: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B H"]:
+    """The hidden states at the last real token of right-padded rows."""
     rows = torch.arange(len(ids), device=ids.device)
-    return _last_hidden_states(model, ids, mask)[rows, mask.long().sum(-1) - 1]
+    return causal_states(model, ids)[rows, lengths - 1]
 
 
 def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
@@ -114,4 +139,4 @@ def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L
     model = unwrap_peft(model)
     if not hasattr(model, "score"):
         return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
-    return model.score(last_token_states(model, ids, mask)).squeeze(-1).float()
+    return model.score(last_token_states(model, ids, mask.sum(-1))).squeeze(-1).float()

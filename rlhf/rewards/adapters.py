@@ -42,4 +42,4 @@ class AdapterReward(ScoringModel):
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         with active_adapter(self.model, self.name):
-            return self.head(last_token_states(self.model, ids, mask).float()).squeeze(-1)
+            return self.head(last_token_states(self.model, ids, mask.sum(-1)).float()).squeeze(-1)

@@ -17,11 +17,11 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.microbatches import first_epoch_microbatches
 from rlhf.rollouts.stages import (
     RequestedOutputs,
     Sampler,
     compute_logprobs_and_values,
-    forward_groups,
     sample_responses,
     score_rollout,
 )
@@ -96,7 +96,7 @@ class Collector:
     def _compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         config = self.job.ppo
         minibatch_size = config.minibatch_size // self.accelerator.num_processes
-        groups = forward_groups(len(rollout), minibatch_size, config.microbatch_size)
+        groups = first_epoch_microbatches(rollout, minibatch_size, config)
         with self.timer("score"), self.accelerator.autocast():
             return compute_logprobs_and_values(
                 self.policy, self.reference, rollout, groups, self.sampler.transform, self.requested

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rlhf.config.shared import GenerationConfig, RewardConfig
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask, token_positions
-from rlhf.records import Prompts, Rollout, microbatches, select, trim
+from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
+from rlhf.records import Prompts, Rollout, select, trim
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.engines import check_engine
 from rlhf.rollouts.sampling import sample
 from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
-from tabular.core.distributions import logprob_and_entropy
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ class Sampler:
 
 @dataclass(frozen=True)
 class RequestedOutputs:
-    """What a run's objective needs of a rollout besides log-probabilities and values."""
+    """What is computed of a rollout besides log-probabilities."""
 
+    values: bool = True
     exact_kl: bool = False
     old_states: bool = False
     ref_states: bool = False
@@ -137,11 +137,11 @@ def compute_logprobs_and_values(
             group.tokens,
             transform,
             reference=FixedDistribution(ref_states, reference.head) if requested.exact_kl else None,
+            with_entropy=False,
+            with_values=requested.values,
             with_states=requested.old_states,
         )
-        ref_logits = transform(reference.head(ref_states), token_positions(mask))
-        ref_logprobs, _ = logprob_and_entropy(ref_logits, group.response_ids[mask])
-        store("ref_logprobs", rows, scatter_to_mask(ref_logprobs, mask))
+        store("ref_logprobs", rows, reference.logprobs(ref_states, group.tokens, transform))
         if requested.ref_states:
             store("ref_states", rows, scatter_to_mask(ref_states, mask))
         if out.states is not None:
@@ -181,8 +181,3 @@ def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"])
     if stop_strings is None:
         return texts
     return [stop_strings.cut(row, text) for row, text in zip(rows, texts, strict=True)]
-
-
-def forward_groups(count: int, minibatch: int, microbatch: int) -> list[Int[Tensor, "_"]]:
-    """Rows 0 to count - 1, split into minibatches first and each of them into microbatches."""
-    return [rows for part in torch.arange(count).split(minibatch) for rows in microbatches(part, microbatch)]

@@ -76,6 +76,7 @@ def ppo_loss(
     policy_loss, details = _surrogate_loss(
         out, rollout, advantages, loss_mask, normalizers.tokens, weights, config=config, beta=kl_penalty_beta
     )
+    assert out.entropy is not None
     metrics = {
         "policy/loss": policy_loss.detach(),
         "policy/entropy": masked_mean(out.entropy, loss_mask, normalizers.tokens).detach(),

@@ -8,6 +8,7 @@ from torch import nn
 
 from rlhf.config.jobs import PPOJob
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.token_statistics import token_statistics_bytes
 from rlhf.models.trunk import unwrap_peft
 from rlhf.rollouts.generation_config import ignored_generation_settings
 from rlhf.trainers.setup import RunData, RunModels
@@ -46,7 +47,9 @@ def describe_run(
     config = job.ppo
     n_trained = sum(p.numel() for p in policy.trainable().values())
     optimizer_steps = config.ppo_epochs * config.minibatches
-    forwards = -(-(config.minibatch_size // ranks) // config.microbatch_size)
+    forwards = f"{-(-(config.minibatch_size // ranks) // config.microbatch_size)} forward(s) a minibatch"
+    if config.microbatch_tokens is not None:
+        forwards = f"forward passes of at most {config.microbatch_tokens:,} tokens"
     per_prompt = ""
     if config.samples_per_prompt > 1:
         per_prompt = f" ({config.samples_per_prompt} to each of {config.prompts_per_step} prompts)"
@@ -54,7 +57,7 @@ def describe_run(
         f"{config.steps} steps of {config.rollout_batch_size} responses{per_prompt}; "
         f"{config.ppo_epochs} epochs x {config.minibatches} minibatches = {optimizer_steps} optimizer steps each, "
         f"{config.steps * optimizer_steps:,} in all; "
-        f"{forwards} forward(s) a minibatch on each of {ranks} process(es)",
+        f"{forwards} on each of {ranks} process(es)",
         f"{n_prompts:,} prompts to train on, {n_held_out} held out; longest prompt and response {longest} tokens; "
         f"{n_trained:,} trained parameters; run folder {job.output}",
         "memory of each process, estimated: "
@@ -121,8 +124,11 @@ def estimate_memory(
             models[name] = float(own_bytes)
     trained = sum(_bytes(p) for p in policy.trainable().values())
 
-    microbatch_rows = min(job.ppo.microbatch_size, job.ppo.minibatch_size // ranks)
-    tokens = microbatch_rows * longest
+    rows = job.ppo.minibatch_size // ranks
+    if job.ppo.microbatch_tokens is None:
+        tokens = min(job.ppo.microbatch_size, rows) * longest
+    else:
+        tokens = min(job.ppo.microbatch_tokens, rows * longest)
     one_layer = 34 * tokens * width * itemsize / 2
     activations = one_layer * n_layers
     if job.model.gradient_checkpointing:
@@ -138,7 +144,7 @@ def estimate_memory(
         models=models,
         optimizer=(3.0 + (ranks > 1)) * trained,
         activations=activations * n_trunks,
-        logits=4.0 * microbatch_rows * job.generation.max_new_tokens * config.vocab_size * 4,
+        logits=token_statistics_bytes(tokens * job.generation.max_new_tokens // longest, config.vocab_size, lm.device),
         kv_cache=2.0 * sampled_rows * longest * n_layers * n_kv_heads * head_size * itemsize,
     )
 

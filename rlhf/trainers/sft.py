@@ -14,11 +14,12 @@ from rlhf.data.datasets import read_column, split_rows
 from rlhf.data.demonstrations import Demonstration, dataset_formats, encode_demonstrations, pad_demonstrations
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
-from rlhf.models.distribution import check_head, compute_logits
+from rlhf.models.distribution import LogitTransform, OutputHead, check_head, token_positions
 from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.scratch import new_lm, train_tokenizer
-from rlhf.models.trunk import trunk_inputs, unwrap_peft
+from rlhf.models.token_statistics import token_statistics
+from rlhf.models.trunk import causal_states
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -75,12 +76,19 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], trained: Bool[Tensor, "B L"]) -> Tensor:
-        """Sum of `-log p(token)` over the trained tokens; logits are computed for these alone."""
-        hidden = unwrap_peft(self.lm).base_model(input_ids=ids, use_cache=False, **trunk_inputs(self.lm, mask))
+    def forward(self, ids: Int[Tensor, "B L"], trained: Bool[Tensor, "B L"]) -> Tensor:
+        """Sum of `-log p(token)` over the trained tokens of right-padded rows; logits are computed for these alone."""
         targets = trained[:, 1:]
-        logits = compute_logits(self.lm, hidden.last_hidden_state[:, :-1][targets])
-        return nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum")
+        states = causal_states(self.lm, ids)[:, :-1][targets]
+        statistics = token_statistics(
+            states,
+            OutputHead.of(self.lm),
+            ids[:, 1:][targets],
+            token_positions(targets),
+            LogitTransform(),
+            with_entropy=False,
+        )
+        return -statistics.logprobs.sum()
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,8 @@ class SFTTask:
         return row.trained_tokens
 
     def loss(self, model: nn.Module, rows: list[Demonstration]) -> tuple[Tensor, Metrics]:
-        ids, mask, trained = pad_demonstrations(rows, self.pad_id)
-        return model(ids.to(self.device), mask.to(self.device), trained.to(self.device)), {}
+        ids, _, trained = pad_demonstrations(rows, self.pad_id)
+        return model(ids.to(self.device), trained.to(self.device)), {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if not self.held_out:

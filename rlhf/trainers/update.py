@@ -12,8 +12,9 @@ from torch import Tensor
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
-from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, frozen_head
-from rlhf.records import PPOBatch, Rollout, microbatches, select, to_device, trim
+from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
+from rlhf.records import PPOBatch, Rollout, select, text_lengths, to_device, trim
+from rlhf.rollouts.microbatches import microbatches
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.loss import MinibatchLoss, Normalizers, ppo_loss
@@ -95,7 +96,7 @@ class Learner:
             step=step,
             kl_coef=kl_coef,
             critic_only=critic_only or step < self.job.critic.warmup_steps,
-            old_head=frozen_head(self.policy.lm) if self.requested.old_states else None,
+            old_head=OutputHead.of(self.policy.lm).frozen() if self.requested.old_states else None,
         )
         history: list[Metrics] = []
         optimizer_steps = 0
@@ -169,10 +170,11 @@ class Learner:
                 order = np.random.default_rng([self.job.seed, step, epoch]).permutation(order)
             yield from torch.as_tensor(order).split(config.minibatch_size)
 
-    def _own_microbatches(self, minibatch: PPOBatch) -> list[Tensor]:
+    def own_microbatches(self, minibatch: PPOBatch) -> list[Tensor]:
         """This process's share of a minibatch, as row numbers in microbatches."""
         rows = torch.arange(self.accelerator.process_index, len(minibatch), self.accelerator.num_processes)
-        return list(microbatches(rows, self.job.ppo.microbatch_size))
+        lengths = text_lengths(minibatch.rollout.tokens)[rows]
+        return [rows[group] for group in microbatches(lengths, self.job.ppo)]
 
     def _train_on_minibatch(
         self, minibatch: PPOBatch, number: int, context: UpdateContext
@@ -185,7 +187,7 @@ class Learner:
         if self.texts is not None and not context.critic_only:
             ptx_parts = self._ptx_gradients(number, context.step)
         parts = []
-        groups = self._own_microbatches(minibatch)
+        groups = self.own_microbatches(minibatch)
         for i, rows in enumerate(groups):
             is_last = i == len(groups) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
@@ -237,11 +239,12 @@ class Learner:
         denom = self.texts.count(examples)
         own_examples = examples[self.accelerator.process_index :: ranks]
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
-        size = self.job.ppo.microbatch_size
-        for i in range(0, len(own_examples), size):
-            tokens = to_device(self.texts.as_responses(own_examples[i : i + size]), self.accelerator.device)
+        lengths = torch.tensor([len(example.ids) for example in own_examples])
+        for rows in microbatches(lengths, self.job.ppo):
+            examples = [own_examples[i] for i in rows]
+            tokens = to_device(self.texts.as_responses(examples), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
-                logprobs = self.model(tokens, LogitTransform(), with_values=False).logprobs
+                logprobs = self.model(tokens, LogitTransform(), with_entropy=False, with_values=False).logprobs
                 loss = -logprobs.sum() / denom
                 self.accelerator.backward(self.job.ptx.coef * loss * ranks)
             parts.append({"policy/ptx_loss": loss.detach()})
@@ -251,11 +254,13 @@ class Learner:
     def _kl_old_new(self, batch: PPOBatch, context: UpdateContext) -> float:
         """The mean exact KL(old || new) after a step's epochs, over all tokens of its batch."""
         total = torch.zeros((), device=self.accelerator.device)
-        for rows in self._own_microbatches(batch):
+        for rows in self.own_microbatches(batch):
             rollout = trim(select(batch.rollout, rows))
             distributions = self._fixed_distributions(rollout, context)
             with self.accelerator.autocast():
-                out = self.policy(rollout.tokens, self.transform, with_values=False, **distributions)
+                out = self.policy(
+                    rollout.tokens, self.transform, with_entropy=False, with_values=False, **distributions
+                )
             total += out.old_kl.sum()
         summed = sum_over_ranks(self.accelerator, {"kl": total})["kl"]
         return float(summed / batch.rollout.response_mask.sum())

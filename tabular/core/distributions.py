@@ -8,19 +8,11 @@ Gaussian: independent in each of the D components of the last axis, over which l
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-BLOCK_ELEMENTS = 2**22
-"""Logits that `logprob_and_entropy` processes at a time: bounds each of its two float32 workspaces to 16 MiB."""
-
-LOG_P_FLOOR = -1e4
-"""Stands for the log-probability -inf in products with the probability, which underflows to 0 far above it."""
 
 
 def categorical_logprob(
@@ -121,69 +113,3 @@ def tanh_gaussian_sample(
     """`(a, u)`: the action `a = tanh(u)` in (-1, 1) for the environment, and `u` for its log-probability."""
     pre_tanh = gaussian_sample(mean, log_std, generator)
     return torch.tanh(pre_tanh), pre_tanh
-
-
-def logprob_and_entropy(
-    logits: Float[Tensor, "*batch V"], actions: Int[Tensor, "*batch"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """`log pi(a)` and the entropy `logsumexp(logits) - sum_v pi(v) logit_v`, in float32 whatever the logits' dtype.
-
-    For large vocabularies: no float32 copy of the logits is made, and the backward pass recomputes the probabilities
-    from the logits in blocks of rows. The logits and their gradient are the only tensors of size [N, V] in memory.
-    """
-    vocab = logits.shape[-1]
-    apply = cast(_Apply, _LogprobAndEntropy.apply)  # pyright: ignore[reportUnknownMemberType]
-    logprobs, entropy = apply(logits.reshape(-1, vocab), actions.reshape(-1))
-    return logprobs.view(actions.shape), entropy.view(actions.shape)
-
-
-_Apply = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class _LogprobAndEntropy(torch.autograd.Function):
-    """Rows of logits [N, V] and actions [N] -> log-probabilities and entropies [N].
-
-    With `p = softmax(logits)`: `d logprob / d logit_v = [v = a] - p_v`, `d H / d logit_v = -p_v (log p_v + H)`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        logprobs = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
-        entropy = torch.empty_like(logprobs)
-        for rows in _row_blocks(logits):
-            log_p = F.log_softmax(logits[rows], dim=-1, dtype=dtype)
-            logprobs[rows] = log_p.gather(-1, actions[rows, None])[:, 0]
-            entropy[rows] = -log_p.exp().mul_(log_p.clamp_min_(LOG_P_FLOOR)).sum(-1)
-        ctx.save_for_backward(logits, actions, entropy)
-        ctx.set_materialize_grads(False)
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, None]:
-        grad_logprobs, grad_entropy = grad_outputs
-        if grad_logprobs is None and grad_entropy is None:
-            return None, None
-        logits, actions, entropy = ctx.saved_tensors
-        grad_logits = torch.empty_like(logits)
-        for rows in _row_blocks(logits):
-            log_p = F.log_softmax(logits[rows], dim=-1, dtype=entropy.dtype)
-            if grad_entropy is None:  # the usual case, without an entropy bonus: one workspace suffices
-                block = log_p.exp_()
-                if grad_logprobs is not None:
-                    block.mul_(-grad_logprobs[rows, None])
-            else:
-                p = log_p.exp()
-                block = log_p.clamp_min_(LOG_P_FLOOR).add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).mul_(p)
-                if grad_logprobs is not None:
-                    block.sub_(p.mul_(grad_logprobs[rows, None]))
-            if grad_logprobs is not None:
-                block.scatter_add_(-1, actions[rows, None], grad_logprobs[rows, None])
-            grad_logits[rows] = block
-        return grad_logits, None
-
-
-def _row_blocks(logits: Tensor) -> Iterator[slice]:
-    n_rows, vocab = logits.shape
-    step = max(1, BLOCK_ELEMENTS // vocab)
-    return (slice(i, i + step) for i in range(0, n_rows, step))

@@ -12,7 +12,6 @@ from rlhf.records import (
     interleave,
     last_index,
     mask_up_to_last,
-    microbatches,
     pad_to_width,
     select,
     to_device,
@@ -116,14 +115,6 @@ def test_interleaving_the_ranks_shares_restores_the_batch(ranks):
     shares = [trim(select(whole, torch.arange(rank, 6, ranks))) for rank in range(ranks)]
     assert ranks == 1 or len({share.response_ids.shape[1] for share in shares}) > 1
     assert_same(interleave(shares), whole)
-
-
-@pytest.mark.parametrize(("size", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (5, [5]), (9, [5])])
-def test_microbatches_are_consecutive_and_cover_all_rows_once(size, sizes):
-    rows = torch.tensor([4, 2, 0, 1, 3])
-    groups = list(microbatches(rows, size))
-    assert [len(group) for group in groups] == sizes
-    assert torch.equal(torch.cat(groups), rows)
 
 
 # --------------------------------------------------------------------------------------------------- environment tokens

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from rlhf.config.jobs import PPOJob
 from rlhf.config.parsing import flat_settings, from_dict, setting_types
 from rlhf.errors import UserError
-from rlhf.models import actor_critic, distribution, trunk
+from rlhf.models import distribution, trunk
 from rlhf.trainers.ppo import PPOTrainer
 
 WITHOUT_EFFECT = ("output",)
@@ -66,6 +66,7 @@ CASES = {
     "ppo.rollout_batch_size": ({}, 4),
     "ppo.minibatch_size": ({}, 8),
     "ppo.microbatch_size": ({}, 1),
+    "ppo.microbatch_tokens": ({"ppo": {"microbatch_size": 16}}, 30),
     "ppo.ppo_epochs": ({}, 1),
     "ppo.samples_per_prompt": ({}, 2),
     "ppo.lr": ({}, 5e-3),
@@ -230,8 +231,7 @@ def visible_result(job, output, capsys, monkeypatch):
     from rlhf.rewards import models as reward_models
 
     with monkeypatch.context() as patch:
-        patch.setattr(trunk, "states_around_response", recorded(trunk.states_around_response))
-        patch.setattr(actor_critic, "compute_logits", recorded(actor_critic.compute_logits))
+        patch.setattr(trunk, "causal_states", recorded(trunk.causal_states))
         patch.setattr(reward_models, "sequence_scores", recorded(reward_models.sequence_scores))
         patch.setattr("rlhf.rollouts.sampling.compute_logits", recorded(distribution.compute_logits))
         AcceleratorState._reset_state(True)  # as in a new process

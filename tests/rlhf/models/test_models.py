@@ -7,12 +7,11 @@ from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.models.distribution import LogitTransform, check_head, compute_logits, scatter_to_mask, token_positions
+from rlhf.models.distribution import LogitTransform, check_head, compute_logits
 from rlhf.models.export import export_lm, export_policy
 from rlhf.models.loading import add_lora, check_causal, load_causal_lm, load_tokenizer, resolve
 from rlhf.models.trunk import disable_dropout
 from rlhf.records import Tokens
-from tabular.core.distributions import logprob_and_entropy
 
 FAMILIES = [
     "llama",
@@ -36,11 +35,7 @@ TEMPERATURE = 0.7
 def reference_logprobs(reference, temperature=TEMPERATURE):
     """Log-probabilities of the responses under a reference, computed from its states and head."""
     tokens = padded()
-    logits = LogitTransform(temperature)(
-        reference.head(reference.states(tokens)), token_positions(tokens.response_mask)
-    )
-    logprobs, _ = logprob_and_entropy(logits, tokens.response_ids[tokens.response_mask])
-    return scatter_to_mask(logprobs, tokens.response_mask)
+    return reference.logprobs(reference.states(tokens), tokens, LogitTransform(temperature))
 
 
 def load(models, family, **config):

@@ -8,7 +8,7 @@ import torch
 from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.adapters import CRITIC
-from rlhf.models.distribution import LogitTransform, exact_kl, frozen_head, token_positions
+from rlhf.models.distribution import LogitTransform, OutputHead, token_positions
 from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer
 from rlhf.records import Prompts, Rollout, mask_up_to_last
 from rlhf.rollouts.sampling import uniform_noise
@@ -18,7 +18,6 @@ from rlhf.rollouts.stages import (
     bootstrap_values,
     compute_logprobs_and_values,
     decode,
-    forward_groups,
     sample_responses,
     score_rollout,
     unscored_rollout,
@@ -125,19 +124,6 @@ def test_whitening_is_over_response_tokens_and_does_not_change_the_returns():
     torch.testing.assert_close(white.advantages[mask], expected)
     assert not white.advantages[~mask].any()
     assert torch.equal(plain.returns, white.returns)
-
-
-@pytest.mark.parametrize(("count", "minibatch", "microbatch"), [(8, 4, 2), (8, 8, 3), (12, 4, 3), (5, 2, 4), (6, 3, 1)])
-def test_forward_groups_cover_all_rows_once_and_never_cross_a_minibatch(count, minibatch, microbatch):
-    groups = forward_groups(count, minibatch, microbatch)
-    assert torch.cat(groups).tolist() == list(range(count))
-    for group in groups:
-        assert len(group) <= microbatch
-        assert int(group[0]) // minibatch == int(group[-1]) // minibatch
-
-
-def test_forward_groups_are_the_microbatches_of_the_first_epoch():
-    assert [g.tolist() for g in forward_groups(7, 5, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
 def test_scoring_passes_texts_and_columns_and_applies_the_penalties():
@@ -365,7 +351,7 @@ def test_old_states_and_the_frozen_head_give_the_old_distribution_after_an_updat
         policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM, RequestedOutputs(old_states=True)
     )
     positions, ids = token_positions(GAPPED_MASK), rollout_out.response_ids[GAPPED_MASK]
-    head = frozen_head(policy.lm)
+    head = OutputHead.of(policy.lm).frozen()
     old = TRANSFORM(head(rollout_out.old_states[GAPPED_MASK]), positions).detach()
     with torch.no_grad():
         for p in policy.parameters():
@@ -378,15 +364,6 @@ def test_old_states_and_the_frozen_head_give_the_old_distribution_after_an_updat
     moved = compute_logprobs_and_values(policy, reference, external_rollout(), [torch.arange(4)], TRANSFORM)
     assert (moved.old_logprobs - rollout_out.old_logprobs).abs().max() > 0.1
     assert not again.requires_grad
-
-
-def test_exact_kl_of_logits_by_hand_and_with_impossible_tokens():
-    """(1/2, 1/2) against (1/4, 3/4): ln 2 / 2 - ln(3/2) / 2 = ln(4/3) / 2; an impossible third token adds nothing."""
-    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    expected = torch.tensor([4 / 3]).log() / 2
-    torch.testing.assert_close(exact_kl(p, q), expected)
-    impossible = torch.full((1, 1), -torch.inf)
-    torch.testing.assert_close(exact_kl(torch.cat([p, impossible], 1), torch.cat([q, impossible], 1)), expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"min_new_tokens": 3}, {"suppress_ids": [8, 25]}, {"stop_strings": ["good"]}])

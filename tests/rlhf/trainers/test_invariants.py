@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.jobs import LoraConfig
-from rlhf.records import microbatches, select
+from rlhf.records import select
 from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.loss import Normalizers
 from rlhf.trainers.ppo import PPOTrainer
@@ -46,7 +46,7 @@ def first_minibatch(trainer):
     part = select(batch, next(trainer.learner.minibatches(len(batch), 0)))
     context = UpdateContext(0, trainer.kl_coef.coef)
     normalizers = Normalizers.of(part)
-    groups = microbatches(torch.arange(len(part)), trainer.job.ppo.microbatch_size)
+    groups = trainer.learner.own_microbatches(part)
     return batch, sum_microbatches(
         [trainer.learner.loss(select(part, rows), normalizers, context).metrics for rows in groups]
     )
@@ -205,7 +205,7 @@ def test_microbatches_sum_to_the_minibatch_for_every_objective(job, change, name
     def gradients(rows_at_once):
         trainer.policy.zero_grad()
         parts = []
-        for rows in microbatches(torch.arange(8), rows_at_once):
+        for rows in torch.arange(8).split(rows_at_once):
             part = trainer.learner.loss(select(batch, rows), normalizers, context)
             part.total.backward()
             parts.append(part.metrics)
@@ -238,11 +238,11 @@ def test_every_objective_trains(job, change, name):
 def test_first_kl_between_old_and_new_is_exactly_zero(job, change):
     """The old distribution is recomputed from stored states and a copy of the head, and must be exactly the same."""
     trainer = PPOTrainer(change(job, ppo={"policy_loss": "kl_penalty", "minibatch_size": 4, "microbatch_size": 2}))
-    from rlhf.models.distribution import frozen_head
+    from rlhf.models.distribution import OutputHead
 
     batch = collected(trainer)
     part = select(batch, torch.arange(4))
-    context = UpdateContext(0, 0.0, old_head=frozen_head(trainer.policy.lm))
+    context = UpdateContext(0, 0.0, old_head=OutputHead.of(trainer.policy.lm).frozen())
     assert trainer.learner._kl_old_new(part, context) == 0.0
     with torch.no_grad():
         trainer.policy.lm.get_output_embeddings().weight.mul_(1.1)

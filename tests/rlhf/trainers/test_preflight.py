@@ -54,6 +54,14 @@ def test_memory_of_a_tiny_model_by_hand(estimated):
     [
         ({"ppo": {"microbatch_size": 1}}, {"activations": 34 * 12 * 32 * 2 * 2, "logits": 4 * 8 * 27 * 4}),
         ({"ppo": {"microbatch_size": 99}}, {"activations": 34 * 48 * 32 * 2 * 2, "logits": 4 * 32 * 27 * 4}),
+        (
+            {"ppo": {"microbatch_size": 16, "microbatch_tokens": 36}},
+            {"activations": 34 * 36 * 32 * 2 * 2, "logits": 4 * 24 * 27 * 4},
+        ),
+        (
+            {"ppo": {"microbatch_size": 16, "microbatch_tokens": 999}},
+            {"activations": 34 * 48 * 32 * 2 * 2, "logits": 4 * 32 * 27 * 4},
+        ),
         ({"generation": {"max_new_tokens": 5}}, {"logits": 4 * 10 * 27 * 4}),
         ({"generation": {"max_rows": 3}}, {"cache while sampling": 2 * 3 * 12 * 2 * 16 * 4}),
         ({"generation": {"max_rows": 99}}, {"cache while sampling": 2 * 8 * 12 * 2 * 16 * 4}),

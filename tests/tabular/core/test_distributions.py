@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import distributions as D
 
-from tabular.core import distributions
 from tabular.core.distributions import (
     categorical_entropy,
     categorical_logprob,
@@ -12,7 +11,6 @@ from tabular.core.distributions import (
     gaussian_entropy,
     gaussian_logprob,
     gaussian_sample,
-    logprob_and_entropy,
     tanh_gaussian_logprob,
     tanh_gaussian_sample,
 )
@@ -172,67 +170,3 @@ def test_tanh_gaussian_sample():
     action, pre_tanh = tanh_gaussian_sample(mean, log_std, torch.Generator().manual_seed(0))
     assert action.equal(torch.tanh(pre_tanh))
     assert pre_tanh.equal(gaussian_sample(mean, log_std, torch.Generator().manual_seed(0)))
-
-
-def test_logprob_and_entropy_agrees_with_torch(logits, actions):
-    reference = D.Categorical(logits=logits)
-    logprobs, entropy = logprob_and_entropy(logits, actions)
-    torch.testing.assert_close(logprobs, reference.log_prob(actions))
-    torch.testing.assert_close(entropy, reference.entropy())
-
-
-@pytest.mark.parametrize("block_elements", [1, 14, 20, 10_000])
-def test_logprob_and_entropy_gradients(logits, actions, block_elements, monkeypatch):
-    """Against finite differences, whatever the rows are cut into, for both outputs and each alone."""
-    monkeypatch.setattr(distributions, "BLOCK_ELEMENTS", block_elements)
-    logits = logits.double().requires_grad_()
-    for pick in (slice(None), slice(0, 1), slice(1, 2)):
-        assert torch.autograd.gradcheck(lambda x, pick=pick: logprob_and_entropy(x, actions)[pick], (logits,))
-
-
-def test_logprob_and_entropy_is_float32_for_low_precision_logits(logits, actions):
-    low = logits.bfloat16().requires_grad_()
-    logprobs, entropy = logprob_and_entropy(low, actions)
-    assert logprobs.dtype == entropy.dtype == torch.float32
-    exact = D.Categorical(logits=low.detach().double())
-    torch.testing.assert_close(logprobs.double(), exact.log_prob(actions), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(entropy.double(), exact.entropy(), atol=1e-6, rtol=1e-6)
-    logprobs.sum().backward()
-    assert low.grad.dtype == torch.bfloat16
-
-
-def test_logprob_and_entropy_with_suppressed_tokens(actions):
-    logits = torch.zeros(5, 4, 7)
-    logits[..., 2:] = -torch.inf
-    logits.requires_grad_()
-    logprobs, entropy = logprob_and_entropy(logits, actions.clamp_max(1))
-    (3 * logprobs.sum() - 50 * entropy.sum()).backward()
-    torch.testing.assert_close(logprobs, torch.full((5, 4), -math.log(2)))
-    torch.testing.assert_close(entropy, torch.full((5, 4), math.log(2)))
-    assert logits.grad.isfinite().all()
-    assert (logits.grad[..., 2:] == 0).all()
-
-
-def test_logprob_and_entropy_propagates_nan():
-    """A broken forward must show, not turn into a plausible number."""
-    logits = torch.tensor([[0.0, torch.nan]])
-    logprobs, entropy = logprob_and_entropy(logits, torch.tensor([0]))
-    assert logprobs.isnan().all()
-    assert entropy.isnan().all()
-
-
-def test_logprob_and_entropy_keeps_only_the_logits_for_the_backward_pass(logits, actions):
-    saved = []
-    logits.requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-        logprob_and_entropy(logits, actions)
-    large = [x for x in saved if x.numel() >= logits.numel()]
-    assert [x.data_ptr() for x in large] == [logits.data_ptr()]
-
-
-def test_a_rows_logprob_does_not_depend_on_the_other_rows(logits, actions):
-    """So that the first ratio is exactly 1, whatever the batches of the two forward passes were."""
-    logits, actions = torch.cat([logits] * 20, -1), actions
-    together, _ = logprob_and_entropy(logits, actions)
-    alone = torch.stack([logprob_and_entropy(row, action)[0] for row, action in zip(logits, actions, strict=True)])
-    assert together.equal(alone)

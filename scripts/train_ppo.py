@@ -3,11 +3,11 @@
 from rlhf import PPOJob, PPOTrainer, parse
 from rlhf.errors import report_user_errors
 from rlhf.run.distributed import exit_launched_process
-from rlhf.run.progress import silence_libraries
+from rlhf.run.startup import prepare_libraries
 
 if __name__ == "__main__":
     with report_user_errors():
-        silence_libraries()
+        prepare_libraries()
         job = parse(PPOJob)
         trainer = PPOTrainer(job)
         trainer.train()

@@ -3,11 +3,11 @@
 from rlhf import RewardJob, parse, train_reward_model
 from rlhf.errors import report_user_errors
 from rlhf.run.distributed import exit_launched_process
-from rlhf.run.progress import silence_libraries
+from rlhf.run.startup import prepare_libraries
 
 if __name__ == "__main__":
     with report_user_errors():
-        silence_libraries()
+        prepare_libraries()
         job = parse(RewardJob)
         train_reward_model(job)
         exit_launched_process()

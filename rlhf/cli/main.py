@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError, report_user_errors
-from rlhf.run.progress import silence_libraries
+from rlhf.run.startup import prepare_libraries
 
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
@@ -71,7 +71,7 @@ def _sft(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(SFTJob, argv, "rlhf sft")
-    silence_libraries()
+    prepare_libraries()
     from rlhf.trainers.sft import train_sft
 
     return 0 if train_sft(job) else INTERRUPTED
@@ -82,7 +82,7 @@ def _reward(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(RewardJob, argv, "rlhf reward")
-    silence_libraries()
+    prepare_libraries()
     from rlhf.trainers.reward_model import train_reward_model
 
     return 0 if train_reward_model(job) else INTERRUPTED
@@ -93,7 +93,7 @@ def _ppo(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(PPOJob, argv, "rlhf ppo")
-    silence_libraries()
+    prepare_libraries()
     from rlhf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(job)
@@ -109,7 +109,7 @@ def _evaluate(argv: list[str]) -> int:
     runs, options = split_words(EvaluateJob, argv)
     from_run = len(runs) == 1
     job = evaluation_of_run(Path(runs[0]), options) if from_run else parse(EvaluateJob, argv, "rlhf evaluate")
-    silence_libraries()
+    prepare_libraries()
     import json
 
     from rich.console import Console
@@ -130,7 +130,7 @@ def _generate(argv: list[str]) -> int:
     from rlhf.config.parsing import parse
 
     job = parse(GenerateJob, argv, "rlhf generate", "model")
-    silence_libraries()
+    prepare_libraries()
     from rlhf.cli.generate import generate
 
     generate(job)
@@ -158,7 +158,7 @@ def _demo(argv: list[str]) -> int:
 
     job = parse(DemoJob, argv, "rlhf demo")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    silence_libraries()
+    prepare_libraries()
     from rlhf.demo.demo import run_demo
 
     return 0 if run_demo(job) else 1

@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.jobs import DataConfig
+from rlhf.data.json_rows import read_plain_json
 from rlhf.errors import UserError
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def load_rows(path: str, split: str) -> Any:
-    """Load a `datasets.Dataset` from a hub id, a local file, or a folder written by `save_to_disk`.
+    """Load rows from a hub id, a local file, or a folder written by `save_to_disk`.
+
+    Returns:
+        A `datasets.Dataset`, or `JsonRows` for a json file that needs no `datasets`, which takes long to import.
 
     Raises:
         UserError: the path does not exist, cannot be read, or has no rows.
     """
-    import datasets
-
     local_path = Path(path)
-    datasets.disable_progress_bars()
     try:
         if local_path.is_file():
             rows = _load_file(local_path, path, split)
@@ -34,7 +35,7 @@ def load_rows(path: str, split: str) -> Any:
         elif local_path.suffix in _FORMATS or path.startswith((".", "/", "~")):
             raise UserError(f"data file {path} does not exist")
         else:
-            rows = datasets.load_dataset(path, split=split)
+            rows = _datasets().load_dataset(path, split=split)
     except UserError:
         raise
     except Exception as error:  # the library raises a dozen kinds for bad files, refused downloads and wrong splits
@@ -47,20 +48,29 @@ def load_rows(path: str, split: str) -> Any:
     return rows
 
 
-def _load_file(file: Path, path: str, split: str) -> Any:
+def _datasets() -> Any:
+    """The `datasets` library, without progress bars."""
     import datasets
 
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _load_file(file: Path, path: str, split: str) -> Any:
     if file.suffix not in _FORMATS:
         raise UserError(f"data file {path} ends in {file.suffix!r}; supported: {', '.join(_FORMATS)}")
     if file.stat().st_size == 0:
         raise UserError(f"data file {path} is empty")
     _check_split_is_default(path, split)
-    return datasets.load_dataset(_FORMATS[file.suffix], data_files=str(file), split="train")
+    file_format = _FORMATS[file.suffix]
+    rows = read_plain_json(file) if file_format == "json" else None
+    if rows is not None:
+        return rows
+    return _datasets().load_dataset(file_format, data_files=str(file), split="train")
 
 
 def _load_saved_folder(folder: Path, path: str, split: str) -> Any:
-    import datasets
-
+    datasets = _datasets()
     rows = datasets.load_from_disk(str(folder))
     if not isinstance(rows, datasets.DatasetDict):
         _check_split_is_default(path, split)
@@ -85,7 +95,7 @@ def split_rows(config: DataConfig, seed: int) -> tuple[Any, Any | None]:
     if held_out == 0:
         return rows, None
     order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[held_out:])), rows.select(np.sort(order[:held_out]))
+    return rows.select(np.sort(order[held_out:]).tolist()), rows.select(np.sort(order[:held_out]).tolist())
 
 
 def held_out_rows(config: DataConfig, seed: int) -> Any:

@@ -25,8 +25,8 @@ class AdamWConfig:
     """Epsilon in AdamW's denominator."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
-    adam_fused: bool = False
-    """Update all weights in torch's fused kernel: the same formula in less time, with other rounding."""
+    adam_fused: bool = True
+    """Update all weights in torch's fused kernel; false: in several passes, the same formula with other rounding."""
     max_grad_norm: float = 1.0
     """Gradients with a larger L2 norm are scaled down to this one."""
 

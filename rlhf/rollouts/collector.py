@@ -4,6 +4,7 @@ A rollout is small beside a model, so it is gathered at once; everything after i
 process alike.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.records import Prompts, Rollout, interleave, select, to_device
+from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, interleave, select, to_device
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.microbatches import first_epoch_microbatches
 from rlhf.rollouts.stages import (
@@ -27,6 +28,8 @@ from rlhf.rollouts.stages import (
 )
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.metrics import PhaseTimer
+
+FirstForward = Callable[[Tokens], PolicyOutput]
 
 
 class Collector:
@@ -52,12 +55,18 @@ class Collector:
         self.accelerator = accelerator
         self.timer = timer
 
-    def generate(self, prompts: Prompts, noise: Float[Tensor, "B R"]) -> Rollout:
-        """A response to every prompt, with log-probabilities and values; the scores are still nan."""
+    def generate(
+        self, prompts: Prompts, noise: Float[Tensor, "B R"], first_forward: FirstForward | None = None
+    ) -> Rollout:
+        """A response to every prompt, with log-probabilities and values; the scores are still nan.
+
+        Args:
+            first_forward: computes the policy's output where one forward pass covers the whole first minibatch.
+        """
         rows = self._own_rows(len(prompts))
         own_prompts = to_device(select(prompts, rows), self.accelerator.device)
         rollout = self._sample(own_prompts, noise[rows])
-        return self._gather(self._compute_logprobs_and_values(rollout))
+        return self._gather(self._compute_logprobs_and_values(rollout, first_forward))
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""
@@ -93,13 +102,20 @@ class Collector:
         with self.timer("generate"), self.accelerator.autocast():
             return sample_responses(self.policy, self.sampler, prompts, noise)
 
-    def _compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
+    def _compute_logprobs_and_values(self, rollout: Rollout, first_forward: FirstForward | None = None) -> Rollout:
         config = self.job.ppo
         minibatch_size = config.minibatch_size // self.accelerator.num_processes
         groups = first_epoch_microbatches(rollout, minibatch_size, config)
+        covers_minibatch = len(groups[0]) == minibatch_size  # else the activations of several would stay in memory
         with self.timer("score"), self.accelerator.autocast():
             return compute_logprobs_and_values(
-                self.policy, self.reference, rollout, groups, self.sampler.transform, self.requested
+                self.policy,
+                self.reference,
+                rollout,
+                groups,
+                self.sampler.transform,
+                self.requested,
+                first_forward if covers_minibatch else None,
             )
 
     def _score(self, rollout: Rollout) -> Rollout:

@@ -3,7 +3,7 @@
 `rlhf.trainers.advantages` continues with token rewards and advantages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf.config.shared import GenerationConfig, RewardConfig
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
-from rlhf.records import Prompts, Rollout, select, trim
+from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, select, trim
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.engines import check_engine
@@ -111,6 +111,7 @@ def compute_logprobs_and_values(
     groups: Sequence[Int[Tensor, "_"]],
     transform: LogitTransform,
     requested: RequestedOutputs | None = None,
+    first_forward: Callable[[Tokens], PolicyOutput] | None = None,
 ) -> Rollout:
     """The rollout with the policy's log-probabilities and values, and the reference's log-probabilities.
 
@@ -118,6 +119,7 @@ def compute_logprobs_and_values(
         groups: the rows of each forward pass. With the microbatches of the first epoch the old log-probabilities come
             from the same forward that the update repeats, so that the first ratio is exactly 1.
         requested: further outputs to store in the rollout.
+        first_forward: computes the policy's output of the first group, and may store it with its graph.
     """
     requested = requested or RequestedOutputs()
     outputs: dict[str, Tensor] = {}
@@ -129,18 +131,21 @@ def compute_logprobs_and_values(
             outputs[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
         outputs[name][rows, : values.shape[1]] = values
 
-    for rows in groups:
+    for i, rows in enumerate(groups):
         group = trim(select(rollout, rows))
         mask = group.response_mask
         ref_states = reference.states(group.tokens)
-        out = policy(
-            group.tokens,
-            transform,
-            reference=FixedDistribution(ref_states, reference.head) if requested.exact_kl else None,
-            with_entropy=False,
-            with_values=requested.values,
-            with_states=requested.old_states,
-        )
+        if i == 0 and first_forward is not None:
+            out = first_forward(group.tokens)
+        else:
+            out = policy(
+                group.tokens,
+                transform,
+                reference=FixedDistribution(ref_states, reference.head) if requested.exact_kl else None,
+                with_entropy=False,
+                with_values=requested.values,
+                with_states=requested.old_states,
+            )
         store("ref_logprobs", rows, reference.logprobs(ref_states, group.tokens, transform))
         if requested.ref_states:
             store("ref_states", rows, scatter_to_mask(ref_states, mask))

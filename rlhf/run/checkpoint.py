@@ -20,6 +20,8 @@ from rlhf.errors import UserError
 from rlhf.run.files import replacing, write_text
 
 WEIGHTS = "weights.safetensors"
+OPTIMIZER_SETTINGS = ("betas", "eps", "weight_decay", "fused", "foreach")
+"""Entries of AdamW's parameter groups that come from a run's settings."""
 _PARTS = (WEIGHTS, "optimizer.pt", "rng.pt", "state.json")
 
 
@@ -182,6 +184,9 @@ def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, acceler
         load_weights(folder / WEIGHTS, weights)
         part = "optimizer.pt"
         stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        for group, current in zip(stored["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+            # The run's settings count, not those with which the checkpoint was written.
+            group |= {name: current[name] for name in OPTIMIZER_SETTINGS if name in current}
         optimizer.load_state_dict(stored["optimizer"])
         if stored["scaler"] is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(stored["scaler"])

@@ -1,9 +1,10 @@
-"""AdamW from the settings that PPO, SFT and reward modelling share."""
+"""AdamW and the clipping of gradients, by the settings that PPO, SFT and reward modelling share."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rlhf.config.training import AdamWConfig
 
@@ -18,3 +19,16 @@ def make_adamw(groups: Iterable[Iterable[nn.Parameter]], config: AdamWConfig) ->
         weight_decay=config.weight_decay,
         fused=config.adam_fused or None,  # None leaves torch's choice among its other implementations
     )
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Float[Tensor, ""]:
+    """Scale gradients down to an L2 norm of `limit` where it is larger.
+
+    Returns:
+        The norm before; where it is not finite, the gradients are left as they are.
+    """
+    parameters = list(parameters)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if bool(norm > limit):  # torch's own function reads and writes every gradient even to multiply it by 1
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

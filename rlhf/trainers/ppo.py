@@ -143,7 +143,7 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
         with self._measured_step() as metrics:
-            rollout = self.collect(self.next_prompts())
+            rollout = self.collect(self.next_prompts(), for_update=True)
             batch = self.make_batch(rollout)
             metrics |= self.update(batch)
             self.kl_coef.update(metrics["objective/kl"], len(batch))
@@ -173,14 +173,18 @@ class PPOTrainer:
         indices = self.data.prompts.stream(first, config.prompts_per_step, seed)
         return self.data.prompts.batch([i for i in indices for _ in range(config.samples_per_prompt)])
 
-    def collect(self, prompts: Prompts) -> Rollout:
-        """A scored response to every prompt."""
-        return self.score(self.generate(prompts))
+    def collect(self, prompts: Prompts, for_update: bool = False) -> Rollout:
+        """A scored response to every prompt; `for_update` as in `generate`."""
+        return self.score(self.generate(prompts, for_update))
 
-    def generate(self, prompts: Prompts | Sequence[Any]) -> Rollout:
+    def generate(self, prompts: Prompts | Sequence[Any], for_update: bool = False) -> Rollout:
         """Responses to texts, messages or token ids, with log-probabilities and values; the scores are still nan.
 
         Every process passes the same prompts, samples its share of them, and gets all responses.
+
+        Args:
+            for_update: the next update trains on this rollout, so its first forward pass is stored where that saves
+                one.
         """
         batch = prompts if isinstance(prompts, Prompts) else make_prompts(self.tokenizer, prompts)
         max_new_tokens = self.job.generation.max_new_tokens
@@ -189,7 +193,8 @@ class PPOTrainer:
         key = [self.job.seed, self.state.step] + ([self._generate_calls] if self._generate_calls else [])
         noise = uniform_noise(key, range(len(batch)), len(batch), max_new_tokens)
         self._generate_calls += 1
-        return self._checked(self.collector.generate(batch, noise))
+        first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
+        return self._checked(self.collector.generate(batch, noise, first_forward))
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""

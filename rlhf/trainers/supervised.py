@@ -18,7 +18,7 @@ from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import is_due, progress, stop_requests
-from rlhf.trainers.optimizer import make_adamw
+from rlhf.trainers.optimizer import clip_gradients, make_adamw
 from tabular.core.schedules import make_schedule
 
 
@@ -125,7 +125,8 @@ def _take_step(
                 accelerator.backward(loss * ranks / denom)  # ranks are averaged, and their sum is wanted
             parts.append({"loss": loss.detach()} | metrics)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+        accelerator.unscale_gradients()
+        norm = float(clip_gradients(parameters, config.max_grad_norm))
         if not math.isfinite(norm) and accelerator.scaler is None:
             raise UserError(
                 f"the gradient's norm is {norm}; lower training.lr, or resume the newest checkpoint with a lower one"

@@ -13,12 +13,12 @@ from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
-from rlhf.records import PPOBatch, Rollout, select, text_lengths, to_device, trim
+from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
 from rlhf.rollouts.microbatches import microbatches
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.loss import MinibatchLoss, Normalizers, ppo_loss
-from rlhf.trainers.optimizer import make_adamw
+from rlhf.trainers.optimizer import clip_gradients, make_adamw
 from rlhf.trainers.ptx import TextStream
 from tabular.core.kl import PenaltyBeta
 from tabular.core.schedules import make_schedule
@@ -39,6 +39,25 @@ class UpdateContext:
     """Train the critic alone; the policy's weights stay exactly as they are."""
     old_head: Head | None = None
     """The policy's output head before the update, where the objective measures KL(old || new)."""
+
+
+@dataclass(frozen=True)
+class StoredForward:
+    """The first microbatch's output with its graph, from the forward pass that computed its old log-probabilities."""
+
+    tokens: Tokens
+    output: PolicyOutput
+    weight_versions: list[int]
+    """Counts of the changes to each weight, by which a later one is noticed."""
+
+    def belongs_to(self, rollout: Rollout, weight_versions: list[int]) -> bool:
+        """Whether the rollout's forward pass with the present weights would be this one."""
+        return (
+            self.weight_versions == weight_versions
+            and torch.equal(self.tokens.response_ids, rollout.response_ids)
+            and torch.equal(self.tokens.response_mask, rollout.response_mask)
+            and torch.equal(self.output.logprobs.detach(), rollout.old_logprobs)
+        )
 
 
 class Learner:
@@ -74,6 +93,7 @@ class Learner:
             old_states=config.policy_loss == "kl_penalty",
             bootstrap_values=job.reward.truncated == "bootstrap",
         )
+        self._stored_forward: StoredForward | None = None
         self._consecutive_skips = 0
 
     def update(
@@ -98,10 +118,15 @@ class Learner:
             critic_only=critic_only or step < self.job.critic.warmup_steps,
             old_head=OutputHead.of(self.policy.lm).frozen() if self.requested.old_states else None,
         )
+        stored_forward = self._stored_forward
+        self._stored_forward = None
         history: list[Metrics] = []
         optimizer_steps = 0
         for number, rows in enumerate(self.minibatches(len(batch), step)):
-            metrics, outcome = self._train_on_minibatch(select(batch, rows), number, context)
+            metrics, outcome = self._train_on_minibatch(
+                select(batch, rows), number, context, stored_forward if number == 0 else None
+            )
+            stored_forward = None  # its graph is used up, and its memory free
             history.append(metrics)
             optimizer_steps += outcome == "stepped"
             if outcome == "above target KL":
@@ -116,11 +141,39 @@ class Learner:
             self.beta.update(kl_old_new)
         return means
 
-    def loss(self, batch: PPOBatch, normalizers: Normalizers, context: UpdateContext) -> MinibatchLoss:
+    @property
+    def can_store_forward(self) -> bool:
+        """Whether the loss needs no other output than scoring, and all processes decide alike what to store."""
+        needs_fixed = self.requested.exact_kl or self.requested.ref_states or self.requested.old_states
+        alike = self.accelerator.num_processes == 1 or (self.job.ppo.microbatch_tokens is None and self.texts is None)
+        return alike and not needs_fixed
+
+    def store_forward(self, tokens: Tokens) -> PolicyOutput:
+        """The policy's output, whose graph the next update takes for its first forward pass."""
+        self.policy.train()  # or gradient checkpointing would be off
+        with torch.enable_grad():
+            output = self.model(tokens, self.transform)
+        self.policy.eval()
+        self._stored_forward = StoredForward(tokens, output, self._weight_versions())
+        return output
+
+    def _weight_versions(self) -> list[int]:
+        return [p._version for p in self.policy.parameters()]
+
+    def loss(
+        self,
+        batch: PPOBatch,
+        normalizers: Normalizers,
+        context: UpdateContext,
+        stored_forward: StoredForward | None = None,
+    ) -> MinibatchLoss:
         """A microbatch's part of a minibatch's loss; the parts of all microbatches and ranks sum to the whole."""
         rollout = trim(batch.rollout)
         width = rollout.response_mask.shape[1]
-        out = self.model(rollout.tokens, self.transform, **self._fixed_distributions(rollout, context))
+        if stored_forward is not None and stored_forward.belongs_to(rollout, self._weight_versions()):
+            out = stored_forward.output
+        else:
+            out = self.model(rollout.tokens, self.transform, **self._fixed_distributions(rollout, context))
         return ppo_loss(
             out,
             rollout,
@@ -177,7 +230,11 @@ class Learner:
         return [rows[group] for group in microbatches(lengths, self.job.ppo)]
 
     def _train_on_minibatch(
-        self, minibatch: PPOBatch, number: int, context: UpdateContext
+        self,
+        minibatch: PPOBatch,
+        number: int,
+        context: UpdateContext,
+        stored_forward: StoredForward | None = None,
     ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL"]]:
         """One optimizer step: gradients of this process's microbatches, summed over processes, clipped, applied."""
         config = self.job.ppo
@@ -191,7 +248,7 @@ class Learner:
         for i, rows in enumerate(groups):
             is_last = i == len(groups) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                part = self.loss(select(minibatch, rows), normalizers, context)
+                part = self.loss(select(minibatch, rows), normalizers, context, stored_forward)
                 loss = part.total
                 if context.critic_only:
                     loss = part.critic + 0.0 * loss  # every weight stays in the graph, as DDP expects
@@ -221,12 +278,12 @@ class Learner:
         limit = self.job.ppo.max_grad_norm
         separate_norms = self.policy.critic in ("separate", "adapter")
         clipped = self.policy_weights if separate_norms else self.weights
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(clipped.values(), limit)).detach()
+        self.accelerator.unscale_gradients()
+        norm = clip_gradients(clipped.values(), limit)
         metrics["policy/grad_norm"] = norm
         if not separate_norms:
             return norm
-        # The call above has undone a float16 scaler's scale for all weights; it must not be undone twice.
-        critic_norm = torch.nn.utils.clip_grad_norm_(self.critic_weights.values(), limit).detach()
+        critic_norm = clip_gradients(self.critic_weights.values(), limit)
         metrics["value/grad_norm"] = critic_norm
         return torch.stack([norm.to(critic_norm.device), critic_norm]).amax()
 

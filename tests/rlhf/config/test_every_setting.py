@@ -75,7 +75,7 @@ CASES = {
     "ppo.adam_betas": ({}, (0.5, 0.5)),
     "ppo.adam_eps": ({}, 1.0),
     "ppo.weight_decay": ({}, 1.0),
-    "ppo.adam_fused": ({}, True),
+    "ppo.adam_fused": ({}, False),
     "ppo.max_grad_norm": ({"ppo.adam_eps": 1.0}, 1e-3),
     "ppo.estimator": ({"ppo.samples_per_prompt": 2}, "rloo"),
     "ppo.gamma": ({}, 0.5),

@@ -81,6 +81,17 @@ def test_resumed_run_equals_the_uninterrupted_one(training, accelerator, tmp_pat
         assert all(torch.equal(a[name], b[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
 
 
+def test_optimizer_settings_are_those_of_the_resumed_run(training, accelerator, tmp_path):
+    training.step()
+    folder = training.save(tmp_path)
+    resumed = Training(accelerator)
+    changed = {"betas": (0.5, 0.6), "eps": 0.25, "weight_decay": 0.125, "fused": True}
+    resumed.optimizer.param_groups[0].update(changed)
+    resumed.load(folder)
+    assert {name: resumed.optimizer.param_groups[0][name] for name in changed} == changed
+    resumed.step()
+
+
 def test_latest_is_a_relative_link_to_the_newest(training, tmp_path):
     """So that a run folder can be moved."""
     for step in (1, 2):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.jobs import LoraConfig
-from rlhf.records import select
+from rlhf.records import select, trim
 from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.loss import Normalizers
 from rlhf.trainers.ppo import PPOTrainer
@@ -33,6 +33,9 @@ ESTIMATORS = {
     "reinforce_pp": {"estimator": "reinforce_pp"},
     "remax": {"estimator": "remax"},
 }
+
+
+FIRST_ROWS = torch.arange(4)
 
 
 def collected(trainer):
@@ -422,3 +425,64 @@ def test_critics_that_do_not_fit_the_policy_are_refused(job, change, models, bui
     build.tokenizer().save_pretrained(bert)
     with pytest.raises(UserError, match="BertForSequenceClassification, which cannot value the middle of a text"):
         PPOTrainer(change(job, critic=separate | {"init": str(bert)}))
+
+
+# ------------------------------------------------------------------------- the first forward pass, stored while scoring
+
+
+def trained(trainer, steps=2):
+    metrics = [trainer.step() for _ in range(steps)]
+    dropped = ("time/", "throughput/", "memory/")
+    return [{k: v for k, v in m.items() if not k.startswith(dropped)} for m in metrics], {
+        name: p.detach().clone() for name, p in trainer.learner.weights.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate", "adapter"])
+def test_stored_forward_changes_nothing_but_the_number_of_forwards(job, change, monkeypatch, kind):
+    settings = {"ppo": {"microbatch_size": 4, "ent_coef": 0.01}, "critic": {"kind": kind}}
+    if kind == "adapter":
+        settings["model"] = {"lora": LoraConfig(rank=2), "gradient_checkpointing": True}
+    results, forwards = [], []
+    for stores in (True, False):
+        trainer = PPOTrainer(change(job, **settings))
+        monkeypatch.setattr(type(trainer.learner), "can_store_forward", stores)
+        calls = []
+        trainer.learner.model.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+        results.append(trained(trainer))
+        forwards.append(len(calls))
+        assert trainer.learner._stored_forward is None
+    # 2 steps of 2 epochs of 2 minibatches; without storing, scoring reads both minibatches once more.
+    assert forwards == [2 * (4 + 1), 2 * (4 + 2)]
+    (metrics, weights), (expected_metrics, expected_weights) = results
+    assert metrics == expected_metrics
+    assert metrics[0]["policy/approx_kl"] != 0.0
+    assert all(torch.equal(weights[name], expected_weights[name]) for name in expected_weights)
+
+
+def test_stored_forward_is_not_used_once_weights_or_rollout_have_changed(job, change):
+    trainer = PPOTrainer(change(job, ppo={"microbatch_size": 4}))
+    rollout = trainer.collect(trainer.next_prompts(), for_update=True)
+    part = trim(select(rollout, trainer.learner.own_microbatches(select(trainer.make_batch(rollout), FIRST_ROWS))[0]))
+    stored = trainer.learner._stored_forward
+    versions = trainer.learner._weight_versions()
+    assert stored.belongs_to(part, versions)
+    assert not stored.belongs_to(replace(part, old_logprobs=part.old_logprobs - 1), versions)
+    assert not stored.belongs_to(replace(part, response_ids=part.response_ids + 1), versions)
+    with torch.no_grad():
+        trainer.policy.value_head.bias.add_(1)
+    assert not stored.belongs_to(part, trainer.learner._weight_versions())
+
+
+def test_forward_is_stored_only_for_the_update_of_a_step(job, change):
+    """What a custom loop or an evaluation samples must not stay in memory with its graph."""
+    trainer = PPOTrainer(change(job, ppo={"microbatch_size": 4}))
+    trainer.collect(trainer.next_prompts())
+    assert trainer.learner._stored_forward is None
+
+
+@pytest.mark.parametrize("settings", [{"microbatch_size": 2}, {"policy_loss": "kl_penalty"}, {"kl_estimator": "full"}])
+def test_forward_is_not_stored_where_it_is_not_the_whole_minibatch_or_not_the_whole_output(job, change, settings):
+    trainer = PPOTrainer(change(job, ppo={"microbatch_size": 4, **settings}))
+    trainer.collect(trainer.next_prompts(), for_update=True)
+    assert trainer.learner._stored_forward is None

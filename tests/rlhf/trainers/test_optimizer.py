@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf.config.training import TrainingConfig
-from rlhf.trainers.optimizer import make_adamw
+from rlhf.trainers.optimizer import clip_gradients, make_adamw
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -38,3 +38,24 @@ def test_fused_and_plain_steps_agree_and_exchange_their_states():
                 state["param_groups"][0]["fused"] = optimizer.param_groups[0]["fused"]
                 optimizer.load_state_dict(state)
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, [0.6, -0.8, 0.0]), (10.0, [3.0, -4.0, 0.0])])
+def test_gradients_are_clipped_only_where_their_norm_is_larger(limit, expected):
+    """(3, -4) and (0) have the norm 5."""
+    first, second, unused = (torch.nn.Parameter(torch.zeros(n)) for n in (2, 1, 1))
+    first.grad, second.grad = torch.tensor([3.0, -4.0]), torch.tensor([0.0])
+    assert float(clip_gradients([first, second, unused], limit)) == 5.0
+    torch.testing.assert_close(torch.cat([first.grad, second.grad]), torch.tensor(expected))
+    assert unused.grad is None
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_norm_of_broken_gradients_is_not_finite(value):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, value])
+    assert not clip_gradients([weight], 1.0).isfinite()
+
+
+def test_no_gradients_have_the_norm_0():
+    assert float(clip_gradients([torch.nn.Parameter(torch.zeros(2))], 1.0)) == 0.0

@@ -115,7 +115,7 @@ class Buffers:
         for output in (self.ids, self.mask, self.logprobs, self.ended):
             output.zero_()
         if request.noise is not None:
-            self.noise[: len(request), : request.max_new_tokens] = request.noise
+            self.noise[: len(request), : request.max_new_tokens] = request.noise[:, : request.max_new_tokens]
 
     def prepare_graphs(self, lm: Any) -> None:
         """Make new graphs if the model's weights have moved or another adapter is active since the last ones."""

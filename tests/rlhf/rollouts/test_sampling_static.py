@@ -73,6 +73,13 @@ def test_engines_sample_the_same_responses(load, family):
     assert_same_responses(expected, sampled)
 
 
+def test_noise_may_be_wider_than_the_responses(load):
+    ids, mask = pad(PROMPTS, 2, "left")
+    noise = uniform_noise([0], range(8), 8, LENGTH)
+    results = [sample(load(), ids, mask, noise, TRANSFORMS["plain"], 4, engine=name) for name in ("growing", "static")]
+    assert_same_responses(*results)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("name", TRANSFORMS)

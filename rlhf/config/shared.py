@@ -163,11 +163,12 @@ class GenerationConfig:
     stop_strings: list[str] = field(default_factory=list)
     """Strings that end a response, at the token that completes one; removed from the text that is scored."""
     max_rows: int | None = None
-    """Responses sampled in parallel on one device; null: all of them."""
+    """Responses sampled in parallel on one device; null: all of them. The others wait: the static engine starts them as
+    soon as a quarter of these have ended, the growing one when all have."""
     engine: Literal["auto", "growing", "static"] = "auto"
     """How responses are sampled: growing, with a key-value cache that grows with each token, for every model; static,
-    with decode steps of fixed shape, recorded as CUDA graphs on a GPU; auto, static on a GPU if the model supports it.
-    Both sample the same responses."""
+    with decode steps of fixed shape, recorded as CUDA graphs on a GPU; auto, static for supported models on a GPU or
+    where max_rows makes responses wait. Both sample the same responses, up to rounding."""
 
     def __post_init__(self):
         check_ranges(self, {POSITIVE: ("max_new_tokens", "temperature", "max_rows"), NOT_EMPTY: ("stop_ids",)})

@@ -20,13 +20,18 @@ ROW_DEPENDENT_ROPE = ("dynamic", "longrope")
 _obstacles: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 
 
-def use_static_engine(engine: Engine, lm: Any, device: torch.device) -> bool:
-    """Whether the static engine samples: `auto` takes it on CUDA devices, for the models that it supports.
+def use_static_engine(engine: Engine, lm: Any, device: torch.device, responses_wait: bool = False) -> bool:
+    """Whether the static engine samples.
+
+    `auto` takes it, for models that it supports, on CUDA devices and where responses wait for others to end.
+
+    Args:
+        responses_wait: there are more responses than are sampled at once.
 
     Raises:
         UserError: `static` is required of a model that it does not support.
     """
-    if engine == "growing" or (engine == "auto" and device.type != "cuda"):
+    if engine == "growing" or (engine == "auto" and device.type != "cuda" and not responses_wait):
         return False
     obstacle = static_engine_obstacle(lm)
     if obstacle and engine == "static":

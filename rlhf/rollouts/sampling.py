@@ -16,7 +16,8 @@ from torch import Tensor
 from rlhf.models.distribution import LogitTransform, compute_logits
 from rlhf.models.trunk import cache_argument, trunk_inputs, unwrap_peft
 from rlhf.rollouts.engines import Engine, use_static_engine
-from rlhf.rollouts.sampling_records import SampledTokens, SamplingRequest
+from rlhf.rollouts.packed_linear import packed_linear_layers
+from rlhf.rollouts.sampling_records import SampledTokens, SamplingRequest, concatenate, equal_prompt_groups
 from rlhf.rollouts.stopping import StopStrings
 from tabular.core.distributions import categorical_logprob, categorical_sample
 
@@ -68,19 +69,15 @@ def sample(
         max_new_tokens=max_new_tokens,
         stop_strings=stop_strings,
     )
-    if use_static_engine(engine, lm, prompt_ids.device):
-        from rlhf.rollouts.static_decoding import sample_static
+    n_rows = min(max_rows or len(request), len(request))
+    is_static = use_static_engine(engine, lm, prompt_ids.device, responses_wait=n_rows < len(request))
+    with packed_linear_layers(lm, n_rows, n_steps=max_new_tokens):
+        if is_static:
+            from rlhf.rollouts.static_decoding import sample_static
 
-        return sample_static(lm, request, max_rows).trimmed()
-    n_rows = max_rows or len(request)
-    parts = [_sample_growing(lm, request.rows(i, i + n_rows)) for i in range(0, len(request), n_rows)]
-    sampled = SampledTokens(
-        ids=torch.cat([part.ids for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-        truncated=torch.cat([part.truncated for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]),
-    )
-    return sampled.trimmed()
+            return sample_static(lm, request, n_rows).trimmed()
+        parts = [_sample_growing(lm, request.rows(i, i + n_rows)) for i in range(0, len(request), n_rows)]
+        return concatenate(parts).trimmed()
 
 
 def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
@@ -101,13 +98,19 @@ def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
     kv_cache = DynamicCache(config=unwrap_peft(lm).config)
     rows = torch.arange(len(request), device=device)  # the response that each row of the cache belongs to
     live = torch.ones_like(rows, dtype=torch.bool)  # rows of the cache whose response has not ended
-    context_mask = request.prompt_mask
-    new_ids = request.prompt_ids
+    representatives, group = equal_prompt_groups(request)
+    context_mask = request.prompt_mask[representatives]
+    new_ids = request.prompt_ids[representatives]
     for t in range(request.max_new_tokens):
         # 1. one forward over the new tokens: the whole prompt first, then one token a row
         inputs = trunk_inputs(lm, context_mask, new_tokens=new_ids.shape[1])
         out = trunk(input_ids=new_ids, use_cache=True, **{cache_argument(lm): kv_cache}, **inputs)
-        logits = transform(compute_logits(lm, out.last_hidden_state[:, -1]), torch.full_like(rows, t))
+        states = out.last_hidden_state[:, -1]
+        if t == 0 and len(representatives) < len(rows):  # equal consecutive prompts were read once
+            states = states[group]
+            context_mask = request.prompt_mask
+            kv_cache.reorder_cache(group)  # pyright: ignore[reportArgumentType]
+        logits = transform(compute_logits(lm, states), torch.full_like(rows, t))
         # 2. draw a token for each row
         token = logits.argmax(-1) if noise is None else categorical_sample(logits, uniforms=noise[rows, t])
         ids[rows, t] = torch.where(live, token, 0)

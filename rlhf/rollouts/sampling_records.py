@@ -1,5 +1,6 @@
 """What an engine samples and what it returns: the two records that both engines share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,16 @@ class SampledTokens:
             truncated=self.truncated,
             logprobs=self.logprobs[:, :width],
         )
+
+
+def concatenate(parts: Sequence[SampledTokens]) -> SampledTokens:
+    """The responses of several parts, which have the same width."""
+    return SampledTokens(
+        ids=torch.cat([part.ids for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        truncated=torch.cat([part.truncated for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+    )
 
 
 def equal_prompt_groups(request: SamplingRequest) -> tuple[Int[Tensor, "G"], Int[Tensor, "B"]]:

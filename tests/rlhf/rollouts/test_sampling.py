@@ -173,6 +173,24 @@ def test_low_temperature_limit_is_transformers_greedy_search(load, family):
     assert torch.equal(greedy.ids, sampled_ids)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "falcon", "bloom", "mamba"])
+def test_equal_consecutive_prompts_are_read_once(load, monkeypatch, family):
+    """And sample what each of them samples alone; a prompt that comes again later is read again."""
+    lm = load(family)
+    prompts = [p for p in PROMPTS for _ in range(3)] + PROMPTS[:1]
+    noise = uniform_noise([0], range(19), 19, LENGTH)
+    expected = [json_safe(lm, p, u, STOPS, 1.0) for p, u in zip(prompts, noise, strict=True)]
+    rows_read = []
+    trunk = lm.base_model
+    handle = trunk.register_forward_pre_hook(
+        lambda _, __, inputs: rows_read.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    sampled = sample_batch(lm, prompts)
+    handle.remove()
+    assert rows_read[:2] == [7, 19]
+    assert listed(sampled) == expected
+
+
 # ------------------------------------------------------------------------------------------------------- random numbers
 
 

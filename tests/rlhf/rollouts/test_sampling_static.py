@@ -203,6 +203,20 @@ def test_supported_family_is_static_on_cuda_only_by_default(load):
     assert use_static_engine("static", lm, torch.device("cpu"))
 
 
+def test_responses_that_wait_are_sampled_by_the_static_engine(load, step_rows):
+    lm = load()
+    ids, mask = pad(PROMPTS, 2, "left")
+    noise = uniform_noise([0], range(8), 8, LENGTH)
+    use_static_engine("static", lm, torch.device("cpu"))
+    step_rows.clear()
+    for max_rows, expected in ((None, 0), (8, 0), (9, 0), (7, 7)):
+        sample(lm, ids, mask, noise, TRANSFORMS["plain"], LENGTH, max_rows=max_rows)
+        assert max(step_rows, default=0) == expected
+    step_rows.clear()
+    sample(lm, ids, mask, noise, TRANSFORMS["plain"], LENGTH, max_rows=7, engine="growing")
+    assert not step_rows
+
+
 def test_model_that_reads_the_mask_in_its_own_way_is_refused(load, monkeypatch):
     """A model is compared with its plain forward pass, whatever it declares."""
     lm = load()

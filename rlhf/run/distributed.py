@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlhf.errors import UserError
+from rlhf.run.allocator import keep_freed_memory
 
 
 def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
@@ -20,6 +21,7 @@ def open_accelerator(output: str, mixed_precision: str | None, trackers: list[An
     Raises:
         UserError: a tracker is not installed, or the launched processes do not find each other.
     """
+    keep_freed_memory()
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed

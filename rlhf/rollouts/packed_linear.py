@@ -4,6 +4,9 @@ A decode step multiplies one row for each response by every weight of the model,
 weights. torch's float32 product of 4 to 32 rows reads them at about half of the memory's speed, oneDNN's product with
 weights in its own block layout at most of it. Packing takes as long as two or three decode steps, and needs the memory
 of one copy of the weights, which is freed before anything is trained.
+
+A LoRA layer's copy is that of its merged weights, so its adapter costs nothing while sampling. The weights themselves
+are never touched: merging them in place and back would change them by rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +16,6 @@ from typing import Any, TypeGuard
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlhf.models.trunk import unwrap_peft
 
@@ -37,13 +39,13 @@ PACKED_FOR_ROWS = 16
 @contextmanager
 def packed_linear_layers(lm: Any, n_rows: int, n_steps: int) -> Iterator[None]:
     """Pack the float32 linear layers of a model on a CPU, until the context is left; other models are left alone."""
-    layers = [layer for layer in unwrap_peft(lm).modules() if _is_packable(layer)]
-    is_large = sum(layer.weight.nbytes for layer in layers) >= MIN_MODEL_BYTES
+    layers = _packable_layers(unwrap_peft(lm))
+    is_large = sum(linear.weight.nbytes for linear in layers.values()) >= MIN_MODEL_BYTES
     if not (is_large and MIN_ROWS <= n_rows <= MAX_ROWS and n_steps >= MIN_STEPS and _is_supported()):
         yield
         return
-    for layer in layers:
-        layer.forward = _packed_forward(layer)  # pyright: ignore[reportAttributeAccessIssue]
+    for layer, linear in layers.items():
+        layer.forward = _packed_forward(layer, linear)
     try:
         yield
     finally:
@@ -60,7 +62,17 @@ def _is_supported() -> bool:
     )
 
 
-def _is_packable(layer: nn.Module) -> TypeGuard[nn.Linear]:
+def _packable_layers(model: nn.Module) -> dict[Any, nn.Linear]:
+    """The layers whose forward can be replaced, each with the linear layer inside: the layer itself, or LoRA's base."""
+    layers: dict[Any, nn.Linear] = {}
+    for layer in model.modules():  # a LoRA layer comes before the base inside it
+        linear = layer.base_layer if _is_mergeable(layer) else layer
+        if _is_packable(linear) and linear not in layers.values():
+            layers[layer] = linear
+    return layers
+
+
+def _is_packable(layer: Any) -> TypeGuard[nn.Linear]:
     return (
         type(layer) is nn.Linear
         and layer.weight.device.type == "cpu"
@@ -70,16 +82,28 @@ def _is_packable(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
+def _is_mergeable(layer: Any) -> bool:
+    """Whether a layer is PEFT's LoRA with one active adapter that only adds a product of two matrices."""
+    if not hasattr(layer, "lora_A") or layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return False
+    name = layer.active_adapters[0]
+    return name in layer.lora_A and name not in layer.lora_variant and not layer.lora_bias[name] and not layer.training
+
+
 @torch.no_grad()
-def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR_ROWS)
+def _packed_forward(layer: Any, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    weight = linear.weight.detach()
+    if layer is not linear:
+        weight = weight + layer.get_delta_weight(layer.active_adapters[0])
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+    own_forward = layer.forward
 
     def forward(x: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
-        n_rows = x.numel() // layer.in_features
+        n_rows = x.numel() // linear.in_features
         if not MIN_ROWS <= n_rows <= MAX_ROWS:
-            return F.linear(x, layer.weight, layer.bias)
-        rows = x.reshape(n_rows, layer.in_features).contiguous()
-        product = torch.ops.mkldnn._linear_pointwise(rows, packed, layer.bias, "none", [], "")
-        return product.view(*x.shape[:-1], layer.out_features)
+            return own_forward(x)
+        rows = x.reshape(n_rows, linear.in_features).contiguous()
+        product = torch.ops.mkldnn._linear_pointwise(rows, packed, linear.bias, "none", [], "")
+        return product.view(*x.shape[:-1], linear.out_features)
 
     return forward

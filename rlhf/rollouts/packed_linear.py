@@ -102,7 +102,7 @@ def _packed_forward(layer: Any, linear: nn.Linear) -> Callable[[Tensor], Tensor]
         n_rows = x.numel() // linear.in_features
         if not MIN_ROWS <= n_rows <= MAX_ROWS:
             return own_forward(x)
-        rows = x.reshape(n_rows, linear.in_features).contiguous()
+        rows = x.reshape(n_rows, linear.in_features)
         product = torch.ops.mkldnn._linear_pointwise(rows, packed, linear.bias, "none", [], "")
         return product.view(*x.shape[:-1], linear.out_features)
 

@@ -59,8 +59,9 @@ class StaticRowsLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        self.keys[window.rows, :, window.positions] = key_states[:, :, 0]
-        self.values[window.rows, :, window.positions] = value_states[:, :, 0]
+        # Under autocast the values of a step may have another type than the prompt's, which set the cache's.
+        self.keys[window.rows, :, window.positions] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[window.rows, :, window.positions] = value_states[:, :, 0].to(self.values.dtype)
         n_rows = len(window.rows)
         return self.keys[:n_rows, :, : window.n_slots], self.values[:n_rows, :, : window.n_slots]
 

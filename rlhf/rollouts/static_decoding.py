@@ -57,12 +57,13 @@ class Capacity:
             new_tokens=request.max_new_tokens,
         )
 
-    def covers(self, other: "Capacity") -> bool:
-        return (
-            self.responses >= other.responses
-            and self.rows >= other.rows
-            and self.slots >= other.slots
-            and self.new_tokens >= other.new_tokens
+    def extended_to(self, other: "Capacity") -> "Capacity":
+        """The smallest capacity that suffices for both."""
+        return Capacity(
+            responses=max(self.responses, other.responses),
+            rows=max(self.rows, other.rows),
+            slots=max(self.slots, other.slots),
+            new_tokens=max(self.new_tokens, other.new_tokens),
         )
 
 
@@ -134,11 +135,13 @@ def _buffers_for(lm: Any, capacity: Capacity, device: torch.device) -> Buffers:
     n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     if device.type != "cuda" or _has_experts(model):
         return Buffers(capacity, n_layers, device)
-    buffers = _cuda_buffers.get(model)
-    if buffers is None or not buffers.capacity.covers(capacity):
-        _cuda_buffers.pop(model, None)  # free the old ones first
-        buffers = _cuda_buffers[model] = Buffers(capacity, n_layers, device)
+    buffers = _cuda_buffers.pop(model, None)
+    capacity = capacity if buffers is None else buffers.capacity.extended_to(capacity)
+    if buffers is None or buffers.capacity != capacity:
+        del buffers  # before the larger ones are allocated
+        buffers = Buffers(capacity, n_layers, device)
     buffers.prepare_graphs(lm)
+    _cuda_buffers[model] = buffers
     return buffers
 
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from rlhf.config.jobs import ModelConfig
+from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.config.shared import GenerationConfig
 from rlhf.data.encoding import pad
 from rlhf.errors import UserError
+from rlhf.models.adapters import active_adapter
 from rlhf.models.distribution import LogitTransform
-from rlhf.models.loading import load_causal_lm, load_tokenizer
+from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer
 from rlhf.rollouts import static_decoding
 from rlhf.rollouts.engines import static_engine_obstacle, use_static_engine
 from rlhf.rollouts.sampling import sample, uniform_noise
@@ -248,6 +249,45 @@ def test_requests_of_several_sizes_share_buffers(load):
         shape = (slice(len(part)), slice(expected.ids.shape[1]))
         assert torch.equal(buffers.ids[shape], expected.ids)
         assert torch.equal(buffers.mask[shape], expected.mask)
+
+
+def test_buffers_grow_to_what_every_request_needs():
+    """Training and evaluation in turn do not replace each other's buffers."""
+    training = static_decoding.Capacity(responses=64, rows=32, slots=128, new_tokens=48)
+    evaluation = static_decoding.Capacity(responses=16, rows=16, slots=256, new_tokens=48)
+    both = training.extended_to(evaluation)
+    assert both == static_decoding.Capacity(responses=64, rows=32, slots=256, new_tokens=48)
+    assert both.extended_to(training) == both.extended_to(evaluation) == both
+
+
+def test_parameters_that_move_and_other_adapters_make_recorded_steps_invalid(load, monkeypatch):
+    lm = load()
+    monkeypatch.setattr(static_decoding, "StepGraphs", object)
+    capacity = static_decoding.Capacity(responses=2, rows=2, slots=64, new_tokens=4)
+    buffers = static_decoding.Buffers(capacity, 2, torch.device("cpu"))
+    buffers.prepare_graphs(lm)
+    first = buffers.graphs
+    with torch.no_grad():
+        lm.lm_head.weight.mul_(2)  # in place, as optimizers do
+    buffers.prepare_graphs(lm)
+    assert buffers.graphs is first
+    lm.lm_head.weight.data = lm.lm_head.weight.data.clone()
+    buffers.prepare_graphs(lm)
+    assert buffers.graphs is not first
+    adapted = add_lora(lm, LoraConfig(rank=2), "CAUSAL_LM")
+    buffers.prepare_graphs(adapted)
+    second = buffers.graphs
+    with active_adapter(adapted, None):
+        buffers.prepare_graphs(adapted)
+    assert buffers.graphs is not second
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_engines_agree_in_mixed_precision(load, dtype):
+    """Up to rounding: the first tokens of each response."""
+    with torch.autocast("cpu", getattr(torch, dtype)):
+        expected, sampled = both_engines(load(), prompts=PROMPTS)
+    assert (expected.ids[:, :3] == sampled.ids[:, :3]).float().mean() > 0.9
 
 
 @pytest.mark.gpu

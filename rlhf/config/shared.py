@@ -54,6 +54,11 @@ class ModelConfig:
     """Data type of the computation (autocast); null: as configured by accelerate's launcher."""
     attn_implementation: str | None = None
     """Attention kernel: eager, sdpa or flash_attention_2; null: transformers' choice."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 matrix products inside the hardware: high allows TF32 on GPUs, medium bfloat16 on CPUs with
+    AMX too."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile while training. Takes some seconds and a C++ compiler."""
     load_in_4bit: bool = False
     """Quantise the frozen weights to 4 bits (NF4; Dettmers et al., 2023). Needs bitsandbytes and model.lora.rank."""
     gradient_checkpointing: bool = False

@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from rlhf.config.jobs import EvaluateJob
 from rlhf.data.datasets import held_out_rows
 from rlhf.data.encoding import padding_id
@@ -36,6 +38,7 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
     if job.output is not None:
         RunFolder(job.output, resume=None)  # an existing folder is refused before the work, not after it
     accelerator = Accelerator(mixed_precision=job.model.mixed_precision)
+    torch.set_float32_matmul_precision(job.model.matmul_precision)
     device = accelerator.device
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
     rows = held_out_rows(job.data, job.seed)

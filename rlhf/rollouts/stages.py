@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf.config.shared import GenerationConfig, RewardConfig
 from rlhf.models.actor_critic import ActorCritic, Reference
+from rlhf.models.compiled_layers import uncompiled
 from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
 from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, select, trim
 from rlhf.rewards.penalties import apply_penalties
@@ -65,17 +66,18 @@ def sample_responses(
     policy: ActorCritic, sampler: Sampler, prompts: Prompts, noise: Float[Tensor, "B R"] | None
 ) -> Rollout:
     """A response to every prompt, greedy without noise; log-probabilities, values and scores are still nan."""
-    sampled = sample(
-        policy.lm,
-        prompts.prompt_ids,
-        prompts.prompt_mask,
-        noise,
-        transform=sampler.transform,
-        max_new_tokens=sampler.config.max_new_tokens,
-        stop_strings=sampler.stop_strings,
-        max_rows=sampler.config.max_rows,
-        engine=sampler.config.engine,
-    )
+    with uncompiled(policy.lm):
+        sampled = sample(
+            policy.lm,
+            prompts.prompt_ids,
+            prompts.prompt_mask,
+            noise,
+            transform=sampler.transform,
+            max_new_tokens=sampler.config.max_new_tokens,
+            stop_strings=sampler.stop_strings,
+            max_rows=sampler.config.max_rows,
+            engine=sampler.config.engine,
+        )
     completions = decode(sampler, sampled.ids, sampled.mask)
     rollout = unscored_rollout(prompts, sampled.ids, sampled.mask, sampled.truncated, completions)
     return replace(rollout, sampler_logprobs=sampled.logprobs)

@@ -11,12 +11,15 @@ from rlhf.errors import UserError
 from rlhf.run.allocator import keep_freed_memory
 
 
-def open_accelerator(output: str, mixed_precision: str | None, trackers: list[Any], seed: int) -> Any:
+def open_accelerator(
+    output: str, mixed_precision: str | None, trackers: list[Any], seed: int, matmul_precision: str = "highest"
+) -> Any:
     """The accelerator of a run, with devices and processes as launched, and trackers that write to the run folder.
 
     Args:
         output: the run folder.
         seed: seeds Python's, numpy's and torch's global generators, which a user's reward function may draw from.
+        matmul_precision: of float32 matrix products in this process, as torch names it.
 
     Raises:
         UserError: a tracker is not installed, or the launched processes do not find each other.
@@ -39,6 +42,7 @@ def open_accelerator(output: str, mixed_precision: str | None, trackers: list[An
             "use a launcher file of configs/accelerate/"
         )
     set_seed(seed)
+    torch.set_float32_matmul_precision(matmul_precision)
     accelerator.wait_for_everyone()  # every process has checked the run folder before one of them creates it
     return accelerator
 

@@ -65,7 +65,9 @@ class PPOTrainer:
         if not custom_loop and reward is None and job.reward.model is None and job.reward.function is None:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         self.run = RunFolder(job.output, job.resume)
-        self.accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
+        self.accelerator = open_accelerator(
+            job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+        )
         job.ppo.check_processes(self.accelerator.num_processes)
         self.resume_from = checkpoint.find(self.run.path, job.resume)
 

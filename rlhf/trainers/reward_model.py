@@ -13,6 +13,7 @@ from rlhf.data.datasets import split_rows
 from rlhf.data.encoding import pad, padding_id
 from rlhf.data.preferences import PreferencePair, encode_pairs
 from rlhf.errors import UserError
+from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.loading import add_lora, check_causal, context_length_of, is_adapter, load_causal_lm, load_tokenizer
 from rlhf.models.reward_models import SCORE_STATISTICS
 from rlhf.models.trunk import sequence_scores, unwrap_peft
@@ -36,7 +37,9 @@ def train_reward_model(job: RewardJob) -> bool:
         UserError: the input cannot work.
     """
     run = RunFolder(job.output, job.resume)
-    accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
+    accelerator = open_accelerator(
+        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+    )
     tokenizer, context_length = _prepare_tokenizer(job)
     rows, held_out_rows = split_rows(job.data, job.seed)
     limit = job.training.max_length
@@ -48,6 +51,8 @@ def train_reward_model(job: RewardJob) -> bool:
     check_lengths((pair.length for pair in pairs + held_out), context_length, job.data.path)
 
     model = SequenceScorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
+    if job.model.compile:
+        compile_layers(model.model)
     task = RewardModelTask(
         rows=pairs,
         held_out=held_out,

@@ -13,6 +13,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.responses import held_out_indices
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.build import build_policy
+from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.distribution import check_head
 from rlhf.models.loading import check_causal, context_length_of, load_causal_lm, load_tokenizer, resolve
 from rlhf.models.trunk import disable_dropout
@@ -123,9 +124,13 @@ def load_models(
     check_head(lm)
     policy = build_policy(job, lm)
     sources |= attach_sources(configs, device, job.model, policy.lm)
+    reference = Reference.of(policy.lm).to(device)
+    if job.model.compile:
+        # The reference too: before the first update it must compute exactly the numbers of the policy.
+        compile_layers(policy.lm, reference.lm, *([policy.critic_lm] if policy.critic == "separate" else []))
     return RunModels(
         policy=policy,
-        reference=Reference.of(policy.lm).to(device),
+        reference=reference,
         sampler=sampler,
         scorers={name: sources[name] for name in ("score", "judge") if name in sources},
         dropout_rates=dropout_rates,

@@ -14,6 +14,7 @@ from rlhf.data.datasets import read_column, split_rows
 from rlhf.data.demonstrations import Demonstration, dataset_formats, encode_demonstrations, pad_demonstrations
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
+from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.distribution import LogitTransform, OutputHead, check_head, token_positions
 from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
@@ -36,7 +37,9 @@ def train_sft(job: SFTJob) -> bool:
         UserError: the input cannot work.
     """
     run = RunFolder(job.output, job.resume)
-    accelerator = open_accelerator(job.output, job.model.mixed_precision, job.trackers, job.seed)
+    accelerator = open_accelerator(
+        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+    )
     rows, held_out_rows = split_rows(job.data, job.seed)
     tokenizer, context_length = _prepare_tokenizer(job, rows)
     if accelerator.is_main_process:
@@ -52,6 +55,8 @@ def train_sft(job: SFTJob) -> bool:
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())
     lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
+    if job.model.compile:
+        compile_layers(lm)
     task = SFTTask(
         rows=examples,
         held_out=held_out,

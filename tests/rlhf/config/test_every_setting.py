@@ -28,6 +28,8 @@ CASES = {
     "model.dtype": ({}, "bfloat16"),
     "model.mixed_precision": ({}, "bf16"),
     "model.attn_implementation": ({}, "no_such_kernel"),
+    "model.matmul_precision": ({}, "high"),
+    "model.compile": ({}, True),
     "model.load_in_4bit": ({"model.lora.rank": 2}, True),
     "model.gradient_checkpointing": ({}, True),
     "model.trust_remote_code": ({"model.path": "{remote}"}, True),
@@ -220,6 +222,7 @@ def fresh_accelerator():
 def visible_result(job, output, capsys, monkeypatch):
     """Everything visible of a run: numbers, texts, files, terminal output, and the shapes of all forward passes."""
     shapes = []
+    compiled_layers = []
 
     def recorded(function):
         def call(*args, **kwargs):
@@ -234,6 +237,7 @@ def visible_result(job, output, capsys, monkeypatch):
         patch.setattr(trunk, "causal_states", recorded(trunk.causal_states))
         patch.setattr(reward_models, "sequence_scores", recorded(reward_models.sequence_scores))
         patch.setattr("rlhf.rollouts.sampling.compute_logits", recorded(distribution.compute_logits))
+        patch.setattr(torch.nn.Module, "compile", lambda layer, **options: compiled_layers.append(type(layer).__name__))
         AcceleratorState._reset_state(True)  # as in a new process
         try:
             trainer = PPOTrainer(replace(job, output=str(output)))
@@ -242,6 +246,7 @@ def visible_result(job, output, capsys, monkeypatch):
             return f"rejected: {error}"
     layers = [m for m in trainer.policy.modules() if getattr(m, "gradient_checkpointing", False)]
     result = {"shapes": shapes, "recomputed layers": len(layers), "printed": capsys.readouterr().out}
+    result |= {"compiled": compiled_layers, "precision": torch.get_float32_matmul_precision()}
     result["printed"] = result["printed"].replace(str(output), "")
     for name in ("metrics", "eval", "samples", "pretraining"):
         rows = (

@@ -282,6 +282,39 @@ def test_parameters_that_move_and_other_adapters_make_recorded_steps_invalid(loa
     assert buffers.graphs is not second
 
 
+class FirstCalls:
+    """Stands for CUDA graphs on a CPU: every step of a shape repeats the first call of that shape."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def run(self, key, step):
+        self.steps.setdefault(key, step)()
+
+
+def test_steps_depend_on_buffers_alone(load, monkeypatch):
+    """A recorded step serves later rollouts too: other prompts, numbers and responses, and changed weights."""
+    monkeypatch.setitem(static_decoding.STEPS_BETWEEN_CHECKS, "cpu", 4)
+    lm = load()
+    capacity = static_decoding.Capacity(responses=20, rows=8, slots=64, new_tokens=LENGTH)
+    buffers = static_decoding.Buffers(capacity, 2, torch.device("cpu"))
+    buffers.graphs = FirstCalls()
+    for seed, prompts in enumerate((PROMPTS, PROMPTS[::-1] * 2, PROMPTS[:3])):
+        ids, mask = pad(prompts, 2, "left")
+        noise = uniform_noise([seed], range(len(ids)), len(ids), LENGTH)
+        with torch.no_grad():
+            lm.lm_head.weight.mul_(1.1)
+        expected = sample(lm, ids, mask, noise, TRANSFORMS["shortest"], LENGTH, engine="growing")
+        request = SamplingRequest(ids, mask, noise, TRANSFORMS["shortest"], LENGTH, None)
+        with torch.no_grad():
+            static_decoding.StaticDecoding(lm, request, buffers, min(8, len(ids))).run()
+        shape = (slice(len(ids)), slice(expected.ids.shape[1]))
+        assert torch.equal(buffers.ids[shape], expected.ids)
+        assert torch.equal(buffers.mask[shape], expected.mask)
+        assert torch.equal(~buffers.ended[: len(ids)], expected.truncated)
+    assert len(buffers.graphs.steps) >= 3
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_engines_agree_in_mixed_precision(load, dtype):
     """Up to rounding: the first tokens of each response."""

@@ -15,6 +15,7 @@ from rlhf.models.distribution import (
     scatter_to_mask,
     token_positions,
 )
+from rlhf.models.packing import packs_rows
 from rlhf.models.token_statistics import token_statistics
 from rlhf.models.trunk import response_states, states_after_response, unwrap_peft
 from rlhf.records import PolicyOutput, Tokens
@@ -106,6 +107,12 @@ class ActorCritic(nn.Module):
         lm = self.critic_lm if self.critic == "separate" else self.lm
         with active_adapter(lm, CRITIC if self.critic == "adapter" else POLICY):
             return self._value(states_after_response(lm, tokens))
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether forward passes read rows without padding."""
+        models = [self.lm] if self.critic_lm is None else [self.lm, self.critic_lm]
+        return all(packs_rows(unwrap_peft(lm)) for lm in models)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained; tied weights appear once."""

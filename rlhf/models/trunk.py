@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rlhf.models.packing import packed_states, packs_rows
 from rlhf.records import Tokens, mask_up_to_last
 
 
@@ -82,13 +83,24 @@ def _forward_arguments(trunk: type) -> frozenset[str]:
     return frozenset(inspect.signature(trunk.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def causal_states(lm: Any, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L H"]:
-    """The last hidden states of right-padded rows.
+@dataclass(frozen=True)
+class TextStates:
+    """The last hidden states of texts; the state at position t of text i stands at `starts[i] + t`."""
 
-    No token of a causal model depends on those after it, so padding on the right needs no mask, and attention runs in
-    its fastest kernel.
+    flat: Float[Tensor, "M H"]
+    starts: Int[Tensor, "B"]
+
+
+def text_states(lm: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, "B"]) -> TextStates:
+    """The last hidden states of right-padded texts: without their padding where the model reads packed rows.
+
+    Elsewhere no mask is needed either: no token of a causal model depends on those after it.
     """
-    return unwrap_peft(lm).base_model(input_ids=ids, use_cache=False).last_hidden_state
+    model = unwrap_peft(lm)
+    if len(ids) > 1 and packs_rows(model):
+        return TextStates(packed_states(model, ids, lengths), lengths.cumsum(0) - lengths)
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return TextStates(states.flatten(0, 1), ids.shape[1] * torch.arange(len(ids), device=ids.device))
 
 
 @dataclass(frozen=True)
@@ -113,9 +125,9 @@ class JoinedRows:
 def response_states(lm: Any, tokens: Tokens) -> Float[Tensor, "N H"]:
     """The hidden state before each of the N True tokens of `response_mask`, row by row."""
     joined = JoinedRows.of(tokens)
+    states = text_states(lm, joined.ids, joined.lengths)
     rows, positions = tokens.response_mask.nonzero(as_tuple=True)
-    before = rows * joined.ids.shape[1] + joined.prompt_lengths[rows] + positions - 1
-    return causal_states(lm, joined.ids).flatten(0, 1).index_select(0, before)
+    return states.flat.index_select(0, (states.starts + joined.prompt_lengths)[rows] + positions - 1)
 
 
 def states_after_response(lm: Any, tokens: Tokens) -> Float[Tensor, "B H"]:
@@ -125,9 +137,9 @@ def states_after_response(lm: Any, tokens: Tokens) -> Float[Tensor, "B H"]:
 
 
 def last_token_states(model: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B H"]:
-    """The hidden states at the last real token of right-padded rows."""
-    rows = torch.arange(len(ids), device=ids.device)
-    return causal_states(model, ids)[rows, lengths - 1]
+    """The hidden states at the last token of right-padded texts."""
+    states = text_states(model, ids, lengths)
+    return states.flat.index_select(0, states.starts + lengths - 1)
 
 
 def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:

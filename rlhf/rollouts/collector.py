@@ -105,7 +105,7 @@ class Collector:
     def _compute_logprobs_and_values(self, rollout: Rollout, first_forward: FirstForward | None = None) -> Rollout:
         config = self.job.ppo
         minibatch_size = config.minibatch_size // self.accelerator.num_processes
-        groups = first_epoch_microbatches(rollout, minibatch_size, config)
+        groups = first_epoch_microbatches(rollout, minibatch_size, config, self.policy.packs_rows)
         covers_minibatch = len(groups[0]) == minibatch_size  # else the activations of several would stay in memory
         with self.timer("score"), self.accelerator.autocast():
             return compute_logprobs_and_values(

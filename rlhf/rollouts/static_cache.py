@@ -12,10 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
+from rlhf.models.packing import PACKED_SDPA
+
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Types of layers that keep keys and values of single tokens, and nothing else."""
 
-MASKED_ATTENTION = ("sdpa", "eager")
+MASKED_ATTENTION = ("sdpa", PACKED_SDPA, "eager")
 """Attention implementations that take an explicit mask of queries and keys."""
 
 

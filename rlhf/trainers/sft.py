@@ -20,7 +20,7 @@ from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.scratch import new_lm, train_tokenizer
 from rlhf.models.token_statistics import token_statistics
-from rlhf.models.trunk import causal_states
+from rlhf.models.trunk import text_states
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -81,10 +81,12 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.lm = lm
 
-    def forward(self, ids: Int[Tensor, "B L"], trained: Bool[Tensor, "B L"]) -> Tensor:
+    def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], trained: Bool[Tensor, "B L"]) -> Tensor:
         """Sum of `-log p(token)` over the trained tokens of right-padded rows; logits are computed for these alone."""
         targets = trained[:, 1:]
-        states = causal_states(self.lm, ids)[:, :-1][targets]
+        rows, positions = targets.nonzero(as_tuple=True)
+        texts = text_states(self.lm, ids, mask.sum(-1))
+        states = texts.flat.index_select(0, texts.starts[rows] + positions)
         statistics = token_statistics(
             states,
             OutputHead.of(self.lm),
@@ -114,8 +116,8 @@ class SFTTask:
         return row.trained_tokens
 
     def loss(self, model: nn.Module, rows: list[Demonstration]) -> tuple[Tensor, Metrics]:
-        ids, _, trained = pad_demonstrations(rows, self.pad_id)
-        return model(ids.to(self.device), trained.to(self.device)), {}
+        ids, mask, trained = pad_demonstrations(rows, self.pad_id)
+        return model(ids.to(self.device), mask.to(self.device), trained.to(self.device)), {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if not self.held_out:

@@ -227,7 +227,7 @@ class Learner:
         """This process's share of a minibatch, as row numbers in microbatches."""
         rows = torch.arange(self.accelerator.process_index, len(minibatch), self.accelerator.num_processes)
         lengths = text_lengths(minibatch.rollout.tokens)[rows]
-        return [rows[group] for group in microbatches(lengths, self.job.ppo)]
+        return [rows[group] for group in microbatches(lengths, self.job.ppo, self.policy.packs_rows)]
 
     def _train_on_minibatch(
         self,
@@ -297,7 +297,7 @@ class Learner:
         own_examples = examples[self.accelerator.process_index :: ranks]
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
         lengths = torch.tensor([len(example.ids) for example in own_examples])
-        for rows in microbatches(lengths, self.job.ppo):
+        for rows in microbatches(lengths, self.job.ppo, self.policy.packs_rows):
             examples = [own_examples[i] for i in rows]
             tokens = to_device(self.texts.as_responses(examples), self.accelerator.device)
             with self.accelerator.no_sync(self.model):

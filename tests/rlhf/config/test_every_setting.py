@@ -234,7 +234,7 @@ def visible_result(job, output, capsys, monkeypatch):
     from rlhf.rewards import models as reward_models
 
     with monkeypatch.context() as patch:
-        patch.setattr(trunk, "causal_states", recorded(trunk.causal_states))
+        patch.setattr(trunk, "text_states", recorded(trunk.text_states))
         patch.setattr(reward_models, "sequence_scores", recorded(reward_models.sequence_scores))
         patch.setattr("rlhf.rollouts.sampling.compute_logits", recorded(distribution.compute_logits))
         patch.setattr(torch.nn.Module, "compile", lambda layer, **options: compiled_layers.append(type(layer).__name__))

@@ -112,3 +112,14 @@ def test_a_model_that_mixes_packed_texts_is_detected(models, monkeypatch):
     lm = load(models, "llama")
     assert not packs_rows(lm)
     assert lm.config._attn_implementation == "sdpa"
+
+
+def test_the_check_draws_no_random_numbers_and_keeps_the_mode(models):
+    lm = load_causal_lm(ModelConfig(path=str(models("llama")))).train()
+    lm.config.attention_dropout = 0.5
+    for layer in lm.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    before = torch.get_rng_state()
+    assert packs_rows(lm)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert lm.training

@@ -199,6 +199,9 @@ class SourceConfig:
     with the dataset's other columns."""
     batch_size: int = 64
     """Texts per forward pass of the reward model."""
+    batch_tokens: int | None = None
+    """Tokens per forward pass of the reward model, padding included, instead of batch_size texts; null: batch_size
+    counts."""
     normalize: bool = True
     """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
 
@@ -208,9 +211,11 @@ class SourceConfig:
             raise UserError(
                 f"{section}.model and {section}.function are both set, but scores have one source; unset one"
             )
-        check_ranges(self, {POSITIVE: ("batch_size",)})
+        check_ranges(self, {POSITIVE: ("batch_size", "batch_tokens")})
+        if self.batch_tokens is not None:
+            reject_unused(self, ("batch_size",), f"{section}.batch_tokens limits the forward passes")
         if self.function is not None:
-            reject_unused(self, ("batch_size", "normalize"), f"{section}.function returns the scores")
+            reject_unused(self, ("batch_size", "batch_tokens", "normalize"), f"{section}.function returns the scores")
             check(":" in self.function, f"{section}.function", self.function, "of the form file.py:name or module:name")
 
 

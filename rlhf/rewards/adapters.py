@@ -18,7 +18,13 @@ class AdapterReward(ScoringModel):
     """Scores by an adapter and a scalar head on the policy's own base, of which memory holds one copy."""
 
     def __init__(
-        self, path: str, policy_lm: Any, device: torch.device | str, batch_size: int = 64, normalize: bool = True
+        self,
+        path: str,
+        policy_lm: Any,
+        device: torch.device | str,
+        batch_size: int = 64,
+        batch_tokens: int | None = None,
+        normalize: bool = True,
     ):
         """Attach the adapter, frozen, to the policy's language model.
 
@@ -37,6 +43,7 @@ class AdapterReward(ScoringModel):
             context_length=context_length_of(unwrap_peft(policy_lm).config),
             statistics=load_score_statistics(path),
             batch_size=batch_size,
+            batch_tokens=batch_tokens,
             normalize=normalize,
         )
 

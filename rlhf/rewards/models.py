@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf.data.batching import group_by_length
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
 from rlhf.models.loading import context_length_of, load_tokenizer
@@ -33,6 +34,7 @@ class ScoringModel:
         context_length: int | None,
         statistics: Mapping[str, Any],
         batch_size: int,
+        batch_tokens: int | None,
         normalize: bool,
     ):
         """Load the tokenizer.
@@ -42,11 +44,13 @@ class ScoringModel:
             context_length: longer texts are cut; None: no limit.
             statistics: `score_mean`, `score_std`, and `append_eos` where it was trained on texts with an end token.
             batch_size: texts of one forward pass.
+            batch_tokens: tokens of one forward pass, padding included, instead of `batch_size` texts.
             normalize: whether to shift and scale the scores.
         """
         self.path = path
         self.device = device
         self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self.tokenizer = load_tokenizer(path)
         self.max_length = context_length or _UNBOUNDED
         self.append_eos = bool(statistics.get("append_eos", False))
@@ -66,10 +70,7 @@ class ScoringModel:
         """
         encoded = encode_for_scoring(self.tokenizer, prompts, completions, self.append_eos, self.max_length)
         scores = torch.empty(len(encoded))
-        # Longest first: texts of similar length share a batch, and running out of memory shows at once.
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for rows in group_by_length([len(ids) for ids in encoded], self.batch_size, self.batch_tokens):
             ids, mask = pad([encoded[i] for i in rows], padding_id(self.tokenizer), "right")
             scores[rows] = self.forward(ids.to(self.device), mask.to(self.device)).cpu()
         scores = (scores - self.mean) / self.std
@@ -85,7 +86,14 @@ class ScoringModel:
 class ModelReward(ScoringModel):
     """Scores by a reward model with weights of its own."""
 
-    def __init__(self, path: str, device: torch.device | str, batch_size: int = 64, normalize: bool = True):
+    def __init__(
+        self,
+        path: str,
+        device: torch.device | str,
+        batch_size: int = 64,
+        batch_tokens: int | None = None,
+        normalize: bool = True,
+    ):
         """Load the model and its tokenizer.
 
         Raises:
@@ -98,6 +106,7 @@ class ModelReward(ScoringModel):
             context_length=context_length_of(self.model.config),
             statistics=vars(self.model.config),
             batch_size=batch_size,
+            batch_tokens=batch_tokens,
             normalize=normalize,
         )
 

@@ -36,7 +36,7 @@ def open_source(config: SourceConfig, device: torch.device | str) -> RewardSourc
     if config.function is not None:
         return FunctionReward(load_function(config.function), config.function)
     if config.model is not None:
-        return ModelReward(config.model, device, config.batch_size, config.normalize)
+        return ModelReward(config.model, device, config.batch_size, config.batch_tokens, config.normalize)
     return None
 
 
@@ -64,7 +64,7 @@ def attach_sources(
 ) -> dict[str, RewardSource]:
     """Open the sources that `open_sources` left out, as adapters on the policy's language model."""
     return {
-        name: AdapterReward(config.model, policy_lm, device, config.batch_size, config.normalize)
+        name: AdapterReward(config.model, policy_lm, device, config.batch_size, config.batch_tokens, config.normalize)
         for name, config in configs.items()
         if config.model is not None and shares_base(config, policy)
     }

@@ -1,34 +1,22 @@
-"""Which rows share a forward pass: rows of similar length, up to a number of rows or of tokens."""
+"""Which rows share a forward pass of scoring and update: rows of similar length within a minibatch."""
 
 from jaxtyping import Int
-from torch import Tensor, arange
+from torch import Tensor, arange, tensor
 
 from rlhf.config.ppo import PPOConfig
+from rlhf.data.batching import group_by_length
 from rlhf.records import Rollout, text_lengths
 
 
 def microbatches(lengths: Int[Tensor, "B"], config: PPOConfig, packed: bool = False) -> list[Int[Tensor, "_"]]:
-    """Rows in groups for one forward pass each, longest first, so that running out of memory shows at once.
-
-    A group has at most `ppo.microbatch_size` rows, or with `ppo.microbatch_tokens` at most so many tokens, padding
-    included. A row that is longer than that has a group of its own.
+    """Rows in groups of `ppo.microbatch_size` rows, or of `ppo.microbatch_tokens` tokens.
 
     Args:
         lengths: tokens of each row, prompt and response together.
         packed: forward passes read rows without padding.
     """
-    order = lengths.cpu().argsort(descending=True, stable=True)
-    if config.microbatch_tokens is None:
-        return list(order.split(config.microbatch_size))
-    sizes = []
-    tokens = longest = 0
-    for length in lengths.cpu()[order].tolist():
-        tokens += length if packed else longest
-        if not sizes or tokens > config.microbatch_tokens:
-            sizes.append(0)
-            tokens = longest = length
-        sizes[-1] += 1
-    return list(order.split(sizes))
+    groups = group_by_length(lengths.tolist(), config.microbatch_size, config.microbatch_tokens, packed)
+    return [tensor(group) for group in groups]
 
 
 def first_epoch_microbatches(

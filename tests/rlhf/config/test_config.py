@@ -271,10 +271,11 @@ POSITIVE = {
 }
 NULL_OR_POSITIVE = {
     "generation": ("max_rows",),
-    "reward": ("clip",),
+    "reward": ("clip", "batch_tokens"),
+    "eval.judge": ("batch_tokens",),
     "checkpoint": ("keep",),
     "critic": ("lr",),
-    "ppo": ("clip_range_value", "kl_target", "target_kl", "clip_range_high", "lam_length_alpha"),
+    "ppo": ("microbatch_tokens", "clip_range_value", "kl_target", "target_kl", "clip_range_high", "lam_length_alpha"),
 }
 NOT_NEGATIVE = {
     "reward": ("min_length", "overlong_penalty"),
@@ -364,6 +365,14 @@ OTHER = {"lam": 0.5, "lam_critic": 0.5, "lam_length_alpha": 0.05, "vf_coef": 0.2
 """Values that are not the defaults."""
 UNUSED = [
     *(
+        (group, {"batch_tokens": 512, "batch_size": 8}, "batch_size", f"{group}.batch_tokens limits the forward passes")
+        for group in ("reward", "eval.judge")
+    ),
+    (
+        *("ppo", {"microbatch_tokens": 512, "microbatch_size": 8}, "microbatch_size"),
+        "ppo.microbatch_tokens limits the forward passes",
+    ),
+    *(
         ("ppo", {"estimator": e, **more, name: OTHER[name]}, name, f"ppo.estimator {e} has no critic")
         for e, more in WITHOUT_CRITIC.items()
         for name in ppo.CRITIC_SETTINGS
@@ -404,7 +413,7 @@ UNUSED = [
     *(
         (group, {"function": "f.py:g", name: value}, name, f"{group}.function returns the scores")
         for group in ("reward", "eval.judge")
-        for name, value in {"batch_size": 8, "normalize": False}.items()
+        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False}.items()
     ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(

@@ -38,10 +38,10 @@ def changed_folder(reward_folder, tmp_path):
     return changed
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_scores_equal_those_of_transformers_in_the_order_of_the_texts(reward_folder, batch_size):
+@pytest.mark.parametrize(("batch_size", "batch_tokens"), [(1, None), (2, None), (64, None), (64, 1), (64, 12)])
+def test_scores_equal_those_of_transformers_in_the_order_of_the_texts(reward_folder, batch_size, batch_tokens):
     texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    scores = ModelReward(str(reward_folder), "cpu", batch_size)(PROMPTS, COMPLETIONS, {})
+    scores = ModelReward(str(reward_folder), "cpu", batch_size, batch_tokens)(PROMPTS, COMPLETIONS, {})
     expected = transformers_scores(reward_folder, load_tokenizer(str(reward_folder)), texts)
     torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
     assert expected.std() > 0.001

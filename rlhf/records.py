@@ -54,8 +54,8 @@ class Rollout:
     """The responses as text, without special tokens."""
     old_logprobs: Float[Tensor, "B R"]
     """Log-probability of each token under the policy that sampled it."""
-    ref_logprobs: Float[Tensor, "B R"]
-    """Log-probability of each token under the reference."""
+    ref_logprobs: Float[Tensor, "B R"] | None
+    """Log-probability of each token under the reference; None without one."""
     old_values: Float[Tensor, "B R"]
     """The critic's value of the state before each token, when the response was sampled."""
     scores: Float[Tensor, "B"]

@@ -114,6 +114,9 @@ class PPOConfig(AdamWConfig):
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """Estimator of a token's KL from its log-ratio d: d (k1), d^2 / 2 (k2), exp(-d) - 1 + d (k3; Schulman, 2020), or
     the exact sum over the vocabulary (full)."""
+    use_reference: bool = True
+    """Hold the initial policy as the reference, and measure the KL to it; false, which needs kl_coef 0, saves its
+    memory and its forward passes."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtract the KL from the token rewards, or add it to the loss with its gradient (k2, k3, full)."""
 
@@ -191,6 +194,12 @@ class PPOConfig(AdamWConfig):
             )
         if self.kl_target is None:
             reject_unused(self, ("kl_horizon",), "ppo.kl_target is null")
+        check(
+            self.use_reference or self.kl_coef == 0,
+            "ppo.use_reference",
+            self.use_reference,
+            "true unless ppo.kl_coef is 0, because the KL penalty needs the reference",
+        )
         if self.kl_coef == 0:
             reason = "ppo.kl_coef is 0, which the adaptive controller cannot raise"
             reject_unused(self, ("kl_target", "kl_estimator", "kl_placement"), reason)

@@ -38,8 +38,8 @@ class EvaluatedResponse:
     response: str
     tokens: list[str]
     """The response's tokens, each as text."""
-    token_kl: list[float]
-    """log policy - log reference of each token, in nats."""
+    token_kl: list[float] | None
+    """log policy - log reference of each token, in nats; None without a reference."""
     token_logprobs: list[float]
     """log policy of each token."""
     scores: dict[str, float]
@@ -58,7 +58,7 @@ def held_out_indices(count: int, config: EvalConfig) -> list[int]:
 @torch.no_grad()
 def evaluate_responses(
     policy: ActorCritic,
-    reference: Reference,
+    reference: Reference | None,
     sampler: Sampler,
     *,
     prompts: PromptSet,
@@ -106,6 +106,7 @@ def _evaluate_rollout(
     batch = rollout.prompts
     scores = {name: source(batch.prompts, rollout.completions, batch.columns) for name, source in sources.items()}
     repeated = repetition(rollout.response_ids, rollout.response_mask)
+    log_ratios = None if rollout.ref_logprobs is None else rollout.old_logprobs - rollout.ref_logprobs
     responses = []
     for i, index in enumerate(indices):
         mask = rollout.response_mask[i]
@@ -116,7 +117,7 @@ def _evaluate_rollout(
                 prompt=prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, True),
                 response=rollout.completions[i],
                 tokens=[tokenizer.decode([token]) for token in rollout.response_ids[i][mask].tolist()],
-                token_kl=(rollout.old_logprobs[i] - rollout.ref_logprobs[i])[mask].tolist(),
+                token_kl=None if log_ratios is None else log_ratios[i][mask].tolist(),
                 token_logprobs=rollout.old_logprobs[i][mask].tolist(),
                 scores={name: values[i] for name, values in scores.items()},
                 truncated=bool(rollout.truncated[i]),

@@ -25,9 +25,10 @@ def summarise(
     summary: dict[str, float] = {"prompts": float(len(responses))}
     for name in responses[0].scores:
         summary |= _mean_with_interval(name, [r.scores[name] for r in responses])
+    if all(r.token_kl is not None for r in responses):
+        summary["kl"] = float(np.mean([sum(r.token_kl or []) for r in responses]))
     words = [r.response.split() for r in responses]
     summary |= {
-        "kl": float(np.mean([sum(r.token_kl) for r in responses])),
         "length": float(np.mean(lengths)),
         "eos_fraction": float(np.mean([not r.truncated for r in responses])),
         "repetition": float(np.mean([r.repetition for r in responses])),
@@ -59,7 +60,7 @@ def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -
             "tokens": r.tokens,
             "scores": r.scores,
             "truncated": r.truncated,
-            "token_kl": [round(x, 4) for x in r.token_kl],
+            "token_kl": None if r.token_kl is None else [round(x, 4) for x in r.token_kl],
         }
         for r in responses[:count]
     ]

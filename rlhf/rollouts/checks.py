@@ -18,6 +18,8 @@ def check_reference_matches_policy(rollout: Rollout) -> None:
     Raises:
         UserError: they differ by more than rounding on some token.
     """
+    if rollout.ref_logprobs is None:
+        return
     difference = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
     if difference > MAX_START_DIFFERENCE:
         raise UserError(

@@ -39,7 +39,7 @@ class Collector:
         self,
         job: PPOJob,
         policy: ActorCritic,
-        reference: Reference,
+        reference: Reference | None,
         sampler: Sampler,
         source: RewardSource | None,
         requested: RequestedOutputs,

@@ -108,7 +108,7 @@ def unscored_rollout(
 @torch.no_grad()
 def compute_logprobs_and_values(
     policy: ActorCritic,
-    reference: Reference,
+    reference: Reference | None,
     rollout: Rollout,
     groups: Sequence[Int[Tensor, "_"]],
     transform: LogitTransform,
@@ -118,6 +118,7 @@ def compute_logprobs_and_values(
     """The rollout with the policy's log-probabilities and values, and the reference's log-probabilities.
 
     Args:
+        reference: None leaves its log-probabilities out.
         groups: the rows of each forward pass. With the microbatches of the first epoch the old log-probabilities come
             from the same forward that the update repeats, so that the first ratio is exactly 1.
         requested: further outputs to store in the rollout.
@@ -136,21 +137,23 @@ def compute_logprobs_and_values(
     for i, rows in enumerate(groups):
         group = trim(select(rollout, rows))
         mask = group.response_mask
-        ref_states = reference.states(group.tokens)
+        fixed_reference = None
+        if reference is not None:
+            fixed_reference = FixedDistribution(reference.states(group.tokens), reference.head)
+            store("ref_logprobs", rows, reference.logprobs(fixed_reference.states, group.tokens, transform))
+            if requested.ref_states:
+                store("ref_states", rows, scatter_to_mask(fixed_reference.states, mask))
         if i == 0 and first_forward is not None:
             out = first_forward(group.tokens)
         else:
             out = policy(
                 group.tokens,
                 transform,
-                reference=FixedDistribution(ref_states, reference.head) if requested.exact_kl else None,
+                reference=fixed_reference if requested.exact_kl else None,
                 with_entropy=False,
                 with_values=requested.values,
                 with_states=requested.old_states,
             )
-        store("ref_logprobs", rows, reference.logprobs(ref_states, group.tokens, transform))
-        if requested.ref_states:
-            store("ref_states", rows, scatter_to_mask(ref_states, mask))
         if out.states is not None:
             store("old_states", rows, scatter_to_mask(out.states, mask))
         store("old_logprobs", rows, out.logprobs)
@@ -159,7 +162,7 @@ def compute_logprobs_and_values(
             store("exact_kl", rows, out.ref_kl)
     if requested.bootstrap_values:
         outputs["bootstrap_values"] = bootstrap_values(policy, rollout, groups)
-    return replace(rollout, **outputs)
+    return replace(rollout, **({"ref_logprobs": None} | outputs))
 
 
 def bootstrap_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int[Tensor, "_"]]) -> Float[Tensor, "B"]:

@@ -49,11 +49,8 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) ->
     """Statistics of a rollout batch; those of a response are sums over its tokens, averaged over responses."""
     rollout, mask = batch.rollout, batch.rollout.response_mask
     responses = len(rollout)
-    k1, k3 = (kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, kind) for kind in ("k1", "k3"))
     values = {
         "objective/score": rollout.scores.mean(),
-        "objective/kl": masked_sum(k1, mask) / responses,
-        "objective/kl_k3": masked_sum(k3, mask) / responses,
         "objective/reward": masked_sum(batch.rewards, mask) / responses,
         "objective/entropy": -masked_sum(rollout.old_logprobs, mask) / responses,
         "response/length": mask.sum() / responses,
@@ -61,6 +58,12 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) ->
         "response/truncated_fraction": rollout.truncated.float().mean(),
         "response/repetition": repetition(rollout.response_ids, mask).mean(),
     }
+    if rollout.ref_logprobs is not None:
+        k1, k3 = (kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, kind) for kind in ("k1", "k3"))
+        values |= {
+            "objective/kl": masked_sum(k1, mask) / responses,
+            "objective/kl_k3": masked_sum(k3, mask) / responses,
+        }
     if has_critic:
         values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, mask)
         values["value/mean"] = masked_mean(rollout.old_values, mask)

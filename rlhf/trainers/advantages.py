@@ -62,6 +62,7 @@ def reference_kl(rollout: Rollout, estimator: str) -> Float[Tensor, "B R"]:
     if estimator == "full":
         assert rollout.exact_kl is not None
         return rollout.exact_kl
+    assert rollout.ref_logprobs is not None
     return kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator)
 
 

@@ -92,6 +92,7 @@ def ppo_loss(
     if config.kl_placement == "loss":
         kl = out.ref_kl
         if kl is None:
+            assert rollout.ref_logprobs is not None
             kl = kl_estimate(out.logprobs, rollout.ref_logprobs, config.kl_estimator)
         kl_loss = aggregate(torch.where(loss_mask, kl, 0), loss_mask, normalizers.tokens, weights)
         loss = loss + kl_coef * kl_loss

@@ -127,7 +127,8 @@ class PPOTrainer:
             while self.state.step < steps:
                 metrics = self.step()
                 self.run.log(self.accelerator, self.state.step, metrics)
-                bar.advance(f"score {metrics['objective/score']:.3f}  KL {metrics['objective/kl']:.2f}")
+                kl = f"  KL {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
+                bar.advance(f"score {metrics['objective/score']:.3f}{kl}")
                 is_last = self.state.step == steps
                 if is_due(job.eval.every, self.state.step) or is_last:
                     self.evaluate()
@@ -148,7 +149,7 @@ class PPOTrainer:
             rollout = self.collect(self.next_prompts(), for_update=True)
             batch = self.make_batch(rollout)
             metrics |= self.update(batch)
-            self.kl_coef.update(metrics["objective/kl"], len(batch))
+            self._update_kl_coef(metrics, len(batch))
         return metrics
 
     def learn(self, rollout: Rollout) -> dict[str, float]:
@@ -159,7 +160,7 @@ class PPOTrainer:
         """One PPO iteration of a custom loop, on a batch with advantages and returns that it brings."""
         with self._measured_step() as metrics:
             metrics |= self.update(batch)
-            self.kl_coef.update(metrics["objective/kl"], len(batch))
+            self._update_kl_coef(metrics, len(batch))
         return metrics
 
     # ---------------------------------------------------------------------------------------- parts of an iteration
@@ -243,6 +244,11 @@ class PPOTrainer:
         self.state.step += 1
         self.state.episodes += len(batch)
         return metrics
+
+    def _update_kl_coef(self, metrics: dict[str, float], responses: int) -> None:
+        """Adjust `kl_coef` to the measured KL; without a reference there is none, and the coefficient is 0."""
+        if "objective/kl" in metrics:
+            self.kl_coef.update(metrics["objective/kl"], responses)
 
     @contextmanager
     def _measured_step(self) -> Iterator[dict[str, float]]:

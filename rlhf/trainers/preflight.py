@@ -19,7 +19,7 @@ MiB = 2**20
 def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     """What a run with this data and these models will do, and its memory."""
     longest = data.longest_prompt + job.generation.max_new_tokens
-    others = {"reference": models.reference.lm}
+    others = {} if models.reference is None else {"reference": models.reference.lm}
     if (reward_model := getattr(models.scorers.get("score"), "model", None)) is not None:
         others["reward model"] = reward_model
     return describe_run(

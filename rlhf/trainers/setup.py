@@ -58,7 +58,8 @@ class RunModels:
     """Models of a run, on their device and with dropout disabled."""
 
     policy: ActorCritic
-    reference: Reference
+    reference: Reference | None
+    """None with `ppo.use_reference: false`."""
     sampler: Sampler
     scorers: Mapping[str, RewardSource]
     """`score`, the source that is trained on, and `judge`, a second one for evaluations; each where there is one."""
@@ -124,10 +125,11 @@ def load_models(
     check_head(lm)
     policy = build_policy(job, lm)
     sources |= attach_sources(configs, device, job.model, policy.lm)
-    reference = Reference.of(policy.lm).to(device)
+    reference = Reference.of(policy.lm).to(device) if job.ppo.use_reference else None
     if job.model.compile:
         # The reference too: before the first update it must compute exactly the numbers of the policy.
-        compile_layers(policy.lm, reference.lm, *([policy.critic_lm] if policy.critic == "separate" else []))
+        others = [None if reference is None else reference.lm, policy.critic_lm]
+        compile_layers(policy.lm, *(lm for lm in others if lm is not None))
     return RunModels(
         policy=policy,
         reference=reference,

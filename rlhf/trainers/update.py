@@ -67,7 +67,7 @@ class Learner:
         self,
         job: PPOJob,
         policy: ActorCritic,
-        reference: Reference,
+        reference: Reference | None,
         transform: LogitTransform,
         accelerator: Any,
         texts: TextStream | None = None,
@@ -207,6 +207,7 @@ class Learner:
             distributions["old"] = FixedDistribution(rollout.old_states[mask], context.old_head)
         if self.requested.ref_states:
             assert rollout.ref_states is not None
+            assert self.reference is not None
             distributions["reference"] = FixedDistribution(rollout.ref_states[mask], self.reference.head)
         return distributions
 

@@ -308,6 +308,10 @@ VALUES = [
     ("ppo", {"clip_range": 1.0}, "clip_range", "below 1"),
     *(("ppo", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
     (
+        *("ppo", {"use_reference": False}, "use_reference"),
+        "true unless ppo.kl_coef is 0, because the KL penalty needs the reference",
+    ),
+    (
         *("ppo", {"minibatch_size": 48}, "minibatch_size"),
         "a divisor of ppo.rollout_batch_size = 64, such as 16, 32, 64",
     ),
@@ -578,6 +582,7 @@ def test_every_impossible_combination_is_rejected(make, settings, message):
 
 
 ACCEPTED = [
+    (PPOConfig, {"kl_coef": 0.0, "use_reference": False}),
     (PPOConfig, {"gamma": 0.0, "lam": 0.0, "lam_critic": 0.0, "kl_coef": 0.0, "vf_coef": 0.0}),
     (PPOConfig, {"gamma": 1.0, "lam": 1.0, "lam_critic": 1.0, "dual_clip": 1.01, "clip_range": 0.99}),
     (PPOConfig, {"clip_range_value": None, "target_kl": None, "clip_range_high": None, "warmup_steps": 0}),

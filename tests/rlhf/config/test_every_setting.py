@@ -104,6 +104,7 @@ CASES = {
     "ppo.kl_target": ({}, 0.01),
     "ppo.kl_horizon": ({"ppo.kl_target": 0.01}, 50),
     "ppo.kl_estimator": ({"ppo.kl_coef": 3.0}, "full"),
+    "ppo.use_reference": ({"ppo.kl_coef": 0.0}, False),
     "ppo.kl_placement": ({"ppo.kl_coef": 3.0, "ppo.kl_estimator": "k2"}, "loss"),
     "critic.kind": ({}, "separate"),
     "critic.init": ({"critic.kind": "separate"}, "{gpt2}"),

@@ -486,3 +486,42 @@ def test_forward_is_not_stored_where_it_is_not_the_whole_minibatch_or_not_the_wh
     trainer = PPOTrainer(change(job, ppo={"microbatch_size": 4, **settings}))
     trainer.collect(trainer.next_prompts(), for_update=True)
     assert trainer.learner._stored_forward is None
+
+
+# --------------------------------------------------------------------------------------------------- without a reference
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_without_reference_trains_the_same_policy_and_logs_no_kl(job, change, rank):
+    """With kl_coef 0 the reference is only measured against."""
+    model = {"lora": LoraConfig(rank=rank)} if rank else {}
+    results = []
+    for use_reference in (True, False):
+        trainer = PPOTrainer(change(job, model=model, ppo={"kl_coef": 0.0, "use_reference": use_reference}))
+        assert (trainer.reference is not None) == use_reference
+        results.append(trained(trainer))
+    (with_kl, weights), (without_kl, other_weights) = results
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    kl_metrics = {"objective/kl", "objective/kl_k3"}
+    for a, b in zip(with_kl, without_kl, strict=True):
+        assert a.keys() - b.keys() == kl_metrics
+        assert {name: a[name] for name in b} == b
+    assert with_kl[1]["objective/kl"] != 0.0
+
+
+def test_a_whole_run_without_reference_is_evaluated_reported_and_resumed(job, change, tmp_path):
+    settings = {"ppo": {"kl_coef": 0.0, "use_reference": False}, "checkpoint": {"every": 1}, "eval": {"every": 1}}
+    whole = change(job, output=str(tmp_path / "whole"), **settings)
+    PPOTrainer(whole).train()
+    folder = Path(whole.output)
+    evaluations = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert all("kl" not in row and "score" in row for row in evaluations)
+    assert all(row["token_kl"] is None for row in samples)
+    assert (folder / "report.html").exists()
+    first = next(p for p in sorted((folder / "checkpoints").iterdir()) if p.name.startswith("step_"))
+    resumed = replace(whole, output=str(tmp_path / "resumed"), resume=str(first))
+    PPOTrainer(resumed).train()
+    name = sorted(p.name for p in (folder / "checkpoints").glob("step_*"))[-1]
+    a, b = (tmp_path / run / "checkpoints" / name / "weights.safetensors" for run in ("whole", "resumed"))
+    assert a.read_bytes() == b.read_bytes()

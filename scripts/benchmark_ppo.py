@@ -181,11 +181,14 @@ def job(folder: Path, work: Workload, options: argparse.Namespace) -> Any:
         "ppo.total_episodes": options.updates * work.rows,
         "ppo.rollout_batch_size": work.rows,
         "ppo.minibatch_size": work.rows // work.minibatches,
-        "ppo.microbatch_size": work.microbatch or work.rows // work.minibatches,
         "ppo.ppo_epochs": work.epochs,
         "critic.kind": options.critic,
         "checkpoint.every": 0,
     }
+    if work.microbatch_tokens is not None:
+        settings["ppo.microbatch_tokens"] = work.microbatch_tokens
+    else:
+        settings["ppo.microbatch_size"] = work.microbatch or work.rows // work.minibatches
     if options.lora:
         settings["model.lora.rank"] = options.lora
     return parse(PPOJob, [*(f"--{key}={value}" for key, value in settings.items()), *(f"--{x}" for x in options.set)])

@@ -1,7 +1,9 @@
 """The roofline of a PPO update: the time that its necessary work takes at the speeds of this machine.
 
 Necessary is the arithmetic of the matrix products and of attention on real tokens, at the speed of a large matrix
-product; for sampling, where that takes longer, reading all weights once for each token, at the speed of a large copy.
+product; for sampling, where that takes longer, reading all weights once for each token, at the speed of a large copy;
+and AdamW's reads and writes. The first minibatch's forward pass gives its old log-probabilities and its loss, so it is
+necessary once and counts as scoring.
 Padding, and whatever else a trainer computes, lowers its share of the roofline.
 """
 
@@ -13,6 +15,9 @@ from typing import Any
 from ppo_workload import Workload
 
 PHASES = ("generate", "score", "update")
+
+ADAMW_BYTES = 28
+"""Of a float32 weight's step: weight, gradient and two moments are read, all but the gradient written."""
 
 Clock = Callable[[], float]
 
@@ -87,10 +92,13 @@ def roofline_seconds(work: Workload, update: int, machine: Machine, own_critic: 
     critic_trunk = trunk if own_critic else 0.0
     reward_trunk = trunk
     forward = trunk + head
+    trained = work.trunk_weights * (2 if own_critic else 1) + work.head_weights if passes == 3 else 0
+    optimizer_bytes = work.epochs * work.minibatches * trained * ADAMW_BYTES
+    update_flops = work.epochs * passes * (forward + critic_trunk) - (forward + critic_trunk) / work.minibatches
     return {
         "generate": max(sampling_flops / machine.gflops, sampling_bytes / machine.gbytes) / 1e9,
         "score": (2 * forward + critic_trunk + reward_trunk) / machine.gflops / 1e9,  # policy and reference
-        "update": work.epochs * passes * (forward + critic_trunk) / machine.gflops / 1e9,
+        "update": (update_flops / machine.gflops + optimizer_bytes / machine.gbytes) / 1e9,
     }
 
 

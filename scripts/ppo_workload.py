@@ -38,6 +38,8 @@ class Workload:
     minibatches: int
     microbatch: int | None = None
     """Responses of one forward and backward pass; None: a minibatch."""
+    microbatch_tokens: int | None = None
+    """Tokens of one forward and backward pass instead, for a trainer that can limit them."""
     ragged: bool = False
     """Whether lengths vary from row to row."""
 
@@ -92,8 +94,8 @@ WORKLOADS = {
     "small": _SMALL,
     "135m": _135M,
     # One minibatch: with more of them, TRL's trainer takes fewer optimizer steps than its arguments say.
-    "small-ragged": replace(_SMALL, minibatches=1, microbatch=2, ragged=True),
-    "135m-ragged": replace(_135M, rows=8, microbatch=2, ragged=True),
+    "small-ragged": replace(_SMALL, minibatches=1, microbatch=2, microbatch_tokens=512, ragged=True),
+    "135m-ragged": replace(_135M, rows=8, microbatch=2, microbatch_tokens=512, ragged=True),
     "gpu": replace(_135M, rows=256, prompt=128, response=256, minibatches=4),
 }
 

@@ -172,8 +172,8 @@ class GenerationConfig:
     soon as a quarter of these have ended, the growing one when all have."""
     engine: Literal["auto", "growing", "static"] = "auto"
     """How responses are sampled: growing, with a key-value cache that grows with each token, for every model; static,
-    with decode steps of fixed shape, recorded as CUDA graphs on a GPU; auto, static for supported models on a GPU or
-    where max_rows makes responses wait. Both sample the same responses, up to rounding."""
+    with decode steps of fixed shape, recorded as CUDA graphs on a GPU; auto, static for supported models on a GPU,
+    where max_rows makes responses wait, and for 256 tokens or more. Both sample the same responses, up to rounding."""
 
     def __post_init__(self):
         check_ranges(self, {POSITIVE: ("max_new_tokens", "temperature", "max_rows"), NOT_EMPTY: ("stop_ids",)})

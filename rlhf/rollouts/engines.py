@@ -20,10 +20,17 @@ ROW_DEPENDENT_ROPE = ("dynamic", "longrope")
 _obstacles: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
 
 
-def use_static_engine(engine: Engine, lm: Any, device: torch.device, responses_wait: bool = False) -> bool:
+LONG_RESPONSE = 256
+"""Tokens from which the fixed-size cache is faster on a CPU too."""
+
+
+def use_static_engine(
+    engine: Engine, lm: Any, device: torch.device, *, responses_wait: bool = False, max_new_tokens: int = 0
+) -> bool:
     """Whether the static engine samples.
 
-    `auto` takes it, for models that it supports, on CUDA devices and where responses wait for others to end.
+    `auto` takes it, for models that it supports, on CUDA devices, where responses wait for others to end, and for long
+    responses, because a growing cache is copied at every token.
 
     Args:
         responses_wait: there are more responses than are sampled at once.
@@ -31,7 +38,8 @@ def use_static_engine(engine: Engine, lm: Any, device: torch.device, responses_w
     Raises:
         UserError: `static` is required of a model that it does not support.
     """
-    if engine == "growing" or (engine == "auto" and device.type != "cuda" and not responses_wait):
+    gains = device.type == "cuda" or responses_wait or max_new_tokens >= LONG_RESPONSE
+    if engine == "growing" or (engine == "auto" and not gains):
         return False
     obstacle = static_engine_obstacle(lm)
     if obstacle and engine == "static":

@@ -70,7 +70,9 @@ def sample(
         stop_strings=stop_strings,
     )
     n_rows = min(max_rows or len(request), len(request))
-    is_static = use_static_engine(engine, lm, prompt_ids.device, responses_wait=n_rows < len(request))
+    is_static = use_static_engine(
+        engine, lm, prompt_ids.device, responses_wait=n_rows < len(request), max_new_tokens=max_new_tokens
+    )
     with packed_linear_layers(lm, n_rows, n_steps=max_new_tokens):
         if is_static:
             from rlhf.rollouts.static_decoding import sample_static

@@ -200,7 +200,9 @@ def test_unsupported_family_is_refused_by_name(load, models, family):
 def test_supported_family_is_static_on_cuda_only_by_default(load):
     lm = load()
     assert use_static_engine("auto", lm, torch.device("cuda"))
-    assert not use_static_engine("auto", lm, torch.device("cpu"))
+    assert not use_static_engine("auto", lm, torch.device("cpu"), max_new_tokens=255)
+    assert use_static_engine("auto", lm, torch.device("cpu"), max_new_tokens=256)
+    assert use_static_engine("auto", lm, torch.device("cpu"), responses_wait=True)
     assert use_static_engine("static", lm, torch.device("cpu"))
 
 

@@ -488,7 +488,7 @@ def test_forward_is_not_stored_where_it_is_not_the_whole_minibatch_or_not_the_wh
     assert trainer.learner._stored_forward is None
 
 
-# --------------------------------------------------------------------------------------------------- without a reference
+# ------------------------------------------------------------------------------------------------- without a reference
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -187,7 +187,9 @@ class _LinearTokenStatistics(torch.autograd.Function):
         needs_states, needs_weight, needs_bias, _ = ctx.needs_input_grad
         linear = _Linear.cast((states, weight, bias), ctx.dtype, ctx.request)
         grad_states = torch.empty_like(states) if needs_states else None
-        grad_weight = torch.empty_like(weight) if needs_weight else None
+        # Summed over blocks in float32 at least, whatever the weights' own type.
+        sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.empty_like(weight, dtype=sum_dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for rows in _blocks(len(states), len(weight), states.device):
             grad = _logit_gradient(linear, rows, ctx.stored.pop(rows.start, None), grads, entropy, ref_kl).to(ctx.dtype)
@@ -197,7 +199,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 _add_product(grad_weight, grad.T, linear.states[rows], first=rows.start == 0)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-        return grad_states, grad_weight, grad_bias, None
+        return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias, None
 
 
 def _logit_gradient(
@@ -244,7 +246,7 @@ def _logit_gradient(
 
 
 def _add_product(total: Float[Tensor, "V H"], a: Float[Tensor, "V n"], b: Float[Tensor, "n H"], first: bool) -> None:
-    """`total += a @ b`, summed over blocks in the total's own precision; the first block overwrites it."""
+    """`total += a @ b`; the first block overwrites what the total holds."""
     if total.dtype == a.dtype:
         total.addmm_(a, b, beta=0.0 if first else 1.0)
     elif first:

@@ -243,3 +243,17 @@ def test_the_generic_block_is_the_definition():
     expected = definitions(STATES, head, TRANSFORMED, old, reference)
     for value, name in zip(_block_statistics(STATES[rows], head, request, rows), NAMES, strict=True):
         torch.testing.assert_close(value, expected[name][rows], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_low_precision_weights_are_summed_over_blocks_in_float32(monkeypatch):
+    """In bfloat16 the sum over 200 blocks would lose the last of its 8 digits many times."""
+    n_tokens = 200
+    head = OutputHead(linear_head().module.bfloat16())
+    states = random(n_tokens, H).bfloat16()
+    token_ids = torch.arange(n_tokens) % V
+    gradients = []
+    for block in (1, n_tokens):
+        monkeypatch.setattr(module, "MIN_BLOCK_TOKENS", block)
+        out = token_statistics(states, head, token_ids, torch.zeros_like(token_ids), PLAIN)
+        gradients.append(torch.autograd.grad(out.logprobs.sum(), head.module.weight)[0].double())
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=0.1)

@@ -63,7 +63,8 @@ class Rollout:
     token_scores: Float[Tensor, "B R"] | None = None
     """Rewards of single tokens, in addition."""
     sampler_logprobs: Float[Tensor, "B R"] | None = None
-    """Log-probability of each token as the sampler computed it; the trainer uses `old_logprobs`."""
+    """Log-probability of each token as the sampler computed it; the trainer uses `old_logprobs`, which are these with
+    `ppo.old_logprobs: sampler`."""
     exact_kl: Float[Tensor, "B R"] | None = None
     """KL(policy || reference) over the vocabulary before each token, where the objective needs it."""
     old_states: Float[Tensor, "B R H"] | None = None

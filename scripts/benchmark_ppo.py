@@ -129,7 +129,15 @@ def measure(folder: Path, work: Workload, options: argparse.Namespace) -> dict[s
     machine = measure_machine(trainer.accelerator.device, clock)
     passes = update_passes(has_adapters=options.lora > 0)
     for update, row in enumerate(rows):
-        row |= roofline_shares(work, update, row, machine, own_critic=options.critic != "shared", passes=passes)
+        row |= roofline_shares(
+            work,
+            update,
+            row,
+            machine,
+            own_critic=options.critic != "shared",
+            passes=passes,
+            recomputes=trainer.job.ppo.old_logprobs == "recomputed",
+        )
     result = {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
     return result | {"peak_mb": peak_mb} | asdict(machine) | sampling_latency(work, trainer, clock)
 

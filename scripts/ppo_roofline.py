@@ -62,7 +62,13 @@ def update_passes(has_adapters: bool) -> int:
 
 
 def roofline_shares(
-    work: Workload, update: int, seconds: dict[str, float], machine: Machine, own_critic: bool, passes: int
+    work: Workload,
+    update: int,
+    seconds: dict[str, float],
+    machine: Machine,
+    own_critic: bool,
+    passes: int,
+    recomputes: bool = True,
 ) -> dict[str, float]:
     """The share of each phase's seconds that its necessary work takes, and the sampled tokens per second.
 
@@ -71,8 +77,9 @@ def roofline_shares(
         seconds: of each phase and of the whole update.
         own_critic: whether the critic runs a trunk of its own.
         passes: of the update, see `update_passes`.
+        recomputes: whether the policy reads the responses for their old log-probabilities.
     """
-    bounds = roofline_seconds(work, update, machine, own_critic, passes)
+    bounds = roofline_seconds(work, update, machine, own_critic, passes, recomputes)
     tokens = sum(response for _, response in work.lengths(update))
     return {f"roofline_{phase}": bounds[phase] / seconds[phase] for phase in PHASES} | {
         "roofline": sum(bounds.values()) / seconds["seconds"],
@@ -80,7 +87,9 @@ def roofline_shares(
     }
 
 
-def roofline_seconds(work: Workload, update: int, machine: Machine, own_critic: bool, passes: int) -> dict[str, float]:
+def roofline_seconds(
+    work: Workload, update: int, machine: Machine, own_critic: bool, passes: int, recomputes: bool = True
+) -> dict[str, float]:
     """Seconds that the necessary work of each phase takes at the machine's speeds; arguments as above."""
     lengths = work.lengths(update)
     trunk = sum(work.trunk_flops(0, prompt + response) for prompt, response in lengths)
@@ -94,10 +103,12 @@ def roofline_seconds(work: Workload, update: int, machine: Machine, own_critic: 
     forward = trunk + head
     trained = work.trunk_weights * (2 if own_critic else 1) + work.head_weights if passes == 3 else 0
     optimizer_bytes = work.epochs * work.minibatches * trained * ADAMW_BYTES
-    update_flops = work.epochs * passes * (forward + critic_trunk) - (forward + critic_trunk) / work.minibatches
+    update_flops = work.epochs * passes * (forward + critic_trunk)
+    if recomputes:  # the first forward pass is that of scoring
+        update_flops -= (forward + critic_trunk) / work.minibatches
     return {
         "generate": max(sampling_flops / machine.gflops, sampling_bytes / machine.gbytes) / 1e9,
-        "score": (2 * forward + critic_trunk + reward_trunk) / machine.gflops / 1e9,  # policy and reference
+        "score": ((1 + recomputes) * forward + critic_trunk + reward_trunk) / machine.gflops / 1e9,  # with reference
         "update": (update_flops / machine.gflops + optimizer_bytes / machine.gbytes) / 1e9,
     }
 

@@ -86,6 +86,9 @@ class PPOConfig(AdamWConfig):
     """The ratio is clipped at 1 + clip_range_high from above; null: clip_range (Yu et al., 2025, DAPO: 0.28)."""
     dual_clip: float | None = None
     """Bound on the ratio of tokens with a negative advantage (Ye et al., 2020: 3); null: no bound."""
+    old_logprobs: Literal["recomputed", "sampler"] = "recomputed"
+    """Old log-probabilities by the forward pass that the update repeats, so that the first ratio is exactly 1; or those
+    computed while sampling, which saves that forward pass and makes the first ratio 1 only up to rounding."""
     log_ratio_clamp: float = 20.0
     """Bound on the absolute log-ratio before it is exponentiated."""
     kl_penalty_beta: float = 1.0
@@ -126,6 +129,7 @@ class PPOConfig(AdamWConfig):
         self._check_batches()
         self._check_estimator()
         self._check_losses()
+        self._check_old_logprobs()
 
     def _check_values(self) -> None:
         counts = ("total_episodes", "rollout_batch_size", "minibatch_size", "microbatch_size", "ppo_epochs")
@@ -203,6 +207,20 @@ class PPOConfig(AdamWConfig):
         if self.kl_coef == 0:
             reason = "ppo.kl_coef is 0, which the adaptive controller cannot raise"
             reject_unused(self, ("kl_target", "kl_estimator", "kl_placement"), reason)
+
+    def _check_old_logprobs(self) -> None:
+        if self.old_logprobs == "recomputed":
+            return
+        if self.policy_loss == "kl_penalty":
+            raise UserError(
+                "ppo.old_logprobs is sampler, but ppo.policy_loss kl_penalty needs the policy's forward pass over the "
+                "responses; set ppo.old_logprobs to recomputed, or ppo.policy_loss to clip"
+            )
+        if self.kl_estimator == "full" and self.kl_placement == "reward":
+            raise UserError(
+                "ppo.old_logprobs is sampler, but the token rewards of ppo.kl_estimator full need the policy's forward "
+                "pass over the responses; set ppo.old_logprobs to recomputed, or ppo.kl_estimator to k1, k2 or k3"
+            )
 
     @property
     def has_critic(self) -> bool:

@@ -75,7 +75,7 @@ class ActorCritic(nn.Module):
         )
         values = torch.zeros_like(statistics.logprobs)
         if with_values and self.critic is not None:
-            values = self._value(self._critic_states(states, tokens))
+            values = self.value_of(self._critic_states(states, tokens))
 
         def scatter(values: Float[Tensor, "N"] | None) -> Float[Tensor, "B R"] | None:
             return None if values is None else scatter_to_mask(values, mask)
@@ -89,15 +89,17 @@ class ActorCritic(nn.Module):
             states=states if with_states else None,
         )
 
-    def _critic_states(self, policy_states: Float[Tensor, "N H"], tokens: Tokens) -> Float[Tensor, "N H"]:
+    def _critic_states(self, policy_states: Float[Tensor, "N H"] | None, tokens: Tokens) -> Float[Tensor, "N H"]:
         if self.critic == "shared":
+            assert policy_states is not None
             return policy_states
         if self.critic == "separate":
             return response_states(self.critic_lm, tokens)
         with active_adapter(self.lm, CRITIC):
             return response_states(self.lm, tokens)
 
-    def _value(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N"]:
+    def value_of(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N"]:
+        """The value head's output for hidden states, in float32."""
         with torch.autocast(states.device.type, enabled=False):
             return self.value_head(states.float()).squeeze(-1)
 
@@ -106,7 +108,13 @@ class ActorCritic(nn.Module):
         """The critic's value of the state after each response: the bootstrap value of a truncated response."""
         lm = self.critic_lm if self.critic == "separate" else self.lm
         with active_adapter(lm, CRITIC if self.critic == "adapter" else POLICY):
-            return self._value(states_after_response(lm, tokens))
+            return self.value_of(states_after_response(lm, tokens))
+
+    @torch.no_grad()
+    def separate_values(self, tokens: Tokens) -> Float[Tensor, "B R"]:
+        """The values of a separate or adapter critic, by its own forward alone; 0 where `response_mask` is False."""
+        assert self.critic in ("separate", "adapter")
+        return scatter_to_mask(self.value_of(self._critic_states(None, tokens)), tokens.response_mask)
 
     @property
     def packs_rows(self) -> bool:

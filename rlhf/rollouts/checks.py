@@ -7,20 +7,38 @@ from torch import Tensor
 from rlhf.config.ppo import PPOConfig
 from rlhf.errors import UserError
 from rlhf.records import Rollout
+from tabular.core.masked import masked_mean
 
 MAX_START_DIFFERENCE = 1e-3
 """Nats by which policy and reference may differ on a token before the first update: rounding, and no more."""
 
+MAX_START_MISMATCH = 0.05
+"""The same for the mean over tokens where the policy's log-probabilities were computed while sampling: another order of
+the same sums, which in bfloat16 differs by up to .02 nats on average, and by more on single tokens."""
 
-def check_reference_matches_policy(rollout: Rollout) -> None:
+
+def check_reference_matches_policy(rollout: Rollout, from_sampler: bool = False) -> None:
     """Refuse a policy that differs from its reference before the first update: every KL of the run would be wrong.
 
+    Args:
+        from_sampler: the old log-probabilities were computed while sampling.
+
     Raises:
-        UserError: they differ by more than rounding on some token.
+        UserError: they differ by more than rounding.
     """
     if rollout.ref_logprobs is None:
         return
-    difference = float((rollout.old_logprobs - rollout.ref_logprobs).abs().max())
+    differences = (rollout.old_logprobs - rollout.ref_logprobs).abs()
+    if from_sampler:
+        mismatch = float(masked_mean(differences, rollout.response_mask))
+        if mismatch > MAX_START_MISMATCH:
+            raise UserError(
+                "before the first update the log-probabilities computed while sampling differ from the reference's by "
+                f"{mismatch:.3g} nats a token, but they must be those of the same model; set ppo.old_logprobs to "
+                "recomputed, and see policy/sampler_mismatch"
+            )
+        return
+    difference = float(differences.max())
     if difference > MAX_START_DIFFERENCE:
         raise UserError(
             f"before the first update policy and reference differ by {difference:.3g} nats on a token, but they must "

@@ -65,14 +65,16 @@ class Collector:
         """
         rows = self._own_rows(len(prompts))
         own_prompts = to_device(select(prompts, rows), self.accelerator.device)
-        rollout = self._sample(own_prompts, noise[rows])
-        return self._gather(self._compute_logprobs_and_values(rollout, first_forward))
+        from_sampler = self.job.ppo.old_logprobs == "sampler"
+        rollout = self._sample(own_prompts, noise[rows], as_old=from_sampler)
+        requested = replace(self.requested, policy_forward=not from_sampler)
+        return self._gather(self._compute_logprobs_and_values(rollout, requested, first_forward))
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""
         self.policy.eval()
         rows = self._own_rows(len(rollout))
-        return self._gather(self._compute_logprobs_and_values(select(rollout, rows)))
+        return self._gather(self._compute_logprobs_and_values(select(rollout, rows), self.requested))
 
     def score(self, rollout: Rollout) -> Rollout:
         """The rollout with its scores, and for ReMax those of the greedy responses to its prompts."""
@@ -97,12 +99,14 @@ class Collector:
             return rollout
         return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
 
-    def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None) -> Rollout:
+    def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None, as_old: bool = False) -> Rollout:
         self.policy.eval()
         with self.timer("generate"), self.accelerator.autocast():
-            return sample_responses(self.policy, self.sampler, prompts, noise)
+            return sample_responses(self.policy, self.sampler, prompts, noise, as_old)
 
-    def _compute_logprobs_and_values(self, rollout: Rollout, first_forward: FirstForward | None = None) -> Rollout:
+    def _compute_logprobs_and_values(
+        self, rollout: Rollout, requested: RequestedOutputs, first_forward: FirstForward | None = None
+    ) -> Rollout:
         config = self.job.ppo
         minibatch_size = config.minibatch_size // self.accelerator.num_processes
         groups = first_epoch_microbatches(rollout, minibatch_size, config, self.policy.packs_rows)
@@ -114,7 +118,7 @@ class Collector:
                 rollout,
                 groups,
                 self.sampler.transform,
-                self.requested,
+                requested,
                 first_forward if covers_minibatch else None,
             )
 

@@ -17,7 +17,13 @@ from rlhf.models.distribution import LogitTransform, compute_logits
 from rlhf.models.trunk import cache_argument, trunk_inputs, unwrap_peft
 from rlhf.rollouts.engines import Engine, use_static_engine
 from rlhf.rollouts.packed_linear import packed_linear_layers
-from rlhf.rollouts.sampling_records import SampledTokens, SamplingRequest, concatenate, equal_prompt_groups
+from rlhf.rollouts.sampling_records import (
+    SampledTokens,
+    SamplingRequest,
+    ValueHead,
+    concatenate,
+    equal_prompt_groups,
+)
 from rlhf.rollouts.stopping import StopStrings
 from tabular.core.distributions import categorical_logprob, categorical_sample
 
@@ -50,6 +56,7 @@ def sample(
     stop_strings: StopStrings | None = None,
     max_rows: int | None = None,
     engine: Engine = "auto",
+    value_head: ValueHead | None = None,
 ) -> SampledTokens:
     """Continue every prompt until a stop token, a stop string, or for `max_new_tokens` tokens.
 
@@ -57,6 +64,7 @@ def sample(
         noise: uniform numbers, see `uniform_noise`; None takes the most probable token each time (greedy).
         max_rows: responses sampled at once; None samples them all together.
         engine: see `rlhf.rollouts.engines`.
+        value_head: with it, values are computed from the hidden states that the tokens are sampled from.
 
     Raises:
         UserError: the engine does not support the model.
@@ -68,6 +76,7 @@ def sample(
         transform=transform,
         max_new_tokens=max_new_tokens,
         stop_strings=stop_strings,
+        value_head=value_head,
     )
     n_rows = min(max_rows or len(request), len(request))
     is_static = use_static_engine(
@@ -95,6 +104,7 @@ def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
     ids = torch.zeros(shape, dtype=torch.long, device=device)
     mask = torch.zeros(shape, dtype=torch.bool, device=device)
     logprobs = torch.zeros(shape, device=device)
+    values = None if request.value_head is None else torch.zeros(shape, device=device)
     ended = torch.zeros(len(request), dtype=torch.bool, device=device)
 
     kv_cache = DynamicCache(config=unwrap_peft(lm).config)
@@ -118,6 +128,8 @@ def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
         ids[rows, t] = torch.where(live, token, 0)
         mask[rows, t] = live
         logprobs[rows, t] = torch.where(live, categorical_logprob(logits, token), 0)
+        if values is not None and request.value_head is not None:
+            values[rows, t] = torch.where(live, request.value_head(states), 0)
         # 3. which responses end here
         ends = torch.isin(token, stop_ids)
         if request.stop_strings is not None:
@@ -137,4 +149,4 @@ def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
             live = live[live]
         new_ids = token.unsqueeze(-1)
         context_mask = torch.cat([context_mask, torch.ones_like(new_ids, dtype=torch.bool)], dim=1)
-    return SampledTokens(ids=ids, mask=mask, truncated=~ended, logprobs=logprobs)
+    return SampledTokens(ids=ids, mask=mask, truncated=~ended, logprobs=logprobs, values=values)

@@ -1,6 +1,6 @@
 """What an engine samples and what it returns: the two records that both engines share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from rlhf.models.distribution import LogitTransform
 from rlhf.rollouts.stopping import StopStrings
+
+ValueHead = Callable[[Float[Tensor, "N H"]], Float[Tensor, "N"]]
+"""From hidden states to values."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class SamplingRequest:
     transform: LogitTransform
     max_new_tokens: int
     stop_strings: StopStrings | None
+    value_head: ValueHead | None = None
+    """With it, the value of the state before each token is computed too."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -36,6 +41,7 @@ class SamplingRequest:
             transform=self.transform,
             max_new_tokens=self.max_new_tokens,
             stop_strings=self.stop_strings,
+            value_head=self.value_head,
         )
 
 
@@ -50,6 +56,8 @@ class SampledTokens:
     """True where the length limit came before an end."""
     logprobs: Float[Tensor, "B R"]
     """Log-probability of each token, as computed while sampling."""
+    values: Float[Tensor, "B R"] | None = None
+    """The value head's output for the state before each token, on request."""
 
     def trimmed(self) -> "SampledTokens":
         """Without the last columns in which no response has a token."""
@@ -59,16 +67,19 @@ class SampledTokens:
             mask=self.mask[:, :width],
             truncated=self.truncated,
             logprobs=self.logprobs[:, :width],
+            values=None if self.values is None else self.values[:, :width],
         )
 
 
 def concatenate(parts: Sequence[SampledTokens]) -> SampledTokens:
     """The responses of several parts, which have the same width."""
+    values = [part.values for part in parts if part.values is not None]
     return SampledTokens(
         ids=torch.cat([part.ids for part in parts]),
         mask=torch.cat([part.mask for part in parts]),
         truncated=torch.cat([part.truncated for part in parts]),
         logprobs=torch.cat([part.logprobs for part in parts]),
+        values=torch.cat(values) if values else None,
     )
 
 

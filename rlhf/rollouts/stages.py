@@ -55,6 +55,8 @@ class Sampler:
 class RequestedOutputs:
     """What is computed of a rollout besides log-probabilities."""
 
+    policy_forward: bool = True
+    """Compute the policy's log-probabilities; False where the rollout has those of the sampler as its old ones."""
     values: bool = True
     exact_kl: bool = False
     old_states: bool = False
@@ -63,9 +65,18 @@ class RequestedOutputs:
 
 
 def sample_responses(
-    policy: ActorCritic, sampler: Sampler, prompts: Prompts, noise: Float[Tensor, "B R"] | None
+    policy: ActorCritic,
+    sampler: Sampler,
+    prompts: Prompts,
+    noise: Float[Tensor, "B R"] | None,
+    as_old: bool = False,
 ) -> Rollout:
-    """A response to every prompt, greedy without noise; log-probabilities, values and scores are still nan."""
+    """A response to every prompt, greedy without noise; log-probabilities, values and scores are still nan.
+
+    Args:
+        as_old: the sampler's log-probabilities are the rollout's old ones, and the values of a shared critic are
+            computed while sampling; without a critic they are 0, and those of any other critic are still nan.
+    """
     with uncompiled(policy.lm):
         sampled = sample(
             policy.lm,
@@ -77,10 +88,21 @@ def sample_responses(
             stop_strings=sampler.stop_strings,
             max_rows=sampler.config.max_rows,
             engine=sampler.config.engine,
+            value_head=policy.value_of if as_old and policy.critic == "shared" else None,
         )
     completions = decode(sampler, sampled.ids, sampled.mask)
     rollout = unscored_rollout(prompts, sampled.ids, sampled.mask, sampled.truncated, completions)
-    return replace(rollout, sampler_logprobs=sampled.logprobs)
+    rollout = replace(rollout, sampler_logprobs=sampled.logprobs)
+    if not as_old:
+        return rollout
+    values = sampled.values
+    if policy.critic is None:
+        values = torch.zeros_like(sampled.logprobs)
+    return replace(
+        rollout,
+        old_logprobs=sampled.logprobs,
+        old_values=rollout.old_values if values is None else values,
+    )
 
 
 def unscored_rollout(
@@ -143,6 +165,10 @@ def compute_logprobs_and_values(
             store("ref_logprobs", rows, reference.logprobs(fixed_reference.states, group.tokens, transform))
             if requested.ref_states:
                 store("ref_states", rows, scatter_to_mask(fixed_reference.states, mask))
+        if not requested.policy_forward:
+            if requested.values and policy.critic in ("separate", "adapter"):
+                store("old_values", rows, policy.separate_values(group.tokens))
+            continue
         if i == 0 and first_forward is not None:
             out = first_forward(group.tokens)
         else:

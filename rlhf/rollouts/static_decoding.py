@@ -82,6 +82,7 @@ class Buffers:
     ids: Int[Tensor, "C R"]
     mask: Bool[Tensor, "C R"]
     logprobs: Float[Tensor, "C R"]
+    values: Float[Tensor, "C R"]
     ended: Bool[Tensor, "C"]
     noise: Float[Tensor, "C R"]
 
@@ -97,6 +98,7 @@ class Buffers:
         self.ids = torch.zeros(outputs, dtype=torch.long, device=device)
         self.mask = torch.zeros(outputs, dtype=torch.bool, device=device)
         self.logprobs = torch.zeros(outputs, device=device)
+        self.values = torch.zeros(outputs, device=device)
         self.ended = torch.zeros(outputs[0], dtype=torch.bool, device=device)
         self.noise = torch.zeros(outputs, dtype=torch.float64, device=device)
         self.graphs: StepGraphs | None = None
@@ -113,7 +115,7 @@ class Buffers:
         self.step.zero_()
         self.token.zero_()
         self.position.zero_()
-        for output in (self.ids, self.mask, self.logprobs, self.ended):
+        for output in (self.ids, self.mask, self.logprobs, self.values, self.ended):
             output.zero_()
         if request.noise is not None:
             self.noise[: len(request), : request.max_new_tokens] = request.noise[:, : request.max_new_tokens]
@@ -161,6 +163,7 @@ def sample_static(lm: Any, request: SamplingRequest, max_rows: int | None = None
         mask=buffers.mask[shape].clone(),
         truncated=~buffers.ended[: len(request)],
         logprobs=buffers.logprobs[shape].clone(),
+        values=None if request.value_head is None else buffers.values[shape].clone(),
     )
 
 
@@ -259,7 +262,9 @@ class StaticDecoding:
         n_rows = len(self.responses)
         n_slots = min(_round_up(longest, SLOT_BLOCK), self.buffers.capacity.slots)
         request = self.request
-        key = (n_rows, n_slots, request.noise is None, request.transform, request.max_new_tokens)
+        # The hash, because a graph that refers to the value head would keep the whole policy in memory.
+        value_head = hash(request.value_head)
+        key = (n_rows, n_slots, request.noise is None, request.transform, request.max_new_tokens, value_head)
         for _ in range(self.check_every):
             if self.buffers.graphs is None:
                 self._step(n_rows, n_slots)
@@ -282,7 +287,8 @@ class StaticDecoding:
             past_key_values=buffers.cache,
             use_cache=True,
         )
-        logits = self.request.transform(compute_logits(self.lm, out.last_hidden_state[:, -1]), step)
+        states = out.last_hidden_state[:, -1]
+        logits = self.request.transform(compute_logits(self.lm, states), step)
         # 2. draw a token for each row
         if self.request.noise is None:
             sampled = logits.argmax(-1)
@@ -292,6 +298,8 @@ class StaticDecoding:
         buffers.ids[response, step] = sampled
         buffers.mask[response, step] = torch.ones_like(ends)
         buffers.logprobs[response, step] = categorical_logprob(logits, sampled)
+        if self.request.value_head is not None:
+            buffers.values[response, step] = self.request.value_head(states)
         buffers.ended[response] = ends
         # 3. rows whose response ends become free, the others advance
         is_last = ends | (step == self.request.max_new_tokens - 1)
@@ -326,7 +334,7 @@ class StaticDecoding:
         cut_responses = torch.tensor(list(cuts), device=self.device)
         remaining = torch.tensor(list(cuts.values()), device=self.device).unsqueeze(-1)
         dropped = torch.arange(buffers.ids.shape[1], device=self.device) >= remaining
-        for output in (buffers.ids, buffers.mask, buffers.logprobs):
+        for output in (buffers.ids, buffers.mask, buffers.logprobs, buffers.values):
             output[cut_responses] = output[cut_responses].masked_fill(dropped, 0)
         buffers.ended[cut_responses] = True
         for row, response in enumerate(self.responses):

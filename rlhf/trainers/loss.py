@@ -85,6 +85,9 @@ def ppo_loss(
     }
     if "clip_fraction" in details:
         metrics["policy/clip_fraction"] = details["clip_fraction"]
+    if config.old_logprobs == "sampler" and rollout.sampler_logprobs is not None:
+        mismatch = (out.logprobs - rollout.sampler_logprobs).abs()
+        metrics["policy/sampler_mismatch"] = masked_mean(mismatch, loss_mask, normalizers.tokens).detach()
 
     loss = policy_loss
     if config.ent_coef > 0:  # at 0 its backward pass over the vocabulary would be wasted

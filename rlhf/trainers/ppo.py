@@ -197,15 +197,16 @@ class PPOTrainer:
         noise = uniform_noise(key, range(len(batch)), len(batch), max_new_tokens)
         self._generate_calls += 1
         first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
-        return self._checked(self.collector.generate(batch, noise, first_forward))
+        rollout = self.collector.generate(batch, noise, first_forward)
+        return self._checked(rollout, from_sampler=self.job.ppo.old_logprobs == "sampler")
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""
         return self._checked(self.collector.compute_logprobs_and_values(rollout))
 
-    def _checked(self, rollout: Rollout) -> Rollout:
+    def _checked(self, rollout: Rollout, from_sampler: bool = False) -> Rollout:
         if self.state.step == 0:
-            check_reference_matches_policy(rollout)
+            check_reference_matches_policy(rollout, from_sampler)
         return rollout
 
     def check_context_length(self, prompt: int, response: int) -> None:

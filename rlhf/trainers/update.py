@@ -133,6 +133,8 @@ class Learner:
                 break
         means = {name: float(torch.stack([metrics[name] for metrics in history]).mean()) for name in history[0]}
         means["policy/ratio_max"] = max(float(metrics["policy/ratio_max"]) for metrics in history)
+        if "policy/sampler_mismatch" in history[0]:  # only the first minibatch is read with the weights that sampled it
+            means["policy/sampler_mismatch"] = float(history[0]["policy/sampler_mismatch"])
         means |= learning_rates
         means["policy/optimizer_steps"] = float(optimizer_steps)
         if context.old_head is not None:
@@ -143,10 +145,10 @@ class Learner:
 
     @property
     def can_store_forward(self) -> bool:
-        """Whether the loss needs no other output than scoring, and all processes decide alike what to store."""
+        """Whether scoring computes all that the loss needs, and all processes decide alike what to store."""
         needs_fixed = self.requested.exact_kl or self.requested.ref_states or self.requested.old_states
         alike = self.accelerator.num_processes == 1 or (self.job.ppo.microbatch_tokens is None and self.texts is None)
-        return alike and not needs_fixed
+        return alike and not needs_fixed and self.job.ppo.old_logprobs == "recomputed"
 
     def store_forward(self, tokens: Tokens) -> PolicyOutput:
         """The policy's output, whose graph the next update takes for its first forward pass."""

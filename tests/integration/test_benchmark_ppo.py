@@ -76,6 +76,21 @@ def test_the_roofline_of_ragged_work_counts_real_tokens_only(workload):
     assert ppo_roofline.roofline_seconds(work, 0, copied, own_critic=True, passes=2)["update"] < 1
 
 
+def test_the_roofline_without_recomputed_logprobs_has_no_scoring_pass_of_the_policy(workload):
+    import ppo_roofline
+
+    work = ragged(workload)
+    machine = ppo_roofline.Machine(gflops=1e-9, gbytes=1e9)
+    recomputed, sampler = (
+        ppo_roofline.roofline_seconds(work, 0, machine, own_critic=False, passes=3, recomputes=value)
+        for value in (True, False)
+    )
+    forward = sum(work.trunk_flops(0, p + r) + work.head_flops(r) for p, r in work.lengths(0))
+    assert recomputed["score"] - sampler["score"] == pytest.approx(forward)
+    assert sampler["update"] - recomputed["update"] == pytest.approx(forward / work.minibatches)  # it was that pass
+    assert sampler["generate"] == recomputed["generate"]
+
+
 def test_responses_of_our_trainer_have_the_lengths_of_the_workload(workload, monkeypatch, tmp_path):
     import benchmark_ppo
 

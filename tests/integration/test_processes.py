@@ -50,6 +50,7 @@ VARIANTS = {
         "ppo": {"kl_placement": "loss", "kl_estimator": "full", "loss_aggregation": "fixed"},
         "reward": {"truncated": "mask"},
     },
+    "log-probabilities of the sampler": {"ppo": {"old_logprobs": "sampler"}, "reward": {"truncated": "bootstrap"}},
     "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2, "target_kl": 1e-4}},
 }
 

@@ -485,6 +485,18 @@ COMBINATIONS = [
         "so that it would not bound the KL; use k2, k3 or full",
     ),
     (
+        PPOConfig,
+        {"old_logprobs": "sampler", "policy_loss": "kl_penalty"},
+        "ppo.old_logprobs is sampler, but ppo.policy_loss kl_penalty needs the policy's forward pass over the "
+        "responses; set ppo.old_logprobs to recomputed, or ppo.policy_loss to clip",
+    ),
+    (
+        PPOConfig,
+        {"old_logprobs": "sampler", "kl_estimator": "full"},
+        "ppo.old_logprobs is sampler, but the token rewards of ppo.kl_estimator full need the policy's forward pass "
+        "over the responses; set ppo.old_logprobs to recomputed, or ppo.kl_estimator to k1, k2 or k3",
+    ),
+    (
         CriticConfig,
         {"kind": "separate", "init": "x", "head_init": "normal"},
         "critic.head_init is 'normal', but critic.init = 'x' includes the value head; remove one of them",
@@ -593,6 +605,7 @@ ACCEPTED = [
     (PPOConfig, {"policy_loss": "kl_penalty", "kl_penalty_beta": 2.0, "kl_penalty_target": 0.02}),
     *((PPOConfig, {"kl_placement": "loss", "kl_estimator": kind}) for kind in ("k2", "k3", "full")),
     *((PPOConfig, {"estimator": e, **more}) for e, more in WITHOUT_CRITIC.items()),
+    (PPOConfig, {"old_logprobs": "sampler", "kl_placement": "loss", "kl_estimator": "full"}),
     (PPOConfig, {"estimator": "grpo", "samples_per_prompt": 4, "grpo_divide_by_std": False}),
     (PPOConfig, {"estimator": "reinforce_pp", "gamma": 0.9, "whiten_advantages": True}),
     (PPOConfig, {"estimator": "remax", "gamma": 0.9, "samples_per_prompt": 2}),

@@ -92,6 +92,7 @@ CASES = {
     "ppo.clip_range": ({}, 1e-4),
     "ppo.clip_range_high": ({}, 1e-4),
     "ppo.dual_clip": ({}, 1.001),
+    "ppo.old_logprobs": ({}, "sampler"),
     "ppo.log_ratio_clamp": ({}, 1e-4),
     "ppo.kl_penalty_beta": ({"ppo.policy_loss": "kl_penalty"}, 50.0),
     "ppo.kl_penalty_target": ({"ppo.policy_loss": "kl_penalty"}, 10.0),

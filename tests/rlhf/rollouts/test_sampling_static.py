@@ -74,6 +74,25 @@ def test_engines_sample_the_same_responses(load, family):
     assert_same_responses(expected, sampled)
 
 
+@pytest.mark.parametrize("strings", [(), ("good", "film")])
+def test_engines_compute_the_same_values(load, models, strings, monkeypatch):
+    """The value head reads the states that the tokens are sampled from; dropped tokens have no value."""
+    monkeypatch.setitem(static_decoding.STEPS_BETWEEN_CHECKS, "cpu", 3)
+    weights = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    tokenizer = load_tokenizer(str(models("llama")))
+    expected, sampled = both_engines(
+        load(),
+        max_rows=5,
+        stop_strings=StopStrings(tokenizer, strings) if strings else None,
+        value_head=lambda states: states.float() @ weights,
+    )
+    assert_same_responses(expected, sampled)
+    torch.testing.assert_close(sampled.values, expected.values, rtol=0, atol=1e-4)
+    assert torch.equal(expected.values != 0, expected.mask)
+    assert torch.equal(sampled.values != 0, sampled.mask)
+    assert both_engines(load())[1].values is None
+
+
 def test_noise_may_be_wider_than_the_responses(load):
     ids, mask = pad(PROMPTS, 2, "left")
     noise = uniform_noise([0], range(8), 8, LENGTH)

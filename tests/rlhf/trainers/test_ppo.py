@@ -90,9 +90,14 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(job, monkeypatch):
         trainer.step()
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path):
+@pytest.mark.parametrize("old_logprobs", ["recomputed", "sampler"])
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path, old_logprobs):
     whole = change(
-        job, output=str(tmp_path / "whole"), checkpoint={"every": 2}, ppo={"kl_target": 1.0}, eval={"every": 1}
+        job,
+        output=str(tmp_path / "whole"),
+        checkpoint={"every": 2},
+        ppo={"kl_target": 1.0, "old_logprobs": old_logprobs},
+        eval={"every": 1},
     )
     PPOTrainer(whole).train()
 

@@ -21,8 +21,8 @@ from tabular.core.kl import categorical_kl
 
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """Logits of a block: on a CPU they stay in the caches (16 MiB), on a GPU they fill the device (256 MiB)."""
-MIN_BLOCK_TOKENS = 32
-"""Fewer would make the matrix products with the head slow, whatever the vocabulary."""
+MIN_BLOCK_TOKENS = 128
+"""Of a block, whatever the vocabulary: each block reads the head's weights and writes their gradient once."""
 STORED_ELEMENTS = 2**24
 """Probabilities that a forward pass stores for its backward pass (64 MiB)."""
 

@@ -246,8 +246,8 @@ def test_the_generic_block_is_the_definition():
 
 
 def test_gradients_of_low_precision_weights_are_summed_over_blocks_in_float32(monkeypatch):
-    """In bfloat16 the sum over 200 blocks would lose the last of its 8 digits many times."""
-    n_tokens = 200
+    """A sum of 2,000 blocks in bfloat16, with 8 binary digits, would hardly change any more at its end."""
+    n_tokens = 2000
     head = OutputHead(linear_head().module.bfloat16())
     states = random(n_tokens, H).bfloat16()
     token_ids = torch.arange(n_tokens) % V
@@ -256,4 +256,5 @@ def test_gradients_of_low_precision_weights_are_summed_over_blocks_in_float32(mo
         monkeypatch.setattr(module, "MIN_BLOCK_TOKENS", block)
         out = token_statistics(states, head, token_ids, torch.zeros_like(token_ids), PLAIN)
         gradients.append(torch.autograd.grad(out.logprobs.sum(), head.module.weight)[0].double())
-    torch.testing.assert_close(*gradients, rtol=1e-2, atol=0.1)
+    error = (gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()
+    assert error < 2**-7

@@ -51,6 +51,9 @@ VARIANTS = {
         "reward": {"truncated": "mask"},
     },
     "log-probabilities of the sampler": {"ppo": {"old_logprobs": "sampler"}, "reward": {"truncated": "bootstrap"}},
+    "token budget, unequal numbers of forward passes, no reference": {
+        "ppo": {"microbatch_size": 16, "microbatch_tokens": 20, "kl_coef": 0.0, "use_reference": False}
+    },
     "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2, "target_kl": 1e-4}},
 }
 

@@ -1,7 +1,9 @@
 """`rlhf generate`: responses of any model to a prompt, to the prompts of a file, or in a chat."""
 
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from rlhf.run.saved_policy import load_policy
 
 BATCH_SIZE = 64
 """Responses that are sampled in parallel."""
+
+DEFAULT_NEW_TOKENS = 128
+"""Maximum length of a response where none is set."""
 
 
 def generate(job: GenerateJob) -> None:
@@ -60,12 +65,13 @@ class Generator:
         self.name = job.model
         self.seed = job.seed
         self.max_new_tokens = job.max_new_tokens
+        self.shortened_to = DEFAULT_NEW_TOKENS
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         lm, self.tokenizer = load_policy(job.model)
         lm.to(self.device).eval()
         self.context_length = context_length_of(lm.config)
         self.policy = ActorCritic(lm, critic=None)
-        config = GenerationConfig(max_new_tokens=job.max_new_tokens, temperature=job.temperature)
+        config = GenerationConfig(max_new_tokens=job.max_new_tokens or DEFAULT_NEW_TOKENS, temperature=job.temperature)
         self.sampler = Sampler.of(self.tokenizer, lm, config)
 
     def respond(self, prompts: Sequence[Any], stream: int) -> list[tuple[Any, str]]:
@@ -79,16 +85,38 @@ class Generator:
             UserError: prompt and response may exceed the model's context length.
         """
         ids, mask = pad(encode_prompts(self.tokenizer, list(prompts)), padding_id(self.tokenizer), "left")
-        length = ids.shape[1]
-        if self.context_length is not None and length + self.max_new_tokens > self.context_length:
+        new_tokens = self._new_tokens(ids.shape[1])
+        sampler = replace(self.sampler, config=replace(self.sampler.config, max_new_tokens=new_tokens))
+        noise = None
+        if not sampler.is_greedy:
+            noise = uniform_noise([self.seed, stream], range(len(prompts)), len(prompts), new_tokens)
+        batch = Prompts(ids.to(self.device), mask.to(self.device), list(prompts), {})
+        completions = sample_responses(self.policy, sampler, batch, noise).completions
+        return list(zip(prompts, completions, strict=True))
+
+    def _new_tokens(self, prompt_length: int) -> int:
+        """The maximum length of the responses to prompts of that many tokens.
+
+        Raises:
+            UserError: the context length does not hold the length that was set, or no response at all.
+        """
+        new_tokens = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        if self.context_length is None or prompt_length + new_tokens <= self.context_length:
+            return new_tokens
+        left = self.context_length - prompt_length
+        if self.max_new_tokens is not None or left < 1:
             raise UserError(
-                f"a prompt of {length} tokens and --max_new_tokens {self.max_new_tokens} exceed the context length of "
+                f"a prompt of {prompt_length} tokens and --max_new_tokens {new_tokens} exceed the context length of "
                 f"{self.name}, which is {self.context_length}; lower one of them"
             )
-        noise = uniform_noise([self.seed, stream], range(len(prompts)), len(prompts), self.max_new_tokens)
-        batch = Prompts(ids.to(self.device), mask.to(self.device), list(prompts), {})
-        completions = sample_responses(self.policy, self.sampler, batch, noise).completions
-        return list(zip(prompts, completions, strict=True))
+        if left < self.shortened_to:
+            self.shortened_to = left
+            print(
+                f"responses are shortened to {left} tokens: {self.name} has a context length of {self.context_length}, "
+                f"and the longest prompt has {prompt_length}",
+                file=sys.stderr,
+            )
+        return left
 
 
 def chat(generator: Generator) -> None:

@@ -94,6 +94,12 @@ class PPOJob(TrainingJob):
         super().__post_init__()
         _check_set(self, "model.path")
         self._check_critic()
+        check(
+            self.generation.temperature > 0,
+            "generation.temperature",
+            self.generation.temperature,
+            "positive, because PPO learns from responses that vary",
+        )
         limit = f"at most generation.max_new_tokens = {self.generation.max_new_tokens}"
         check(
             self.reward.truncated != "overlong" or self.reward.overlong_buffer <= self.generation.max_new_tokens,
@@ -217,10 +223,11 @@ class GenerateJob:
     """Write prompts and responses to this jsonl file, which must not exist; null: print them."""
     count: int = 1
     """Responses per prompt."""
-    max_new_tokens: int = 128
-    """Maximum length of a response, in tokens, including its end token."""
+    max_new_tokens: int | None = None
+    """Maximum length of a response, in tokens, including its end token; null: 128, or what the context
+    length leaves."""
     temperature: float = 1.0
-    """Divisor of the logits."""
+    """Divisor of the logits; 0: the most probable token each time."""
     seed: int = 0
     """Seed of sampling."""
 
@@ -232,8 +239,9 @@ class GenerateJob:
         if self.prompt is not None and not self.prompt.strip():
             raise UserError("prompt is empty, but must be a text to continue")
         check(self.count > 0, "count", self.count, "positive")
-        check(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
-        check(self.temperature > 0, "temperature", self.temperature, "positive")
+        length = self.max_new_tokens
+        check(length is None or length > 0, "max_new_tokens", length, "null or positive")
+        check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ class GenerationConfig:
     max_new_tokens: int = 64
     """Maximum length of a response, in tokens, including its end token."""
     temperature: float = 1.0
-    """Divisor of the logits, in sampling and in all log-probabilities."""
+    """Divisor of the logits, in sampling and in all log-probabilities. 0, in evaluations alone: the most probable token
+    each time, with log-probabilities at temperature 1."""
     min_new_tokens: int = 0
     """Mask the end tokens until a response has this many tokens, in sampling and in all log-probabilities; a stop
     string may still end a response."""
@@ -176,7 +177,8 @@ class GenerationConfig:
     where max_rows makes responses wait, and for 256 tokens or more. Both sample the same responses, up to rounding."""
 
     def __post_init__(self):
-        check_ranges(self, {POSITIVE: ("max_new_tokens", "temperature", "max_rows"), NOT_EMPTY: ("stop_ids",)})
+        ranges = {POSITIVE: ("max_new_tokens", "max_rows"), AT_LEAST_0: ("temperature",), NOT_EMPTY: ("stop_ids",)}
+        check_ranges(self, ranges)
         check(
             0 <= self.min_new_tokens < self.max_new_tokens or self.min_new_tokens == 0,
             "generation.min_new_tokens",

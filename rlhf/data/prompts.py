@@ -37,11 +37,14 @@ class PromptSet:
         return ShuffledStream(len(self), seed).take(start, count)
 
 
-def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, path: str | None = None) -> PromptSet:
+def prepare_prompts(
+    tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, path: str | None = None, held_out: bool = False
+) -> PromptSet:
     """Check and tokenise the `prompt` column.
 
     Args:
         path: of the rows, for error messages; default `config.path`.
+        held_out: the rows are those held out, for error messages.
 
     Raises:
         UserError: the column is missing, a prompt is null, empty or longer than `max_prompt_length`.
@@ -61,7 +64,11 @@ def prepare_prompts(tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, 
         raise UserError(f"{path}, row {empty[0] + 1}: the prompt has no tokens")
     used = [i for i, row in enumerate(ids) if config.too_long != "drop" or len(row) <= limit]
     if not used:
-        raise UserError(f"{path}: every prompt is longer than data.max_prompt_length = {limit} tokens")
+        kind = "held-out prompt" if held_out else "prompt"
+        raise UserError(
+            f"{path}: every {kind} is longer than data.max_prompt_length = {limit} tokens; raise it, or set "
+            "data.too_long to truncate" + (", or hold out more with data.eval_fraction" if held_out else "")
+        )
     others = {name: read_column(rows, name, path) for name in rows.column_names if name != "prompt"}
     return PromptSet(
         prompts=[prompts[i] for i in used],
@@ -76,7 +83,9 @@ def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptS
     rows, held_out = split_rows(config, seed)
     pad_id = padding_id(tokenizer)
     prompts = prepare_prompts(tokenizer, rows, config, pad_id)
-    return prompts, held_out and prepare_prompts(tokenizer, held_out, config, pad_id, config.eval_path)
+    if not held_out:
+        return prompts, None
+    return prompts, prepare_prompts(tokenizer, held_out, config, pad_id, config.eval_path, held_out=True)
 
 
 def make_prompts(tokenizer: Any, prompts: Sequence[Any], columns: dict[str, list[Any]] | None = None) -> Prompts:

@@ -81,7 +81,9 @@ def evaluate_responses(
     """
     policy.eval()
     ranks = accelerator.num_processes
-    noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
+    noise = None
+    if not sampler.is_greedy:
+        noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
     responses: list[EvaluatedResponse] = []
     with raise_on_all_ranks(accelerator):
         share = range(accelerator.process_index, len(indices), ranks)
@@ -90,7 +92,7 @@ def evaluate_responses(
             batch = to_device(prompts.batch(batch_indices), accelerator.device)
             together = [torch.arange(len(rows))]
             with accelerator.autocast():
-                rollout = sample_responses(policy, sampler, batch, noise[rows])
+                rollout = sample_responses(policy, sampler, batch, None if noise is None else noise[rows])
                 rollout = compute_logprobs_and_values(
                     policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
                 )

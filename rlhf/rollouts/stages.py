@@ -47,6 +47,11 @@ class Sampler:
         )
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken each time, without random numbers."""
+        return self.config.temperature == 0
+
+    @property
     def stop_strings(self) -> StopStrings | None:
         return StopStrings(self.tokenizer, tuple(self.config.stop_strings)) if self.config.stop_strings else None
 

@@ -52,7 +52,7 @@ def make_logit_transform(config: GenerationConfig, stop_ids: Sequence[int], voca
             f"generation.suppress_ids holds every end token ({', '.join(map(str, stop_ids))}), so no response could end"
         )
     return LogitTransform(
-        temperature=config.temperature,
+        temperature=config.temperature or 1.0,  # greedy responses have the probabilities of temperature 1
         suppress_ids=tuple(suppressed),
         min_new_tokens=config.min_new_tokens,
         stop_ids=tuple(stop_ids),

@@ -381,10 +381,29 @@ def test_other_mistakes_of_users_are_rejected(capsys, config, tmp_path, monkeypa
     assert message in refused(capsys, "ppo", "--config", config, *options)
 
 
+def test_generate_without_options_shortens_responses_to_the_context(capsys, models):
+    """The tiny model's context holds 128 tokens, less than the default length of a response."""
+    command = ["generate", models("llama"), "--prompt", "the film is"]
+    assert main([str(x) for x in command]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("the film is")
+    assert "responses are shortened to" in err
+    assert "context length of 128, and the longest prompt has" in err
+
+
+def test_temperature_0_is_greedy_and_the_same_for_every_seed(capsys, models):
+    command = ["generate", models("llama"), "--prompt", "the film", "--max_new_tokens", "6", "--seed"]
+    greedy = {rlhf(capsys, *command, seed, "--temperature", "0") for seed in (1, 2)}
+    sampled = {rlhf(capsys, *command, seed) for seed in (1, 2)}
+    assert len(greedy) == 1
+    assert len(sampled) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--prompt", " "], "prompt is empty"),
+        (["--prompt", "the film is " * 60], "exceed the context length of"),
         (["--prompt", "the film", "--max_new_tokens", "500"], "exceed the context length of"),
         (["--chat"], "the tokenizer has no chat template"),
     ],

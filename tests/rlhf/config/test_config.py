@@ -256,7 +256,7 @@ POSITIVE = {
     "scratch": ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_positions"),
     "data": ("max_prompt_length",),
     "model.lora": ("alpha",),
-    "generation": ("max_new_tokens", "temperature"),
+    "generation": ("max_new_tokens",),
     "reward": ("overlong_buffer", "batch_size"),
     "eval.judge": ("batch_size",),
     "eval": ("prompts", "batch_size"),
@@ -279,6 +279,7 @@ NULL_OR_POSITIVE = {
 }
 NOT_NEGATIVE = {
     "reward": ("min_length", "overlong_penalty"),
+    "generation": ("temperature",),
     "eval": ("every", "samples"),
     "checkpoint": ("every",),
     "training": ("warmup_steps", "weight_decay", "eval_every"),
@@ -453,6 +454,11 @@ def test_every_setting_without_effect_is_rejected(group, settings, name, reason)
 
 COMBINATIONS = [
     (
+        job_of,
+        {"generation": {"temperature": 0.0}},
+        "generation.temperature is 0.0, but must be positive, because PPO learns from responses that vary",
+    ),
+    (
         ModelConfig,
         {"load_in_4bit": True},
         "model.load_in_4bit is true and model.lora.rank is 0, but 4-bit weights cannot be trained; train adapters "
@@ -594,6 +600,7 @@ def test_every_impossible_combination_is_rejected(make, settings, message):
 
 
 ACCEPTED = [
+    (GenerationConfig, {"temperature": 0.0}),
     (PPOConfig, {"kl_coef": 0.0, "use_reference": False}),
     (PPOConfig, {"gamma": 0.0, "lam": 0.0, "lam_critic": 0.0, "kl_coef": 0.0, "vf_coef": 0.0}),
     (PPOConfig, {"gamma": 1.0, "lam": 1.0, "lam_critic": 1.0, "dual_clip": 1.01, "clip_range": 0.99}),

@@ -1,9 +1,11 @@
 """Tokenised prompts: limits on their length, and batches."""
 
+import json
+
 import pytest
 
 from rlhf.config.jobs import DataConfig
-from rlhf.data.prompts import prepare_prompts
+from rlhf.data.prompts import load_prompts, prepare_prompts
 from rlhf.errors import UserError
 
 
@@ -55,6 +57,18 @@ def test_dropping_every_prompt_is_an_error(tokenizer):
         prepare_prompts(
             tokenizer, rows_of(prompt=["a a"]), DataConfig(path="x", max_prompt_length=1, too_long="drop"), 2
         )
+
+
+def test_dropping_every_held_out_prompt_is_an_error_about_these(tokenizer, tmp_path):
+    paths = {}
+    for name, prompts in {"train": ["a", "a a"], "held_out": ["a a", "a a a"]}.items():
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    config = DataConfig(
+        path=str(paths["train"]), eval_path=str(paths["held_out"]), max_prompt_length=1, too_long="drop"
+    )
+    with pytest.raises(UserError, match=r"held_out.jsonl: every held-out prompt is longer than .* = 1 tokens; raise"):
+        load_prompts(tokenizer, config, 0)
 
 
 def test_truncated_prompt_keeps_its_start_token(bos_tokenizer):

@@ -97,3 +97,14 @@ def test_undefined_statistics_are_null_in_the_file(evaluate_job, tmp_path):
     assert math.isnan(result["after"]["distinct_2"])
     text = (tmp_path / "evaluation" / "evaluation.json").read_text()
     assert json.loads(text, parse_constant=refuse)["after"]["distinct_2"] is None
+
+
+def test_greedy_responses_need_no_random_numbers(evaluate_job, monkeypatch):
+    """With log-probabilities at temperature 1, so that entropy and KL mean the same as those of sampled responses."""
+    sampled = evaluate_policy(replace(evaluate_job, output=None))["after"]
+    monkeypatch.setattr("rlhf.evaluation.responses.uniform_noise", None)
+    job = replace(evaluate_job, output=None, generation=replace(evaluate_job.generation, temperature=0.0))
+    greedy = evaluate_policy(job)["after"]
+    assert greedy["entropy"] > 0.0
+    assert greedy["kl"] != 0.0
+    assert greedy["entropy"] != sampled["entropy"]

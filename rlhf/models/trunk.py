@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rlhf.models.packing import packed_states, packs_rows
+from rlhf.models.packing import is_worth_packing, packed_states, packs_rows
 from rlhf.records import Tokens, mask_up_to_last
 
 
@@ -92,12 +92,12 @@ class TextStates:
 
 
 def text_states(lm: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, "B"]) -> TextStates:
-    """The last hidden states of right-padded texts: without their padding where the model reads packed rows.
+    """The last hidden states of right-padded texts: read packed where the model can and there is enough padding.
 
     Elsewhere no mask is needed either: no token of a causal model depends on those after it.
     """
     model = unwrap_peft(lm)
-    if len(ids) > 1 and packs_rows(model):
+    if packs_rows(model) and is_worth_packing(model, ids, lengths):
         return TextStates(packed_states(model, ids, lengths), lengths.cumsum(0) - lengths)
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     return TextStates(states.flatten(0, 1), ids.shape[1] * torch.arange(len(ids), device=ids.device))

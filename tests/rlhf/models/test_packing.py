@@ -10,6 +10,12 @@ from rlhf.models.loading import add_lora, load_causal_lm
 from rlhf.models.packing import PACKED_SDPA, packed_states, packs_rows
 from rlhf.models.trunk import disable_dropout, text_states, unwrap_peft
 
+
+@pytest.fixture(autouse=True)
+def tiny_models_are_worth_packing(monkeypatch):
+    monkeypatch.setattr(packing, "MIN_SAVED_PRODUCTS", 1)
+
+
 IDS = torch.tensor(
     [[5, 6, 7, 8, 9, 10, 11], [12, 13, 2, 2, 2, 2, 2], [14, 15, 16, 17, 18, 2, 2], [19, 2, 2, 2, 2, 2, 2]]
 )
@@ -81,7 +87,7 @@ def test_adapters_and_the_copied_reference_read_packed_rows(models):
     with torch.no_grad():
         for name, p in lm.named_parameters():
             if "lora_B" in name:
-                p.normal_(generator=torch.Generator().manual_seed(0))
+                p.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
         torch.testing.assert_close(all_states(text_states(lm, IDS, LENGTHS)), single_states(lm), rtol=1e-4, atol=1e-5)
     assert packs_rows(unwrap_peft(lm))
     copied = Reference.of(ActorCritic(load(models, "llama")).lm).lm
@@ -123,3 +129,14 @@ def test_the_check_draws_no_random_numbers_and_keeps_the_mode(models):
     assert packs_rows(lm)
     assert torch.equal(torch.get_rng_state(), before)
     assert lm.training
+
+
+def test_rows_are_packed_where_their_padding_costs_more_than_attention_text_by_text(models, monkeypatch):
+    """13 padding tokens on 4 rows: 3.25 times the weights of a layer for each text."""
+    lm = load(models, "llama")
+    weights = sum(p.numel() for p in [*lm.model.layers.parameters(), *lm.model.norm.parameters()]) / 2
+    for limit, packs in ((3.2 * weights, True), (3.3 * weights, False)):
+        monkeypatch.setattr(packing, "MIN_SAVED_PRODUCTS", limit)
+        assert len(text_states(lm, IDS, LENGTHS).flat) == (15 if packs else 28)
+    monkeypatch.setattr(packing, "MIN_SAVED_PRODUCTS", 0)
+    assert not packing.is_worth_packing(lm, IDS[:1], LENGTHS[:1])

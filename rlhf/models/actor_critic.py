@@ -16,7 +16,7 @@ from rlhf.models.distribution import (
     token_positions,
 )
 from rlhf.models.packing import packs_rows
-from rlhf.models.token_statistics import token_statistics
+from rlhf.models.token_statistics import TokenStatistics, token_statistics
 from rlhf.models.trunk import response_states, states_after_response, unwrap_peft
 from rlhf.records import PolicyOutput, Tokens
 
@@ -63,15 +63,8 @@ class ActorCritic(nn.Module):
         """
         mask = tokens.response_mask
         states = response_states(self.lm, tokens)
-        statistics = token_statistics(
-            states,
-            OutputHead.of(self.lm),
-            tokens.response_ids[mask],
-            token_positions(mask),
-            transform,
-            with_entropy=with_entropy,
-            old=old,
-            reference=reference,
+        statistics = _response_statistics(
+            self.lm, states, tokens, transform, with_entropy=with_entropy, old=old, reference=reference
         )
         values = torch.zeros_like(statistics.logprobs)
         if with_values and self.critic is not None:
@@ -127,6 +120,15 @@ class ActorCritic(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
+def _response_statistics(
+    lm: Any, states: Float[Tensor, "N H"], tokens: Tokens, transform: LogitTransform, **requested: Any
+) -> TokenStatistics:
+    """The statistics of the N response tokens, from the model's states before them; `requested` as there."""
+    mask = tokens.response_mask
+    ids = tokens.response_ids[mask]
+    return token_statistics(states, OutputHead.of(lm), ids, token_positions(mask), transform, **requested)
+
+
 def is_critic_weight(name: str) -> bool:
     """Whether a parameter of an actor-critic is the critic's alone; a shared trunk counts as the policy's."""
     return name.startswith(("value_head.", "critic_lm.")) or is_adapter_weight(name, CRITIC)
@@ -169,17 +171,9 @@ class Reference:
     @torch.no_grad()
     def logprobs(self, states: Float[Tensor, "N H"], tokens: Tokens, transform: LogitTransform) -> Float[Tensor, "B R"]:
         """Log-probability of every response token, from the reference's states; 0 where `response_mask` is False."""
-        mask = tokens.response_mask
         with active_adapter(self.lm, None):
-            statistics = token_statistics(
-                states,
-                OutputHead.of(self.lm),
-                tokens.response_ids[mask],
-                token_positions(mask),
-                transform,
-                with_entropy=False,
-            )
-        return scatter_to_mask(statistics.logprobs, mask)
+            statistics = _response_statistics(self.lm, states, tokens, transform, with_entropy=False)
+        return scatter_to_mask(statistics.logprobs, tokens.response_mask)
 
     @torch.no_grad()
     def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:

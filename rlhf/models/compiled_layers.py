@@ -37,7 +37,9 @@ def compile_layers(*models: Any) -> None:
             continue
         layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
-            raise UserError(f"model.compile is true, but {type(trunk).__name__} has no layers that can be compiled")
+            raise UserError(
+                f"model.compile is true, but {type(trunk).__name__} has no layers that can be compiled; set it to false"
+            )
         for layer in layers:
             layer.compile(dynamic=True)
         _compiled_trunks.add(trunk)

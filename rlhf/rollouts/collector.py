@@ -4,7 +4,6 @@ A rollout is small beside a model, so it is gathered at once; everything after i
 process alike.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +15,11 @@ from torch import Tensor
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, interleave, select, to_device
+from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.microbatches import first_epoch_microbatches
 from rlhf.rollouts.stages import (
+    FirstForward,
     RequestedOutputs,
     Sampler,
     compute_logprobs_and_values,
@@ -28,8 +28,6 @@ from rlhf.rollouts.stages import (
 )
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.metrics import PhaseTimer
-
-FirstForward = Callable[[Tokens], PolicyOutput]
 
 
 class Collector:

@@ -22,6 +22,9 @@ from rlhf.rollouts.engines import check_engine
 from rlhf.rollouts.sampling import sample
 from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
 
+FirstForward = Callable[[Tokens], PolicyOutput]
+"""Computes the policy's output of a rollout's first group."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -140,7 +143,7 @@ def compute_logprobs_and_values(
     groups: Sequence[Int[Tensor, "_"]],
     transform: LogitTransform,
     requested: RequestedOutputs | None = None,
-    first_forward: Callable[[Tokens], PolicyOutput] | None = None,
+    first_forward: FirstForward | None = None,
 ) -> Rollout:
     """The rollout with the policy's log-probabilities and values, and the reference's log-probabilities.
 

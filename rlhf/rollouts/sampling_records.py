@@ -1,7 +1,7 @@
 """What an engine samples and what it returns: the two records that both engines share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,14 +34,11 @@ class SamplingRequest:
 
     def rows(self, start: int, stop: int) -> "SamplingRequest":
         """The request for some consecutive responses."""
-        return SamplingRequest(
+        return replace(
+            self,
             prompt_ids=self.prompt_ids[start:stop],
             prompt_mask=self.prompt_mask[start:stop],
             noise=None if self.noise is None else self.noise[start:stop],
-            transform=self.transform,
-            max_new_tokens=self.max_new_tokens,
-            stop_strings=self.stop_strings,
-            value_head=self.value_head,
         )
 
 
@@ -62,10 +59,10 @@ class SampledTokens:
     def trimmed(self) -> "SampledTokens":
         """Without the last columns in which no response has a token."""
         width = int(self.mask.any(0).sum())
-        return SampledTokens(
+        return replace(
+            self,
             ids=self.ids[:, :width],
             mask=self.mask[:, :width],
-            truncated=self.truncated,
             logprobs=self.logprobs[:, :width],
             values=None if self.values is None else self.values[:, :width],
         )

@@ -18,6 +18,15 @@ COMMANDS = {
     "demo": "run all stages on film reviews, in minutes on a CPU",
 }
 
+OTHER_COMMANDS = {
+    "dpo": "there is no DPO here; `rlhf reward` and `rlhf ppo` train on the same preference pairs",
+    "grpo": "it is `rlhf ppo --ppo.estimator grpo --ppo.samples_per_prompt 8`",
+    "rloo": "it is `rlhf ppo --ppo.estimator rloo --ppo.samples_per_prompt 4`",
+    "chat": "it is `rlhf generate MODEL --chat`",
+    **dict.fromkeys(("kto", "orpo", "bco", "cpo"), "there is none here"),
+}
+"""Commands of other trainers -> what there is here instead."""
+
 INTERRUPTED = 130
 """Exit status of a run that was interrupted before its end, so that `rlhf sft && rlhf ppo` stops."""
 
@@ -60,6 +69,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name not in COMMANDS:
         import difflib
 
+        if name in OTHER_COMMANDS:
+            raise UserError(f"unknown command {name!r}; {OTHER_COMMANDS[name]}")
         similar = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {hint}")

@@ -3,6 +3,7 @@
 All messages name the setting in full: `ppo.lr is -1.0, but must be positive`.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
@@ -72,7 +73,16 @@ def reject_unused(settings: Any, names: tuple[str, ...], reason: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value != defaults[name]:
-            raise UserError(f"{settings.section}.{name} is {value!r}, but it has no effect because {reason}; remove it")
+            key = f"{settings.section}.{name}"
+            raise UserError(
+                f"{key} is {value!r}, but it has no effect because {reason}; remove it, or override it with its default, "
+                f"--{key} {_as_option(defaults[name])}"
+            )
+
+
+def _as_option(value: Any) -> str:
+    """A default as it is typed in an option."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def divisors_near(part: int, whole: int) -> str:

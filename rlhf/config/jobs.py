@@ -122,7 +122,7 @@ class PPOJob(TrainingJob):
             if self.reward.truncated == "bootstrap":
                 raise UserError(
                     f"reward.truncated is bootstrap, but {estimator} has no critic to bootstrap from; use replace, "
-                    "overlong or mask"
+                    "subtract, overlong or mask"
                 )
         if self.critic.kind == "adapter" and self.model.lora.rank == 0:
             raise UserError(

@@ -6,6 +6,7 @@ is the only module that uses the command-line library, and it depends on no part
 """
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from rlhf.config.aliases import ALIASES, UNSUPPORTED
+from rlhf.config.aliases import explain
 from rlhf.errors import UserError
 
 Job = TypeVar("Job")
@@ -44,10 +45,10 @@ def parse(
 
     prog = prog or Path(sys.argv[0]).name
     arguments, words = split_words(kind, sys.argv[1:] if argv is None else argv)
+    _check_keys(kind, words)
     if len(arguments) > (positional is not None):
         raise UserError(f"`{prog}` takes no argument {arguments[-1]!r}; see `{prog} --help`")
     words += [f"--{positional}={argument}" for argument in arguments]
-    _check_keys(kind, words)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{prog}{f' [{positional.upper()}]' if positional else ''} [--config FILE ...] [--SETTING VALUE ...]"
     parser = ArgumentParser(prog=prog, usage=usage, exit_on_error=False, description=kind.__doc__)
@@ -63,7 +64,7 @@ def parse(
 
 def from_dict(kind: type[Job], settings: dict[str, Any]) -> Job:
     """Build a job from nested settings, as `config.yaml` holds them; checks them as `parse` does."""
-    _check_known(kind, flatten(settings))
+    _raise_all(_unknown(kind, flatten(settings)))
     return parse(kind, to_options(settings))
 
 
@@ -160,8 +161,35 @@ def split_words(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
             value = waiting.pop(0)
         elif not equals and (key in types or key == "config"):
             raise UserError(f"option --{key} needs a value")
-        options.append(f"--{key}={_whole_number(value) if types.get(key) in (int, int | None) else value}")
+        options.append(f"--{key}={_normalise(value, types.get(key))}")
     return arguments, options
+
+
+def _normalise(text: str, kind: Any) -> str:
+    """The value of an option as the command-line library reads it."""
+    if kind in (int, int | None):
+        return _whole_number(text)
+    return _list_of_text(text) if _holds_texts(kind) and text != "null" else text
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether a type is a list of text, or null."""
+    return any(get_origin(item) is list and get_args(item)[0] is not int for item in (kind, *get_args(kind)))
+
+
+def _list_of_text(text: str) -> str:
+    r"""A list of text as YAML; one text needs no brackets, and `\n` and `\t` outside quotes are what they stand for."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in ("'", '"'):
+        return f"[{text}]"
+    items = [text]
+    if text.startswith("["):
+        if '"' in text or "'" in text or not text.endswith("]"):
+            return text
+        items = yaml.safe_load(text)
+    if not all(isinstance(item, str) for item in items):
+        return text
+    items = [item.replace("\\n", "\n").replace("\\t", "\t") for item in items]
+    return json.dumps(items, ensure_ascii=False)
 
 
 def _whole_number(text: str) -> str:
@@ -172,33 +200,41 @@ def _whole_number(text: str) -> str:
 
 
 def _check_keys(kind: type, words: Sequence[str]) -> None:
-    """Raise UserError for the first unknown key, in an option or in a config file."""
+    """Raise one UserError for all unknown keys, in options and in config files."""
     sections = {key.rsplit(".", n)[0] for key in setting_types(kind) for n in range(1, key.count(".") + 1)}
     options = [word[2:].split("=")[0].rstrip("+") for word in words if word.startswith("--")]
-    _check_known(kind, [key for key in options if key not in {"config", "help", "print_config", *sections}])
+    messages = _unknown(kind, [key for key in options if key not in {"config", "help", "print_config", *sections}])
     for word in words:
         if word.startswith("--config="):
             file = word.removeprefix("--config=")
-            _check_known(kind, flatten(read_yaml(Path(file))), where=f"{file}: ")
+            messages += [f"{file}: {message}" for message in _unknown(kind, flatten(read_yaml(Path(file))))]
+    _raise_all(messages)
 
 
-def _check_known(kind: type, keys: Iterable[str], where: str = "") -> None:
-    """Raise UserError for the first of the dotted `keys` that is no setting, with the nearest one that is."""
+def _raise_all(messages: Sequence[str]) -> None:
+    """Raise one UserError with all messages, unless there are none."""
+    if len(messages) > 1:
+        raise UserError(f"{len(messages)} settings cannot be used:\n  " + "\n  ".join(messages))
+    if messages:
+        raise UserError(messages[0])
+
+
+def _unknown(kind: type, keys: Iterable[str]) -> list[str]:
+    """A message for each of the dotted `keys` that is no setting, with the nearest one that is."""
     valid = list(setting_types(kind))
-    key = next((key for key in keys if key not in valid), None)
-    if key is None:
-        return
+    return [_unknown_message(key, valid) for key in keys if key not in valid]
+
+
+def _unknown_message(key: str, valid: Sequence[str]) -> str:
     if members := [name for name in valid if name.startswith(f"{key}.")]:
-        raise UserError(f"{where}{key} is a section, not a setting; it holds {', '.join(members)}")
+        return f"{key} is a section, not a setting; it holds {', '.join(members)}"
+    if explanation := explain(key, valid):
+        return explanation
     last = key.rsplit(".", 1)[-1]
-    if last in UNSUPPORTED:
-        raise UserError(f"{where}{key} is not supported, because {UNSUPPORTED[last]}")
-    if ALIASES.get(last) in valid:
-        raise UserError(f"{where}unknown setting {key}; it is called {ALIASES[last]} here")
     same_name = [name for name in valid if name.rsplit(".", 1)[-1] == last]
     similar = same_name or difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(valid)}"
-    raise UserError(f"{where}unknown setting {key}; {hint}")
+    hint = f"did you mean {similar[0]}?" if similar else "--help lists all settings"
+    return f"unknown setting {key}; {hint}"
 
 
 # -------------------------------------------------------------------------------------------------- values and types
@@ -243,6 +279,8 @@ def _as_text(value: Any) -> str:
     """A value as it is written in an option."""
     if isinstance(value, str):
         return value
+    if isinstance(value, list) and any(isinstance(item, str) for item in value):
+        return json.dumps(value, ensure_ascii=False)  # in quotes, outside of which backslashes have a meaning
     return yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
 
 

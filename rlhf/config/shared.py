@@ -227,12 +227,13 @@ class RewardConfig(SourceConfig):
 
     section: ClassVar[str] = "reward"
 
-    truncated: Literal["replace", "overlong", "bootstrap", "mask"] = "replace"
-    """Responses truncated at max_new_tokens: replace their score by -missing_eos_penalty; subtract overlong_penalty
-    near the limit, from all responses; bootstrap from the critic's value at the last token; or mask them out of the
-    loss."""
+    truncated: Literal["replace", "subtract", "overlong", "bootstrap", "mask"] = "replace"
+    """Responses truncated at max_new_tokens: replace their score by -missing_eos_penalty; subtract missing_eos_penalty
+    from it, as TRL does; subtract overlong_penalty near the limit, from all responses (overlong); bootstrap from the
+    critic's value at the last token; or mask them out of the loss."""
     missing_eos_penalty: float | None = 1.0
-    """A truncated response scores minus this, whatever its reward; null keeps its score."""
+    """A truncated response scores minus this, whatever its reward (replace), or loses this (subtract); null keeps its
+    score."""
     overlong_penalty: float = 1.0
     """Subtracted from the score of a response of maximum length; grows linearly from 0 over the last overlong_buffer
     tokens (Yu et al., 2025, DAPO)."""
@@ -256,7 +257,7 @@ class RewardConfig(SourceConfig):
         check(penalty is None or penalty >= 0, "reward.missing_eos_penalty", penalty, f"null or {subtracted}")
         if self.min_length == 0:
             reject_unused(self, ("short_penalty",), "reward.min_length is 0")
-        if self.truncated != "replace":
+        if self.truncated not in ("replace", "subtract"):
             reject_unused(self, ("missing_eos_penalty",), f"reward.truncated is {self.truncated}")
         if self.truncated != "overlong":
             unused = ("overlong_penalty", "overlong_buffer")

@@ -149,6 +149,18 @@ def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("dpo", "there is no DPO here; "),
+        ("grpo", "it is `rlhf ppo --ppo.estimator grpo --ppo.samples_per_prompt 8`"),
+        ("kto", "there is none here"),
+    ],
+)
+def test_commands_of_other_trainers_are_not_answered_with_a_similar_name(capsys, name, answer):
+    assert f"error: unknown command '{name}'; {answer}" in refused(capsys, name, "--model.path", "m")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model.path", "/no/such/folder"], "model folder /no/such/folder does not exist"),

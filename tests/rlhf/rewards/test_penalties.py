@@ -26,6 +26,14 @@ def test_penalties_replace_scores(rules, expected):
     assert apply_penalties(scores, lengths, truncated, RewardConfig(**rules), 4).tolist() == expected
 
 
+@pytest.mark.parametrize(("penalty", "expected"), [(2.0, [-1.5, 1.5]), (0.0, [0.5, 1.5]), (None, [0.5, 1.5])])
+def test_the_penalty_of_a_truncated_response_can_be_subtracted_from_its_score(penalty, expected):
+    """As in TRL, where the better of two cut responses stays the better one."""
+    config = RewardConfig(truncated="subtract", missing_eos_penalty=penalty)
+    scores = apply_penalties(torch.tensor([0.5, 1.5]), torch.tensor([4, 3]), torch.tensor([True, False]), config, 4)
+    assert scores.tolist() == expected
+
+
 def test_overlong_penalty_grows_with_every_token_of_the_buffer():
     """Limit 10, buffer 4, penalty 2: six tokens are free, the next four cost 2 / 4 each, later ones nothing more.
 

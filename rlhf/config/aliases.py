@@ -91,7 +91,7 @@ CONVERSIONS = {
     "use_peft": "model.lora.rank = lora_r; 0 trains all weights",
     "eval_strategy": "eval.every = eval_steps; 0 evaluates before the first and after the last step alone",
     "num_sample_generations": (
-        "eval.every = ppo.total_episodes / ppo.rollout_batch_size / num_sample_generations; answers are in samples.jsonl"
+        "eval.every = ppo.total_episodes / ppo.rollout_batch_size / num_sample_generations; see samples.jsonl"
     ),
     "save_strategy": "checkpoint.every = save_steps; 0 saves no checkpoints",
     "stop_token": "generation.stop_ids = null, the default, for eos; or the ids, or generation.stop_strings",

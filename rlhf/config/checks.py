@@ -75,8 +75,8 @@ def reject_unused(settings: Any, names: tuple[str, ...], reason: str) -> None:
         if value != defaults[name]:
             key = f"{settings.section}.{name}"
             raise UserError(
-                f"{key} is {value!r}, but it has no effect because {reason}; remove it, or override it with its default, "
-                f"--{key} {_as_option(defaults[name])}"
+                f"{key} is {value!r}, but it has no effect because {reason}; remove it, or override it with its "
+                f"default, --{key} {_as_option(defaults[name])}"
             )
 
 

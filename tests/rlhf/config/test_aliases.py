@@ -69,7 +69,7 @@ def test_supervised_stages_answer_with_settings_of_their_own(kind, words, messag
 def test_all_old_names_are_reported_at_once(tmp_path):
     """Those of the options, those of the files, and a list whose second word belongs to no option."""
     (tmp_path / "c.yaml").write_text("cliprange: 0.2\nppo: {lambd: 0.9}\n")
-    words = "--learning_rate 3e-6 --num_mini_batches 2 --report_to wandb tensorboard --push_to_hub".split()
+    words = ["--learning_rate", "3e-6", "--num_mini_batches", "2", "--report_to", "wandb", "other", "--push_to_hub"]
     first, *others = message_of(PPOJob, "--config", str(tmp_path / "c.yaml"), *words).split("\n  ")
     assert first == "6 settings cannot be used:"
     assert [line.split(";")[0].split(" has ")[0] for line in others] == [

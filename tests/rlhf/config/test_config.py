@@ -529,8 +529,8 @@ COMBINATIONS = [
         (
             job_of,
             {"reward": {"truncated": "bootstrap"}, "ppo": {"estimator": e, **more}},
-            f"reward.truncated is bootstrap, but ppo.estimator {e} has no critic to bootstrap from; use replace, subtract, "
-            "overlong or mask",
+            f"reward.truncated is bootstrap, but ppo.estimator {e} has no critic to bootstrap from; use replace, "
+            "subtract, overlong or mask",
         )
         for e, more in WITHOUT_CRITIC.items()
     ),

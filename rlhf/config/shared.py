@@ -130,7 +130,8 @@ class DataConfig:
     section: ClassVar[str] = "data"
 
     path: str | None = None
-    """Dataset: hub id, json, jsonl, csv or parquet file, or folder written by `save_to_disk`."""
+    """Dataset: hub id, json, jsonl, csv, tsv or parquet file, txt file with a prompt or text a line, or folder written
+    by `save_to_disk`."""
     split: str = "train"
     """Training split of a hub dataset or saved folder."""
     eval_path: str | None = None
@@ -142,7 +143,8 @@ class DataConfig:
     max_prompt_length: int = 512
     """Maximum length of a prompt, in tokens."""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """Prompts above max_prompt_length: end with an error, drop them, or truncate them at the start."""
+    """Prompts above max_prompt_length: end with an error, drop them before any are held out, or truncate them at the
+    start."""
 
     def __post_init__(self):
         check_ranges(self, {FRACTION_BELOW_1: ("eval_fraction",), POSITIVE: ("max_prompt_length",)})
@@ -198,7 +200,7 @@ class SourceConfig:
     """Reward model: hub id, model folder or run folder of a sequence-classification model with one label."""
     function: str | None = None
     """Reward function, `file.py:name` or `package.module:name`; called as fn(prompts=..., completions=..., **columns)
-    with the dataset's other columns."""
+    with the dataset's other columns, of which it gets those that it names unless it takes **columns."""
     batch_size: int = 64
     """Texts per forward pass of the reward model."""
     batch_tokens: int | None = None

@@ -3,23 +3,26 @@
 Everything is read, checked and tokenised before a model is loaded, so that a bad row ends a run in its first seconds.
 """
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf.config.jobs import DataConfig
-from rlhf.data.json_rows import read_plain_json
+from rlhf.data.json_rows import JsonRows, read_plain_json
 from rlhf.errors import UserError
 
-_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+LINES = "text"
+"""The column that holds the lines of a text file."""
 
 
 def load_rows(path: str, split: str) -> Any:
     """Load rows from a hub id, a local file, or a folder written by `save_to_disk`.
 
     Returns:
-        A `datasets.Dataset`, or `JsonRows` for a json file that needs no `datasets`, which takes long to import.
+        A `datasets.Dataset`, or `JsonRows` for a file that needs no `datasets`, which takes long to import.
 
     Raises:
         UserError: the path does not exist, cannot be read, or has no rows.
@@ -63,10 +66,27 @@ def _load_file(file: Path, path: str, split: str) -> Any:
         raise UserError(f"data file {path} is empty")
     _check_split_is_default(path, split)
     file_format = _FORMATS[file.suffix]
+    if file_format == "text":
+        return _read_lines(file, path)
     rows = read_plain_json(file) if file_format == "json" else None
     if rows is not None:
         return rows
-    return _datasets().load_dataset(file_format, data_files=str(file), split="train")
+    options = {"sep": "\t"} if file.suffix == ".tsv" else {}
+    return _datasets().load_dataset(file_format, data_files=str(file), split="train", **options)
+
+
+def _read_lines(file: Path, path: str) -> JsonRows:
+    """The lines of a text file that are not blank, as the column `text`."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+    return JsonRows({LINES: [line.removesuffix("\r") for line in lines if line.strip()]})
+
+
+def holds_lines(path: str | None) -> bool:
+    """Whether a path names a text file, of which each line is a prompt or a text."""
+    return path is not None and Path(path).suffix == ".txt"
 
 
 def _load_saved_folder(folder: Path, path: str, split: str) -> Any:
@@ -89,19 +109,27 @@ def split_rows(config: DataConfig, seed: int) -> tuple[Any, Any | None]:
     """Training rows, and held-out rows or None where nothing is held out."""
     assert config.path is not None
     rows = load_rows(config.path, config.split)
-    if config.eval_path is not None or config.eval_split is not None:
-        return rows, load_rows(config.eval_path or config.path, config.eval_split or config.split)
-    held_out = int(len(rows) * config.eval_fraction)
-    if held_out == 0:
-        return rows, None
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return rows.select(np.sort(order[held_out:]).tolist()), rows.select(np.sort(order[:held_out]).tolist())
+    if has_held_out_rows(config):
+        return rows, load_held_out_rows(config)
+    training, held_out = split_indices(len(rows), config.eval_fraction, seed)
+    return (rows.select(training), rows.select(held_out)) if held_out else (rows, None)
 
 
-def held_out_rows(config: DataConfig, seed: int) -> Any:
-    """The held-out rows alone; all rows of `path` where nothing is held out."""
-    rows, held_out = split_rows(config, seed)
-    return rows if held_out is None else held_out
+def has_held_out_rows(config: DataConfig) -> bool:
+    """Whether the held-out rows are a file or a split of their own."""
+    return config.eval_path is not None or config.eval_split is not None
+
+
+def load_held_out_rows(config: DataConfig) -> Any:
+    """The held-out rows of a file or split of their own."""
+    return load_rows(config.eval_path or config.path or "", config.eval_split or config.split)
+
+
+def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Which of `count` examples are trained on, and which are held out: a random `fraction`, rounded down."""
+    held_out = int(count * fraction)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held_out:]).tolist(), np.sort(order[:held_out]).tolist()
 
 
 def read_column(rows: Any, name: str, path: str | None) -> list[Any]:
@@ -124,7 +152,9 @@ def checked_column(rows: Any, name: str, path: str | None) -> list[Any]:
     """
     if name not in rows.column_names:
         columns = ", ".join(map(repr, rows.column_names))
-        raise UserError(f"{path} has no column {name!r}; it has {columns}{delimiter_hint(rows)}")
+        similar = difflib.get_close_matches(name, rows.column_names, n=1, cutoff=0.6)
+        hint = delimiter_hint(rows) or (f"; rename {similar[0]!r} to {name!r}" if similar else "")
+        raise UserError(f"{path} has no column {name!r}; it has {columns}{hint}")
     values = read_column(rows, name, path)
     for i, value in enumerate(values):
         if not isinstance(value, str | list | None):
@@ -137,7 +167,6 @@ def checked_column(rows: Any, name: str, path: str | None) -> list[Any]:
 def delimiter_hint(rows: Any) -> str:
     """The fix for a csv file that is not delimited by commas, as the end of an error message; "" for other rows."""
     name = rows.column_names[0] if len(rows.column_names) == 1 else ""
-    for delimiter, word in ((";", "semicolons"), ("\t", "tabs")):
-        if delimiter in name:
-            return f" (the file is delimited by {word}: save it with commas)"
-    return ""
+    if ";" in name:
+        return " (the file is delimited by semicolons: save it with commas)"
+    return " (the file is delimited by tabs: rename it to .tsv)" if "\t" in name else ""

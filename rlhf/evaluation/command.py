@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from rlhf.config.jobs import EvaluateJob
-from rlhf.data.datasets import held_out_rows
-from rlhf.data.encoding import padding_id
-from rlhf.data.prompts import prepare_prompts
+from rlhf.data.prompts import load_held_out_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses, held_out_indices
 from rlhf.evaluation.summary import sample_rows, summarise
@@ -41,9 +39,8 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
     torch.set_float32_matmul_precision(job.model.matmul_precision)
     device = accelerator.device
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
-    rows = held_out_rows(job.data, job.seed)
-    prompts = prepare_prompts(tokenizer, rows, job.data, padding_id(tokenizer), job.data.eval_path)
-    sources = open_sources({"score": job.reward, "judge": job.eval.judge}, device)
+    prompts = load_held_out_prompts(tokenizer, job.data, job.seed)
+    sources = open_sources({"score": job.reward, "judge": job.eval.judge}, device, prompt_sets=[prompts])
     if not sources:
         raise UserError("nothing to score with: set reward.model or reward.function, or eval.judge")
 

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ def load_function(name: str) -> Callable[..., Any]:
     """Import the function that `file.py:name` or `package.module:name` names.
 
     Raises:
-        UserError: there is no such file, module or function, its import fails, or it does not take `**kwargs`.
+        UserError: there is no such file, module or function, or its import fails.
     """
     module_name, _, function_name = name.rpartition(":")
     module = _import_module(module_name)
@@ -26,15 +26,6 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         functions = [key for key, v in vars(module).items() if inspect.isfunction(v) and not key.startswith("_")]
         raise UserError(f"{module_name} has no function {function_name!r}; it has {', '.join(functions) or 'none'}")
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # a built-in without a signature
-        parameters = []
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        raise UserError(
-            f"reward function {name} must take **kwargs: it is called as "
-            f"{function_name}(prompts=..., completions=..., <every other column of the dataset>=...)"
-        )
     return function
 
 
@@ -57,11 +48,49 @@ def _import_module(name: str) -> Any:
 
 
 class FunctionReward:
-    """Scores by `fn(prompts=[...], completions=[...], **columns) -> list[float]`."""
+    """Scores by `fn(prompts=[...], completions=[...], **columns) -> list[float]`.
+
+    A function without `**kwargs` gets the arguments that it names.
+    """
 
     def __init__(self, function: Callable[..., Any], name: str):
         self.function = function
         self.name = name
+        try:
+            self.parameters = list(inspect.signature(function).parameters.values())
+        except ValueError:  # a built-in without a signature
+            self.parameters = []
+        self.takes_everything = not self.parameters or any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+
+    def check_columns(self, columns: Collection[str], path: str | None) -> None:
+        """Check that the function can be called with these columns.
+
+        Args:
+            columns: the data set's columns besides the prompts.
+            path: of the data set, for error messages.
+
+        Raises:
+            UserError: a column has the name of another argument, or the function needs one that is not there.
+        """
+        for name in ("prompts", "completions"):
+            if name in columns:
+                raise UserError(
+                    f"{path} has a column {name!r}, but reward functions such as {self.name} get the {name} of the run "
+                    f"under that name; rename the column"
+                )
+        available = ("prompts", "completions", *columns)
+        for parameter in self.parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise UserError(
+                    f"reward function {self.name} takes {parameter.name!r} by position, but is called by keyword, with "
+                    f"{', '.join(available)}"
+                )
+            is_needed = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_needed and parameter.default is parameter.empty and parameter.name not in available:
+                raise UserError(
+                    f"reward function {self.name} needs an argument {parameter.name!r}, but {path} has no such column; "
+                    f"there are {', '.join(available)}"
+                )
 
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
         """One score for each completion.
@@ -69,8 +98,12 @@ class FunctionReward:
         Raises:
             UserError: the function raises, or returns anything but one finite number for each completion.
         """
+        arguments = {"prompts": prompts, "completions": completions, **columns}
+        if not self.takes_everything:
+            named = {parameter.name for parameter in self.parameters}
+            arguments = {name: value for name, value in arguments.items() if name in named}
         try:
-            scores = self.function(prompts=prompts, completions=completions, **columns)
+            scores = self.function(**arguments)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             frame = frames[1] if len(frames) > 1 else frames[0]  # in the user's function, whatever it called from there

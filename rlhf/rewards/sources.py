@@ -1,11 +1,12 @@
 """What a reward source is, and how the sources of a config are opened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from rlhf.config.jobs import ModelConfig, SourceConfig
+from rlhf.data.prompts import PromptSet
 from rlhf.models.reward_models import is_compatible_adapter
 from rlhf.rewards.adapters import AdapterReward
 from rlhf.rewards.functions import FunctionReward, load_function
@@ -27,21 +28,32 @@ class RewardSource(Protocol):
         ...
 
 
-def open_source(config: SourceConfig, device: torch.device | str) -> RewardSource | None:
+def open_source(
+    config: SourceConfig, device: torch.device | str, prompt_sets: Sequence[PromptSet] = ()
+) -> RewardSource | None:
     """Open the source that a config names; None where it names none.
+
+    Args:
+        prompt_sets: the prompts that it will score, whose columns a function is checked against.
 
     Raises:
         UserError: it cannot be opened.
     """
     if config.function is not None:
-        return FunctionReward(load_function(config.function), config.function)
+        source = FunctionReward(load_function(config.function), config.function)
+        for prompts in prompt_sets:
+            source.check_columns(prompts.columns, prompts.path)
+        return source
     if config.model is not None:
         return ModelReward(config.model, device, config.batch_size, config.batch_tokens, config.normalize)
     return None
 
 
 def open_sources(
-    configs: Mapping[str, SourceConfig], device: torch.device | str, policy: ModelConfig | None = None
+    configs: Mapping[str, SourceConfig],
+    device: torch.device | str,
+    policy: ModelConfig | None = None,
+    prompt_sets: Sequence[PromptSet] = (),
 ) -> dict[str, RewardSource]:
     """Open sources under their names, those that no config sets left out.
 
@@ -49,11 +61,12 @@ def open_sources(
 
     Args:
         policy: leave out the sources that share this policy's base; `attach_sources` opens them on the loaded policy.
+        prompt_sets: the prompts that they will score, whose columns functions are checked against.
     """
     opened: dict[str, RewardSource] = {}
     for name in sorted(configs, key=lambda n: configs[n].function is None):
         if policy is None or not shares_base(configs[name], policy):
-            source = open_source(configs[name], device)
+            source = open_source(configs[name], device, prompt_sets)
             if source is not None:
                 opened[name] = source
     return {name: opened[name] for name in configs if name in opened}

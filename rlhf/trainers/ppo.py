@@ -72,7 +72,7 @@ class PPOTrainer:
         self.resume_from = checkpoint.find(self.run.path, job.resume)
 
         self.data = load_data(job)
-        self.models = load_models(job, self.data.tokenizer, self.accelerator.device, reward)
+        self.models = load_models(job, self.data.tokenizer, self.accelerator.device, reward, self.data.prompt_sets)
         self.tokenizer = self.data.tokenizer
         self.policy = self.models.policy
         self.reference = self.models.reference

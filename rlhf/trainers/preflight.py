@@ -27,6 +27,7 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
         ranks=ranks,
         n_prompts=len(data.prompts) if data.prompts is not None else 0,
         n_held_out=len(data.eval_indices),
+        n_dropped=sum(prompts.dropped for prompts in data.prompt_sets),
         longest=longest,
         policy=models.policy,
         memory=estimate_memory(job, longest, ranks, models.policy, others),
@@ -42,6 +43,7 @@ def describe_run(
     longest: int,
     policy: ActorCritic,
     memory: "MemoryEstimate",
+    n_dropped: int = 0,
 ) -> str:
     """Steps, optimizer steps, forward passes, data and memory, a line each; `longest` in tokens."""
     config = job.ppo
@@ -64,6 +66,9 @@ def describe_run(
         + ", ".join(f"{name} {size / MiB:,.0f} MB" for name, size in memory.parts().items())
         + f"; about {memory.peak / MiB:,.0f} MB at its peak",
     ]
+    if n_dropped:
+        limit = job.data.max_prompt_length
+        lines.append(f"{n_dropped:,} prompts are longer than data.max_prompt_length = {limit} tokens and were dropped")
     if ignored := ignored_generation_settings(policy.lm):
         lines.append(
             f"ignored from the model's generation_config: {ignored}; the sampled distribution must be the scored one "

@@ -1,6 +1,6 @@
 """What a PPO run is made of, checked and loaded in this order: prompts and texts first, then models and scorers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,14 @@ class RunData:
     """Texts of the PTX loss."""
 
     @property
+    def prompt_sets(self) -> list[PromptSet]:
+        """The prompts to train on and the held-out ones, where there are any."""
+        return [prompts for prompts in (self.prompts, self.held_out) if prompts is not None]
+
+    @property
     def longest_prompt(self) -> int:
         """In tokens, held-out prompts included; 0 without data."""
-        prompt_sets = [prompts for prompts in (self.prompts, self.held_out) if prompts is not None]
-        return max((len(ids) for prompts in prompt_sets for ids in prompts.ids), default=0)
+        return max((len(ids) for prompts in self.prompt_sets for ids in prompts.ids), default=0)
 
     def check_context_length(self, path: str | None, prompt: int, response: int) -> None:
         """Refuse a prompt and a response, lengths in tokens, that together exceed the context length."""
@@ -102,12 +106,17 @@ def load_data(job: PPOJob) -> RunData:
 
 
 def load_models(
-    job: PPOJob, tokenizer: Any, device: torch.device, reward: Callable[..., Any] | None = None
+    job: PPOJob,
+    tokenizer: Any,
+    device: torch.device,
+    reward: Callable[..., Any] | None = None,
+    prompt_sets: Sequence[PromptSet] = (),
 ) -> RunModels:
     """Policy, critic, reference and scorers.
 
     Args:
         reward: a function to use in place of `job.reward`'s source.
+        prompt_sets: the prompts that will be scored, whose columns reward functions are checked against.
 
     Raises:
         UserError: a model, a reward function or a setting that depends on them cannot work.
@@ -117,8 +126,11 @@ def load_models(
     if reward is None:
         configs["score"] = job.reward
     else:
-        sources["score"] = FunctionReward(reward, getattr(reward, "__name__", "reward"))
-    sources |= open_sources(configs, device, job.model)
+        function = FunctionReward(reward, getattr(reward, "__name__", "reward"))
+        for prompts in prompt_sets:
+            function.check_columns(prompts.columns, prompts.path)
+        sources["score"] = function
+    sources |= open_sources(configs, device, job.model, prompt_sets)
     lm = load_causal_lm(job.model)
     sampler = Sampler.of(tokenizer, lm, job.generation)
     dropout_rates = disable_dropout(lm)

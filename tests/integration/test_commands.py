@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rlhf.cli.main import main
 from rlhf.config.parsing import to_yaml
@@ -166,7 +167,7 @@ def test_commands_of_other_trainers_are_not_answered_with_a_similar_name(capsys,
         (["--model.path", "/no/such/folder"], "model folder /no/such/folder does not exist"),
         (["--model.path", "."], "folder . holds no model: there is no config.json"),
         (["--data.path", "/no/such.jsonl"], "data file /no/such.jsonl does not exist"),
-        (["--data.path", "data.txt"], "data file data.txt ends in '.txt'; supported: .json, .jsonl, .csv, .parquet"),
+        (["--data.path", "data.doc"], "data file data.doc ends in '.doc'; supported: .json, .jsonl, .csv, .tsv, "),
         (["--reward.function", "/no/such.py:f"], "reward function file /no/such.py does not exist"),
         (["--reward.function", "json:nothing"], "json has no function 'nothing'; it has "),
         (["--reward.function", "no_such_module:f"], "cannot import no_such_module for the reward function"),
@@ -188,7 +189,7 @@ def test_bad_settings_of_ppo_are_rejected_before_the_run_folder_is_made(
     capsys, config, tmp_path, monkeypatch, options, message
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.txt").write_text("x")
+    (tmp_path / "data.doc").write_text("x")
     assert message in refused(capsys, "ppo", "--config", config, *options)
     assert not (tmp_path / "run").exists()  # nothing was begun
 
@@ -239,9 +240,61 @@ def test_the_file_of_a_reward_function_runs_once(capsys, config, tmp_path):
     assert log.read_text() == "x"
 
 
-def test_a_reward_function_without_kwargs(capsys, config, tmp_path):
-    (tmp_path / "r.py").write_text("def f(prompts, completions):\n    return [0.0 for _ in prompts]\n")
-    assert "must take **kwargs" in refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/r.py:f")
+def test_a_reward_function_without_kwargs_gets_what_it_names(capsys, config, tmp_path):
+    (tmp_path / "r.py").write_text("def f(completions):\n    return [0.0 for _ in completions]\n")
+    status, output = rlhf(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/r.py:f")
+    assert status == 0, output
+
+
+@pytest.mark.parametrize(
+    ("signature", "column", "message"),
+    [
+        ("completions, answer, **_", "wanted", "needs an argument 'answer', but {data} has no such column; there are "),
+        ("completions, **_", "completions", "{data} has a column 'completions', but reward functions such as "),
+        ("completions, **_", "prompts", "{data} has a column 'prompts', but reward functions such as "),
+    ],
+)
+def test_columns_and_arguments_that_do_not_match_are_seen_before_a_model_is_loaded(
+    capsys, config, tmp_path, monkeypatch, signature, column, message
+):
+    (tmp_path / "r.py").write_text(f"def f({signature}):\n    return [0.0 for _ in completions]\n")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "the film", column: "good"}) + "\n" for _ in range(20)))
+    monkeypatch.setattr("rlhf.trainers.setup.load_causal_lm", None)
+    options = ["--data.path", data, "--reward.function", f"{tmp_path}/r.py:f"]
+    assert message.format(data=data) in refused(capsys, "ppo", "--config", config, *options)
+    evaluate = ["--model.path", "{model}", "--data.path", data, "--reward.function", f"{tmp_path}/r.py:f"]
+    monkeypatch.setattr("rlhf.evaluation.command.load_causal_lm", None)
+    evaluate[1] = yaml.safe_load(config.read_text())["model"]["path"]
+    assert message.format(data=data) in refused(capsys, "evaluate", *evaluate)
+
+
+def test_dropped_prompts_are_reported_and_leave_a_held_out_set_of_full_size(capsys, config, job):
+    """Of 40 prompts, 20 have at most 2 words; a fifth of these 20 is held out."""
+    status, output = rlhf(capsys, "ppo", "--config", config, "--data.max_prompt_length", "2", "--data.too_long", "drop")
+    assert status == 0, output
+    assert "16 prompts to train on, 4 held out" in output
+    assert "20 prompts are longer than data.max_prompt_length = 2 tokens and were dropped" in output
+
+
+def test_prompts_and_texts_from_plain_text_files(capsys, config, tmp_path, models):
+    (tmp_path / "lines.txt").write_text("".join(f"the film is {w}\n" for w in ["good", "bad", "dull", "fine"] * 10))
+    assert rlhf(capsys, "ppo", "--config", config, "--data.path", tmp_path / "lines.txt")[0] == 0
+    status, output = rlhf(
+        capsys, "sft", "--model.path", models("llama"), "--data.path", tmp_path / "lines.txt", "--output",
+        tmp_path / "sft", "--trackers", "[]", "--training.batch_size", "8", "--checkpoint.every", "0",
+    )  # fmt: skip
+    assert status == 0, output
+
+
+def test_conversations_are_prompts_up_to_the_last_turn_of_the_user(capsys, config, job, tmp_path, models):
+    turns = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "good"}]
+    (tmp_path / "talks.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 20)
+    options = ["--data.path", tmp_path / "talks.jsonl", "--model.path", models("llama", chat=True)]
+    status, output = rlhf(capsys, "ppo", "--config", config, *options)
+    assert status == 0, output
+    sample = json.loads((Path(job.output) / "samples.jsonl").read_text().splitlines()[0])
+    assert sample["prompt"] == "<|user|>the film<|end|><|assistant|>"
 
 
 def test_a_model_of_the_wrong_kind_is_rejected(capsys, config, tmp_path, models, reward_folder, build):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.config.jobs import DataConfig
-from rlhf.data.datasets import checked_column, held_out_rows, load_rows, split_rows
+from rlhf.data.datasets import checked_column, load_rows, split_rows
 from rlhf.errors import UserError
 
 ROWS = [
@@ -33,6 +33,8 @@ def write(path, kind):
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     elif kind == "csv":
         rows.to_csv(str(path), index=False)
+    elif kind == "tsv":
+        rows.to_csv(str(path), index=False, sep="\t")
     elif kind == "parquet":
         rows.to_parquet(str(path))
     elif kind == "folder":
@@ -43,9 +45,9 @@ def write(path, kind):
         datasets.DatasetDict({"train": rows.select([0]), "other": rows}).save_to_disk(str(path))
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "folder", "folder of splits"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv", "parquet", "folder", "folder of splits"])
 def test_every_file_format_gives_the_same_rows(tmp_path, kind):
-    path = tmp_path / (f"rows.{kind}" if kind in ("json", "jsonl", "csv", "parquet") else "rows")
+    path = tmp_path / (f"rows.{kind}" if kind in ("json", "jsonl", "csv", "tsv", "parquet") else "rows")
     write(path, kind)
     rows = load_rows(str(path), "other" if kind == "folder of splits" else "train")
     assert [dict(row) for row in rows] == ROWS
@@ -54,7 +56,8 @@ def test_every_file_format_gives_the_same_rows(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("rows.txt", "the film", r"ends in '.txt'; supported: .json, .jsonl, .csv, .parquet"),
+        ("rows.doc", "the film", r"ends in '.doc'; supported: .json, .jsonl, .csv, .tsv, .parquet, .txt"),
+        ("rows.txt", " \n\n", "has no rows"),
         ("rows.jsonl", "", "is empty"),
         ("rows.json", "[]", "has no rows"),
         ("rows.csv", "prompt\n", "has no rows"),
@@ -92,7 +95,7 @@ def test_training_and_held_out_rows_partition_the_data(prompts_file, fraction, h
 
 def test_held_out_rows_are_a_function_of_the_seed(prompts_file):
     config = DataConfig(path=str(prompts_file), eval_fraction=0.2)
-    first, again, other = ([json.dumps(row) for row in held_out_rows(config, seed)] for seed in (0, 0, 1))
+    first, again, other = ([json.dumps(row) for row in split_rows(config, seed)[1]] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -127,8 +130,25 @@ def test_null_and_empty_values_are_rejected_by_row(values, message):
         checked_column(rows_of(prompt=values), "prompt", "file.jsonl")
 
 
-@pytest.mark.parametrize(("delimiter", "word"), [(";", "semicolons"), ("\t", "tabs")])
-def test_csv_with_another_delimiter_is_recognised(delimiter, word, tmp_path):
+@pytest.mark.parametrize(("name", "similar"), [("prompts", True), ("Prompt", True), ("question", False)])
+def test_a_similar_column_is_to_be_renamed(name, similar):
+    with pytest.raises(UserError) as error:
+        checked_column(rows_of(**{name: ["a"], "n": [1]}), "prompt", "p.csv")
+    hint = f"; rename '{name}' to 'prompt'" if similar else ""
+    assert str(error.value) == f"p.csv has no column 'prompt'; it has '{name}', 'n'{hint}"
+
+
+def test_a_text_file_must_be_utf8(tmp_path):
+    (tmp_path / "p.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"p.txt is not UTF-8 .*; save it as UTF-8"):
+        load_rows(str(tmp_path / "p.txt"), "train")
+
+
+FIXES = [(";", "semicolons: save it with commas"), ("\t", "tabs: rename it to .tsv")]
+
+
+@pytest.mark.parametrize(("delimiter", "fix"), FIXES)
+def test_csv_with_another_delimiter_is_recognised(delimiter, fix, tmp_path):
     (tmp_path / "p.csv").write_text(f"prompt{delimiter}label\nthe film is{delimiter}good\n")
-    with pytest.raises(UserError, match=f"delimited by {word}: save it with commas"):
+    with pytest.raises(UserError, match=f"delimited by {fix}"):
         checked_column(load_rows(str(tmp_path / "p.csv"), "train"), "prompt", "p.csv")

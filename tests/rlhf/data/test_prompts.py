@@ -5,7 +5,9 @@ import json
 import pytest
 
 from rlhf.config.jobs import DataConfig
-from rlhf.data.prompts import load_prompts, prepare_prompts
+from rlhf.data.datasets import load_rows, split_rows
+from rlhf.data.json_rows import JsonRows
+from rlhf.data.prompts import load_held_out_prompts, load_prompts, prepare_prompts
 from rlhf.errors import UserError
 
 
@@ -69,6 +71,66 @@ def test_dropping_every_held_out_prompt_is_an_error_about_these(tokenizer, tmp_p
     )
     with pytest.raises(UserError, match=r"held_out.jsonl: every held-out prompt is longer than .* = 1 tokens; raise"):
         load_prompts(tokenizer, config, 0)
+
+
+def test_a_fraction_is_held_out_of_the_prompts_that_are_not_dropped(tokenizer, tmp_path):
+    """Of 40 prompts 10 are short: 2 of these are held out and 8 trained on, the same ones as of a file of the 10."""
+    short = [{"prompt": word, "n": i} for i, word in enumerate(["a", "the", "film", "is", "good"] * 2)]
+    long = [{"prompt": "a a a", "n": -1}] * 30
+    sets = {}
+    for name, rows in (("mixed", [row for i in range(10) for row in [*long[:3], short[i]]]), ("short", short)):
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = DataConfig(path=f"{tmp_path}/{name}.jsonl", eval_fraction=0.2, max_prompt_length=2, too_long="drop")
+        sets[name] = load_prompts(tokenizer, config, seed=3)
+        assert load_held_out_prompts(tokenizer, config, seed=3) == sets[name][1]
+    for (mixed, alone), size in zip(zip(*sets.values(), strict=True), (8, 2), strict=True):
+        assert mixed.columns == alone.columns
+        assert (len(mixed), mixed.ids) == (size, alone.ids)
+    assert [prompts.dropped for prompts in sets["mixed"]] == [30, 0]
+
+
+def test_without_dropped_prompts_the_split_is_that_of_the_rows(tokenizer, prompts_file):
+    """The split of earlier versions, which runs in progress and evaluations of finished ones rely on."""
+    config = DataConfig(path=str(prompts_file), eval_fraction=0.2)
+    for prompts, rows in zip(load_prompts(tokenizer, config, 5), split_rows(config, 5), strict=True):
+        assert prompts.prompts == [row["prompt"] for row in rows]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_messages_up_to_the_last_turn_of_the_user_are_the_prompt(tokenizer):
+    talks = [
+        [user("the film"), assistant("good")],
+        [user("a"), assistant("the"), user("is"), assistant("bad"), assistant("a")],
+        [user("bad")],
+    ]
+    prompts = prepare_prompts(tokenizer, rows_of(messages=talks), DataConfig(path="x"), 2)
+    assert prompts.prompts == [talks[0][:1], talks[1][:3], talks[2]]
+    assert prompts.columns == {"messages": talks}  # a reward function may compare with the rest
+    assert prompts.ids[0] == [4, 7, 8, 1, 5]
+    both = prepare_prompts(tokenizer, rows_of(messages=talks, prompt=["the", "a", "is"]), DataConfig(path="x"), 2)
+    assert both.prompts == ["the", "a", "is"]
+
+
+@pytest.mark.parametrize("talk", [[assistant("good")], [], "a text"])
+def test_messages_without_a_turn_of_the_user_are_rejected_by_row(tokenizer, talk):
+    rows = JsonRows({"messages": [[user("the")], talk]})
+    with pytest.raises(UserError, match=r"x.jsonl, row 2: 'messages' (has no user's turn|is empty)"):
+        prepare_prompts(tokenizer, rows, DataConfig(path="x.jsonl"), 2)
+
+
+def test_each_line_of_a_text_file_is_a_prompt(tokenizer, tmp_path):
+    (tmp_path / "p.txt").write_bytes("\ufeffthe film\r\n\r\n  \na film is\r\ngood".encode())
+    path = str(tmp_path / "p.txt")
+    prompts = prepare_prompts(tokenizer, load_rows(path, "train"), DataConfig(path=path), 2)
+    assert prompts.prompts == ["the film", "a film is", "good"]
+    assert prompts.columns == {}
 
 
 def test_truncated_prompt_keeps_its_start_token(bos_tokenizer):

@@ -111,9 +111,15 @@ class PPOConfig(AdamWConfig):
     kl_coef: float = 0.05
     """Coefficient of the KL to the reference; its initial value if kl_target is set."""
     kl_target: float | None = None
-    """Target of the adaptive kl_coef, in nats per response (Ziegler et al., 2019); null: kl_coef is fixed."""
-    kl_horizon: int = 10_000
-    """Time scale on which the adaptive kl_coef changes, in responses."""
+    """Target of the adaptive kl_coef, in nats per response; null: kl_coef is fixed."""
+    kl_controller: Literal["pi", "ziegler"] = "pi"
+    """How the adaptive kl_coef follows the KL: by its error and its rise (pi, proportional-integral; Stooke et al.,
+    2020), or by its error alone, at most 20% of it (Ziegler et al., 2019)."""
+    kl_horizon: int | None = None
+    """Time scale on which the adaptive kl_coef changes, in responses; null: with ziegler 10,000, with pi a fifth of
+    total_episodes, and at least 16 rollout batches."""
+    kl_gain: float = 1.0
+    """Proportional gain of the pi controller: relative change of kl_coef when the KL rises by its target."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """Estimator of a token's KL from its log-ratio d: d (k1), d^2 / 2 (k2), exp(-d) - 1 + d (k3; Schulman, 2020), or
     the exact sum over the vocabulary (full)."""
@@ -137,7 +143,7 @@ class PPOConfig(AdamWConfig):
         kl = ("kl_penalty_beta", "kl_penalty_target", "kl_target", "kl_horizon", "target_kl")
         ranges = {
             POSITIVE: (*counts, "microbatch_tokens", "samples_per_prompt", *clips, *kl, "lam_length_alpha"),
-            AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef"),
+            AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef", "kl_gain"),
             FRACTION: ("gamma", "lam", "lam_critic"),
             ABOVE_1: ("dual_clip",),
         }
@@ -162,10 +168,10 @@ class PPOConfig(AdamWConfig):
             f"below the run's {self.steps} steps (ppo.total_episodes / ppo.rollout_batch_size)",
         )
         check(
-            self.kl_target is None or 5 * self.kl_horizon > self.rollout_batch_size,
+            self.kl_target is None or 5 * self.kl_time_scale > self.rollout_batch_size,
             "ppo.kl_horizon",
             self.kl_horizon,
-            f"above a fifth of ppo.rollout_batch_size = {self.rollout_batch_size}, or kl_coef could fall to 0 at once",
+            f"above a fifth of ppo.rollout_batch_size = {self.rollout_batch_size}, or one step could take kl_coef to 0",
         )
 
     def _check_estimator(self) -> None:
@@ -197,7 +203,9 @@ class PPOConfig(AdamWConfig):
                 "expectation, so that it would not bound the KL; use k2, k3 or full"
             )
         if self.kl_target is None:
-            reject_unused(self, ("kl_horizon",), "ppo.kl_target is null")
+            reject_unused(self, ("kl_controller", "kl_horizon", "kl_gain"), "ppo.kl_target is null")
+        if self.kl_controller == "ziegler":
+            reject_unused(self, ("kl_gain",), "ppo.kl_controller is ziegler")
         check(
             self.use_reference or self.kl_coef == 0,
             "ppo.use_reference",
@@ -236,6 +244,15 @@ class PPOConfig(AdamWConfig):
     def steps(self) -> int:
         """PPO steps: rollout batches that make up `total_episodes`."""
         return -(-self.total_episodes // self.rollout_batch_size)
+
+    @property
+    def kl_time_scale(self) -> int:
+        """Responses in which the adaptive KL coefficient answers to the KL: `kl_horizon`, or its default."""
+        if self.kl_horizon is not None:
+            return self.kl_horizon
+        if self.kl_controller == "ziegler":
+            return 10_000
+        return max(self.total_episodes // 5, 16 * self.rollout_batch_size)
 
     @property
     def minibatches(self) -> int:

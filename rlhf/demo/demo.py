@@ -98,7 +98,6 @@ def _ppo_job(
             warmup_steps=5,
             kl_coef=0.1 if kl_coef is None else kl_coef,
             kl_target=7.0 if kl_coef is None else None,
-            kl_horizon=1_000 if kl_coef is None else 10_000,
         ),
         eval=EvalConfig(every=20, judge=JudgeConfig(function="rlhf.demo.reviews:judge")),
         checkpoint=NO_CHECKPOINTS,

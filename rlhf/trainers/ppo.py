@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import PPOJob
+from rlhf.config.jobs import PPOConfig, PPOJob
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses
@@ -31,7 +31,7 @@ from rlhf.trainers.preflight import preflight
 from rlhf.trainers.setup import load_data, load_models
 from rlhf.trainers.update import Learner
 from rlhf.trainers.value_pretraining import SEED_OFFSET, pretrain_critic
-from tabular.core.kl import AdaptiveKL, FixedKL
+from tabular.core.kl import AdaptiveKL, FixedKL, ProportionalIntegralKL
 
 
 class PPOTrainer:
@@ -92,10 +92,7 @@ class PPOTrainer:
             accelerator=self.accelerator,
             timer=self.timer,
         )
-        config = job.ppo
-        self.kl_coef = FixedKL(config.kl_coef)
-        if config.kl_target is not None:
-            self.kl_coef = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+        self.kl_coef = _make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
         self.state = checkpoint.TrainState()
         self._start_scores: list[dict[str, float]] | None = None
@@ -423,3 +420,12 @@ class PPOTrainer:
             print(f"the model of step {step}{reason} is in {self.run.path / 'model'}")
             print(f"report in {report}")
         self.accelerator.wait_for_everyone()
+
+
+def _make_kl_coef(config: PPOConfig) -> FixedKL | AdaptiveKL | ProportionalIntegralKL:
+    """The KL coefficient: constant, or steered to `kl_target`."""
+    if config.kl_target is None:
+        return FixedKL(config.kl_coef)
+    if config.kl_controller == "ziegler":
+        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_time_scale)
+    return ProportionalIntegralKL(config.kl_coef, config.kl_target, config.kl_time_scale, config.kl_gain)

@@ -1,5 +1,6 @@
 """KL divergences and their estimates, and the coefficients of KL penalties: fixed, adaptive, and PPO's beta."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -117,6 +118,56 @@ class AdaptiveKL:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.coef = _coefficient_of("coef", state)
+
+
+@dataclass
+class ProportionalIntegralKL:
+    """A KL coefficient that steers the measured KL to `target` (nats per episode) by proportional-integral control.
+
+    With `error = clip(kl / target - 1, -1, 1)`, once per step:
+
+        log coef += gain * (error - previous error) + error * n_episodes / horizon
+
+    The second term is `AdaptiveKL`'s: it integrates the error, and alone it comes too late, because the KL still
+    rises while the coefficient catches up. The first one is the proportional term: it answers to the KL's rise
+    before the target is reached. Together they let the error decay with a time constant of `gain * horizon` episodes.
+    Proportional-integral control of a Lagrange multiplier: Stooke et al. (2020), arXiv 2007.03964; in log space here,
+    so that the coefficient stays positive and its scale does not matter.
+
+    Raises:
+        ValueError: for a negative `coef` or `gain`, for a `target` or `horizon` that is not positive, and in `update`
+            for a `kl` that is not finite or a negative `n_episodes`.
+    """
+
+    coef: float | int
+    target: float | int
+    horizon: float | int
+    gain: float | int = 1.0
+    error: float | None = None
+    """The error of the last update; None before the first one."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(coef=self.coef, gain=self.gain)
+        check_positive(target=self.target, horizon=self.horizon)
+
+    def update(self, kl: float | int, n_episodes: int) -> None:
+        """One controller step with the mean KL per episode of the `n_episodes` just collected."""
+        check_finite(kl=kl)
+        check_not_negative(n_episodes=n_episodes)
+        error = min(max(kl / self.target - 1, -1.0), 1.0)
+        rise = 0.0 if self.error is None else error - self.error
+        self.coef *= math.exp(self.gain * rise + error * n_episodes / self.horizon)
+        self.error = error
+
+    def state_dict(self) -> dict[str, float]:
+        state = {"coef": float(self.coef)}
+        return state if self.error is None else state | {"error": self.error}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.coef = _coefficient_of("coef", state)
+        self.error = state.get("error")
+        if self.error is not None:
+            check_finite(error=self.error)
 
 
 @dataclass

@@ -257,7 +257,7 @@ POSITIVE = {
     "training": ("epochs", "batch_size", "microbatch_size", "max_length", "lr", "adam_eps", "max_grad_norm"),
     "ppo": (
         *("total_episodes", "rollout_batch_size", "minibatch_size", "microbatch_size", "ppo_epochs"),
-        *("samples_per_prompt", "kl_horizon", "lr", "max_grad_norm", "adam_eps", "clip_range", "log_ratio_clamp"),
+        *("samples_per_prompt", "lr", "max_grad_norm", "adam_eps", "clip_range", "log_ratio_clamp"),
         *("kl_penalty_beta", "kl_penalty_target"),
     ),
     "critic": ("pretraining_patience",),
@@ -269,7 +269,10 @@ NULL_OR_POSITIVE = {
     "eval.judge": ("batch_tokens",),
     "checkpoint": ("keep",),
     "critic": ("lr",),
-    "ppo": ("microbatch_tokens", "clip_range_value", "kl_target", "target_kl", "clip_range_high", "lam_length_alpha"),
+    "ppo": (
+        *("microbatch_tokens", "clip_range_value", "kl_target", "kl_horizon", "target_kl", "clip_range_high"),
+        "lam_length_alpha",
+    ),
 }
 NOT_NEGATIVE = {
     "reward": ("min_length", "overlong_penalty"),
@@ -277,7 +280,7 @@ NOT_NEGATIVE = {
     "eval": ("every", "samples"),
     "checkpoint": ("every",),
     "training": ("warmup_steps", "weight_decay", "eval_every"),
-    "ppo": ("warmup_steps", "weight_decay", "vf_coef", "ent_coef", "kl_coef"),
+    "ppo": ("warmup_steps", "weight_decay", "vf_coef", "ent_coef", "kl_coef", "kl_gain"),
     "critic": ("warmup_steps", "pretraining_steps"),
 }
 
@@ -320,7 +323,7 @@ VALUES = [
     ),
     (
         *("ppo", {"kl_horizon": 12, "kl_target": 6.0}, "kl_horizon"),
-        "above a fifth of ppo.rollout_batch_size = 64, or kl_coef could fall to 0 at once",
+        "above a fifth of ppo.rollout_batch_size = 64, or one step could take kl_coef to 0",
     ),
     *(
         ("ppo", {"estimator": e, "samples_per_prompt": 1}, "samples_per_prompt", condition)
@@ -399,6 +402,12 @@ UNUSED = [
         for name, value in {"clip_range": 0.1, "clip_range_high": 0.28, "dual_clip": 3.0}.items()
     ),
     ("ppo", {"kl_horizon": 5000}, "kl_horizon", "ppo.kl_target is null"),
+    ("ppo", {"kl_gain": 2.0}, "kl_gain", "ppo.kl_target is null"),
+    ("ppo", {"kl_controller": "ziegler"}, "kl_controller", "ppo.kl_target is null"),
+    (
+        *("ppo", {"kl_target": 6.0, "kl_controller": "ziegler", "kl_gain": 2.0}, "kl_gain"),
+        "ppo.kl_controller is ziegler",
+    ),
     *(
         ("ppo", {"kl_coef": 0.0, **settings}, name, "ppo.kl_coef is 0, which the adaptive controller cannot raise")
         for name, settings in {
@@ -605,6 +614,8 @@ ACCEPTED = [
     (PPOConfig, {"warmup_steps": 1, "total_episodes": 128}),
     (PPOConfig, {"warmup_steps": 2, "total_episodes": 128, "lr_schedule": "constant"}),
     (PPOConfig, {"kl_target": 6.0, "kl_horizon": 13}),
+    (PPOConfig, {"kl_target": 6.0, "kl_gain": 0.0}),
+    (PPOConfig, {"kl_target": 6.0, "kl_controller": "ziegler", "kl_horizon": 10_000}),
     (PPOConfig, {"lam_length_alpha": 0.05, "lam_critic": 1.0}),
     (PPOConfig, {"policy_loss": "kl_penalty", "kl_penalty_beta": 2.0, "kl_penalty_target": 0.02}),
     *((PPOConfig, {"kl_placement": "loss", "kl_estimator": kind}) for kind in ("k2", "k3", "full")),

@@ -103,6 +103,8 @@ CASES = {
     "ppo.target_kl": ({}, 1e-9),
     "ppo.kl_coef": ({}, 3.0),
     "ppo.kl_target": ({}, 0.01),
+    "ppo.kl_controller": ({"ppo.kl_target": 0.01}, "ziegler"),
+    "ppo.kl_gain": ({"ppo.kl_target": 0.01}, 3.0),
     "ppo.kl_horizon": ({"ppo.kl_target": 0.01}, 50),
     "ppo.kl_estimator": ({"ppo.kl_coef": 3.0}, "full"),
     "ppo.use_reference": ({"ppo.kl_coef": 0.0}, False),

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from tabular.core.kl import AdaptiveKL, FixedKL, PenaltyBeta, categorical_kl, gaussian_kl, kl_estimate
+from tabular.core.kl import (
+    AdaptiveKL,
+    FixedKL,
+    PenaltyBeta,
+    ProportionalIntegralKL,
+    categorical_kl,
+    gaussian_kl,
+    kl_estimate,
+)
 
 P = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
 Q = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
@@ -104,6 +112,53 @@ def test_adaptive_coefficient_reaches_the_target_kl():
     assert coefficient.coef == pytest.approx(0.25, rel=1e-6)
 
 
+def test_proportional_integral_coefficient_by_hand():
+    coefficient = ProportionalIntegralKL(coef=0.2, target=6.0, horizon=1000, gain=2.0)
+    coefficient.update(3.0, 100)  # error -0.5, no rise yet
+    assert coefficient.coef == pytest.approx(0.2 * math.exp(-0.05))
+    coefficient.update(6.0, 100)  # error 0, a rise of 0.5
+    assert coefficient.coef == pytest.approx(0.2 * math.exp(-0.05 + 2 * 0.5))
+    coefficient.update(600.0, 100)  # error clipped to 1
+    assert coefficient.coef == pytest.approx(0.2 * math.exp(-0.05 + 1.0 + 2 * 1.0 + 0.1))
+    coefficient.update(-100.0, 0)  # error clipped to -1
+    assert coefficient.coef == pytest.approx(0.2 * math.exp(-0.05 + 1.0 + 2.1 - 4.0))
+
+
+def test_proportional_integral_control_overshoots_less_than_integral_control():
+    """A KL that follows the equilibrium of its coefficient, 1 / coef^2, with a lag of 12 steps, from 0.
+
+    So that the target 7 needs a coefficient of .378, and the first one, .1, would lead to a KL of 100.
+    """
+
+    def largest_and_last(coefficient):
+        kl, history = 0.0, []
+        for _ in range(120):
+            kl += (1 / coefficient.coef**2 - kl) / 12
+            coefficient.update(kl, 64)
+            history.append(kl)
+        return max(history), history[-1]
+
+    largest, last = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=1000))
+    integral_only, _ = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=1000, gain=0.0))
+    assert largest < 0.6 * integral_only
+    assert last == pytest.approx(7.0, rel=0.1)
+
+
+def test_proportional_integral_control_goes_on_after_a_resume():
+    """The next change depends on the last error, which older states do not have."""
+    first, second = (ProportionalIntegralKL(0.3, 6.0, 1000) for _ in range(2))
+    assert first.state_dict() == {"coef": 0.3}
+    first.update(3.0, 64)
+    second.load_state_dict(first.state_dict())
+    for coefficient in (first, second):
+        coefficient.update(9.0, 64)
+    assert first == second
+    second.load_state_dict({"coef": 0.5})
+    assert second.error is None
+    with pytest.raises(ValueError, match="error is nan, but must be finite"):
+        second.load_state_dict({"coef": 0.5, "error": math.nan})
+
+
 def test_penalty_beta_doubles_and_halves_outside_the_band():
     beta = PenaltyBeta(beta=1.0, target=0.03)
     for kl, expected in [(0.0451, 2.0), (0.0449, 2.0), (0.0201, 2.0), (0.0199, 1.0), (0.0, 0.5)]:
@@ -112,7 +167,13 @@ def test_penalty_beta_doubles_and_halves_outside_the_band():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: FixedKL(0.3), lambda: AdaptiveKL(0.3, 6.0, 100), lambda: PenaltyBeta(0.3, 1.0)]
+    "make",
+    [
+        lambda: FixedKL(0.3),
+        lambda: AdaptiveKL(0.3, 6.0, 100),
+        lambda: ProportionalIntegralKL(0.3, 6.0, 100),
+        lambda: PenaltyBeta(0.3, 1.0),
+    ],
 )
 def test_state_dict_round_trip_and_rejection_of_damaged_states(make):
     first, second = make(), make()
@@ -140,6 +201,10 @@ def test_state_dict_round_trip_and_rejection_of_damaged_states(make):
             "n_episodes is 500, but must be .* below 5 [*] horizon = 500",
         ),
         (lambda: AdaptiveKL(0.1, 6, 100).update(6.0, -1), "n_episodes is -1, but must be at least 0"),
+        (lambda: ProportionalIntegralKL(0.1, 6, 100, -1.0), "gain is -1.0, but must be at least 0"),
+        (lambda: ProportionalIntegralKL(0.1, 6, 0), "horizon is 0, but must be positive"),
+        (lambda: ProportionalIntegralKL(0.1, 6, 100).update(math.inf, 10), "kl is inf, but must be finite"),
+        (lambda: ProportionalIntegralKL(0.1, 6, 100).update(6.0, -1), "n_episodes is -1, but must be at least 0"),
         (lambda: PenaltyBeta(0, 1), "beta is 0, but must be positive"),
         (lambda: PenaltyBeta(1, -1), "target is -1, but must be positive"),
         (lambda: PenaltyBeta(1, 1).update(math.inf), "kl is inf, but must be finite"),

@@ -2,7 +2,7 @@
 
 Language model and reward model are the demo's, trained once per seed (or taken from the folder of
 `scripts/demo_seeds.py` with --base); only PPO's settings differ. Scores, KL and win rates are measured on the held-out
-prompts, at the step with the best held-out score of the reward model, which `rlhf ppo` exports. CPU seconds are process
+prompts, at the step with the best held-out score after penalties, which `rlhf ppo` exports. CPU seconds are process
 time, over all threads, which depends less on other load than wall time.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from rlhf.config.jobs import LoraConfig, PPOJob
 from rlhf.demo.demo import make_stages
+from rlhf.evaluation.summary import selection_score
 from rlhf.run.progress import silence_libraries
 from rlhf.trainers.ppo import PPOTrainer
 from rlhf.trainers.reward_model import train_reward_model
@@ -52,7 +53,7 @@ def run(job: PPOJob) -> dict[str, float]:
         PPOTrainer(replace(job, resume="auto")).train()
         (folder / "seconds").write_text(f"{time.process_time() - start:.1f}\n")
     rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
-    best = max(rows, key=lambda row: row["score"])
+    best = max(rows, key=selection_score)
     return {
         "score": best["score"],
         "judge": best["judge"],

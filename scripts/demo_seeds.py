@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.demo.demo import goals
+from rlhf.evaluation.summary import selection_score
 
 
 def run(folder: Path, seed: int, options: list[str]) -> dict[str, float]:
@@ -22,7 +23,7 @@ def run(folder: Path, seed: int, options: list[str]) -> dict[str, float]:
         raise SystemExit(f"the demo with seed {seed} failed")
     evaluations = read_rows(folder / "ppo" / "eval.jsonl")
     before = evaluations[0]
-    after = max(evaluations, key=lambda row: row["score"])
+    after = max(evaluations, key=selection_score)
     accuracy = read_rows(folder / "reward" / "eval.jsonl")[-1]["accuracy"]
     reached = goals(before, after, accuracy)
     result = {

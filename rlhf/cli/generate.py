@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rlhf.models.loading import context_length_of
 from rlhf.records import Prompts
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.rollouts.stages import Sampler, sample_responses
-from rlhf.run.saved_policy import load_policy
+from rlhf.run.saved_policy import generation_of_run, load_policy
 
 BATCH_SIZE = 64
 """Responses that are sampled in parallel."""
@@ -52,6 +52,37 @@ def generate(job: GenerateJob) -> None:
         print(f"{row['prompt']}{row['response']}" if isinstance(row["prompt"], str) else row["response"])
 
 
+def generation_config(job: GenerateJob) -> GenerationConfig:
+    """How responses are sampled: as set, else as in the PPO run that the model comes from, else by the defaults.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    assert job.model is not None
+    run = generation_of_run(job.model)
+    config = GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS)
+    if run is not None:
+        config = replace(run, max_rows=None, engine="auto")
+        print(f"settings of the run: {_differences(config)}", file=sys.stderr)
+    names = ("temperature", "min_new_tokens", "suppress_ids", "stop_ids", "stop_strings")
+    changes = {name: value for name in names if (value := getattr(job, name)) is not None}
+    return replace(_with_length(config, job.max_new_tokens or config.max_new_tokens), **changes)
+
+
+def _differences(config: GenerationConfig) -> str:
+    """The length, and the settings that are not at their defaults, as text."""
+    defaults = GenerationConfig()
+    names = [field.name for field in fields(config) if field.name != "max_new_tokens"]
+    changed = [name for name in names if getattr(config, name) != getattr(defaults, name)]
+    return ", ".join(f"{name} {getattr(config, name)!r}" for name in ("max_new_tokens", *changed))
+
+
+def _with_length(config: GenerationConfig, max_new_tokens: int) -> GenerationConfig:
+    """The settings with another maximum length, which a minimum length is lowered to."""
+    shortest = min(config.min_new_tokens, max_new_tokens - 1)
+    return replace(config, max_new_tokens=max_new_tokens, min_new_tokens=shortest)
+
+
 class Generator:
     """A policy with its tokenizer and sampler, on the GPU if there is one."""
 
@@ -64,14 +95,14 @@ class Generator:
         assert job.model is not None
         self.name = job.model
         self.seed = job.seed
+        config = generation_config(job)
         self.max_new_tokens = job.max_new_tokens
-        self.shortened_to = DEFAULT_NEW_TOKENS
+        self.default_new_tokens = self.shortened_to = config.max_new_tokens
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         lm, self.tokenizer = load_policy(job.model)
         lm.to(self.device).eval()
         self.context_length = context_length_of(lm.config)
         self.policy = ActorCritic(lm, critic=None)
-        config = GenerationConfig(max_new_tokens=job.max_new_tokens or DEFAULT_NEW_TOKENS, temperature=job.temperature)
         self.sampler = Sampler.of(self.tokenizer, lm, config)
 
     def respond(self, prompts: Sequence[Any], stream: int) -> list[tuple[Any, str]]:
@@ -86,7 +117,7 @@ class Generator:
         """
         ids, mask = pad(encode_prompts(self.tokenizer, list(prompts)), padding_id(self.tokenizer), "left")
         new_tokens = self._new_tokens(ids.shape[1])
-        sampler = replace(self.sampler, config=replace(self.sampler.config, max_new_tokens=new_tokens))
+        sampler = replace(self.sampler, config=_with_length(self.sampler.config, new_tokens))
         noise = None
         if not sampler.is_greedy:
             noise = uniform_noise([self.seed, stream], range(len(prompts)), len(prompts), new_tokens)
@@ -100,7 +131,7 @@ class Generator:
         Raises:
             UserError: the context length does not hold the length that was set, or no response at all.
         """
-        new_tokens = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        new_tokens = self.max_new_tokens or self.default_new_tokens
         if self.context_length is None or prompt_length + new_tokens <= self.context_length:
             return new_tokens
         left = self.context_length - prompt_length

@@ -82,6 +82,9 @@ class PPOJob(TrainingJob):
 
     output: str = "runs/ppo"
     """Run folder; must not exist unless resume is set."""
+    export: Literal["adapter", "merged"] = "adapter"
+    """With model.lora.rank, what model/ holds: the adapter, as PEFT saves it, which names the folder or hub id of its
+    base; or merged weights, which load without PEFT and base (a critic of kind adapter is left out)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -93,6 +96,7 @@ class PPOJob(TrainingJob):
     def __post_init__(self):
         super().__post_init__()
         _check_set(self, "model.path")
+        _check_merged(self.export, self.model)
         self._check_critic()
         check(
             self.generation.temperature > 0,
@@ -150,6 +154,9 @@ class SFTJob(TrainingJob):
 
     output: str = "runs/sft"
     """Run folder; must not exist unless resume is set."""
+    export: Literal["adapter", "merged"] = "adapter"
+    """With model.lora.rank, what model/ holds: the adapter, as PEFT saves it, which names the folder or hub id of its
+    base; or merged weights, which load without PEFT and base."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
@@ -157,6 +164,7 @@ class SFTJob(TrainingJob):
     def __post_init__(self):
         super().__post_init__()
         _check_set(self, "data.path")
+        _check_merged(self.export, self.model)
         if (self.model.path is None) == (self.scratch.model_type is None):
             raise UserError("set one of model.path (start from a model) and scratch.model_type (train a new one)")
 
@@ -224,10 +232,18 @@ class GenerateJob:
     count: int = 1
     """Responses per prompt."""
     max_new_tokens: int | None = None
-    """Maximum length of a response, in tokens, including its end token; null: 128, or what the context
-    length leaves."""
-    temperature: float = 1.0
-    """Divisor of the logits; 0: the most probable token each time."""
+    """Maximum length of a response, in tokens, including its end token; null: that of the model's PPO run, else 128, or
+    what the context length leaves."""
+    temperature: float | None = None
+    """Divisor of the logits; 0: the most probable token each time; null: that of the model's PPO run, else 1."""
+    min_new_tokens: int | None = None
+    """Mask the end tokens until a response has this many tokens; null: as in the model's PPO run, else 0."""
+    suppress_ids: list[int] | None = None
+    """Token ids that are never sampled; null: those of the model's PPO run."""
+    stop_ids: list[int] | None = None
+    """Token ids that end a response; null: those of the model's PPO run, else the end tokens of tokenizer and model."""
+    stop_strings: list[str] | None = None
+    """Strings that end a response; null: those of the model's PPO run; []: none."""
     seed: int = 0
     """Seed of sampling."""
 
@@ -239,9 +255,13 @@ class GenerateJob:
         if self.prompt is not None and not self.prompt.strip():
             raise UserError("prompt is empty, but must be a text to continue")
         check(self.count > 0, "count", self.count, "positive")
-        length = self.max_new_tokens
+        length, temperature, shortest = self.max_new_tokens, self.temperature, self.min_new_tokens
         check(length is None or length > 0, "max_new_tokens", length, "null or positive")
-        check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        check(temperature is None or temperature >= 0, "temperature", temperature, "null or at least 0")
+        limit = "null or at least 0" if length is None else f"null, or at least 0 and below max_new_tokens = {length}"
+        check(shortest is None or 0 <= shortest < (length or shortest + 1), "min_new_tokens", shortest, limit)
+        check(self.stop_ids is None or len(self.stop_ids) > 0, "stop_ids", self.stop_ids, "null or not empty")
+        check(all(self.stop_strings or ()), "stop_strings", self.stop_strings, "without empty strings")
 
 
 @dataclass(frozen=True)
@@ -296,6 +316,14 @@ def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
 
 def _check_seed(seed: int) -> None:
     check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
+
+
+def _check_merged(export: str, model: ModelConfig) -> None:
+    if export == "merged" and model.lora.rank == 0:
+        raise UserError(
+            "export is merged, but model.lora.rank is 0, so that there is no adapter to merge and model/ holds whole "
+            "weights anyway; remove it, or set the rank"
+        )
 
 
 def _check_set(job: object, *keys: str) -> None:

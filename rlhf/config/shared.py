@@ -265,6 +265,12 @@ class RewardConfig(SourceConfig):
             unused = ("overlong_penalty", "overlong_buffer")
             reject_unused(self, unused, f"reward.truncated is {self.truncated}")
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the scores of truncated, overlong or short responses are changed."""
+        penalises_truncated = self.truncated in ("replace", "subtract") and self.missing_eos_penalty is not None
+        return self.min_length > 0 or self.truncated == "overlong" or penalises_truncated
+
 
 @dataclass(frozen=True)
 class JudgeConfig(SourceConfig):

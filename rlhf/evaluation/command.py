@@ -54,6 +54,7 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
         prompts=prompts,
         indices=held_out_indices(len(prompts), job.eval),
         sources=sources,
+        reward=job.reward,
         batch_size=job.eval.batch_size,
         seed=job.seed,
         accelerator=accelerator,

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from rlhf.config.jobs import EvalConfig
+from rlhf.config.jobs import EvalConfig, RewardConfig
 from rlhf.data.encoding import render_chat
 from rlhf.data.prompts import PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
+from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.rollouts.stages import RequestedOutputs, Sampler, compute_logprobs_and_values, sample_responses
@@ -48,6 +49,8 @@ class EvaluatedResponse:
     """Whether the length limit cut the response off."""
     repetition: float
     """Share of token pairs that occurred before in the response."""
+    penalised_score: float | None = None
+    """The `score` after the penalties of training; None where there are none."""
 
 
 def held_out_indices(count: int, config: EvalConfig) -> list[int]:
@@ -64,6 +67,7 @@ def evaluate_responses(
     prompts: PromptSet,
     indices: Sequence[int],
     sources: Mapping[str, RewardSource],
+    reward: RewardConfig,
     batch_size: int,
     seed: int,
     accelerator: Any,
@@ -74,6 +78,7 @@ def evaluate_responses(
 
     Args:
         sources: score the responses, by name.
+        reward: the penalties of training, which apply to the penalised score alone.
         batch_size: responses of one forward pass on one device.
 
     Raises:
@@ -96,17 +101,33 @@ def evaluate_responses(
                 rollout = compute_logprobs_and_values(
                     policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
                 )
-            responses += _evaluate_rollout(rollout, sampler.tokenizer, batch_indices, sources)
+            texts = batch.prompts, rollout.completions, batch.columns
+            scores = {name: source(*texts) for name, source in sources.items()}
+            penalised = _penalised(rollout, scores, reward, sampler.config.max_new_tokens)
+            responses += _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
     if ranks > 1:
         responses = gather_object(responses)
     return sorted(responses, key=lambda response: response.index)
 
 
-def _evaluate_rollout(
-    rollout: Rollout, tokenizer: Any, indices: Sequence[int], sources: Mapping[str, RewardSource]
+def _penalised(
+    rollout: Rollout, scores: Mapping[str, list[float]], reward: RewardConfig, max_new_tokens: int
+) -> list[float] | None:
+    """The scores after the penalties; None without scores or without penalties."""
+    if "score" not in scores or not reward.has_penalties:
+        return None
+    lengths, truncated = rollout.response_mask.sum(-1).cpu(), rollout.truncated.cpu()
+    return apply_penalties(torch.tensor(scores["score"]), lengths, truncated, reward, max_new_tokens).tolist()
+
+
+def _evaluated(
+    rollout: Rollout,
+    tokenizer: Any,
+    indices: Sequence[int],
+    scores: Mapping[str, list[float]],
+    penalised: list[float] | None,
 ) -> list[EvaluatedResponse]:
     batch = rollout.prompts
-    scores = {name: source(batch.prompts, rollout.completions, batch.columns) for name, source in sources.items()}
     repeated = repetition(rollout.response_ids, rollout.response_mask)
     log_ratios = None if rollout.ref_logprobs is None else rollout.old_logprobs - rollout.ref_logprobs
     responses = []
@@ -124,6 +145,7 @@ def _evaluate_rollout(
                 scores={name: values[i] for name, values in scores.items()},
                 truncated=bool(rollout.truncated[i]),
                 repetition=float(repeated[i]),
+                penalised_score=None if penalised is None else penalised[i],
             )
         )
     return responses

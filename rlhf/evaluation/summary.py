@@ -1,6 +1,6 @@
 """Statistics of evaluated responses, and the rows of `samples.jsonl`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ def summarise(
 ) -> dict[str, float]:
     """Means over responses, with 95% bootstrap intervals of the scores.
 
-    Lengths are in tokens, distinct-n in words. A key `NAME_low` and `NAME_high` hold the interval of NAME.
+    Lengths are in tokens, distinct-n in words. A key `NAME_low` and `NAME_high` hold the interval of NAME. Scores are
+    those of the sources; `penalised_score`, where training has penalties, is what it maximises.
 
     Args:
         start_scores: the scores of the policy before training on the same prompts; adds the win rate against them,
@@ -25,6 +26,8 @@ def summarise(
     summary: dict[str, float] = {"prompts": float(len(responses))}
     for name in responses[0].scores:
         summary |= _mean_with_interval(name, [r.scores[name] for r in responses])
+    if all(r.penalised_score is not None for r in responses):
+        summary |= _mean_with_interval("penalised_score", [r.penalised_score or 0.0 for r in responses])
     if all(r.token_kl is not None for r in responses):
         summary["kl"] = float(np.mean([sum(r.token_kl or []) for r in responses]))
     words = [r.response.split() for r in responses]
@@ -42,6 +45,11 @@ def summarise(
         start = np.array([scores[name] for scores in start_scores])
         summary |= _mean_with_interval("win_rate", ((now > start) + 0.5 * (now == start)).tolist())
     return summary
+
+
+def selection_score(summary: Mapping[str, float]) -> float:
+    """The score by which the best weights are chosen: after the penalties of training, where it has any."""
+    return summary.get("penalised_score", summary["score"])
 
 
 def _mean_with_interval(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -13,7 +13,9 @@ from rlhf.models.trunk import enable_gradient_checkpointing
 
 
 def resolve(path: str) -> str:
-    """The folder or hub id to load for a path; a run folder stands for the model in it.
+    """The absolute folder or the hub id to load for a path; a run folder stands for the model in it.
+
+    Absolute, because an adapter that is saved names the folder of its base, and is loaded from elsewhere later.
 
     Raises:
         UserError: the path is a folder without a model, a file, or a folder that does not exist.
@@ -22,7 +24,7 @@ def resolve(path: str) -> str:
     if place.is_dir():
         for folder in (place, place / "model"):
             if (folder / "config.json").exists() or (folder / "adapter_config.json").exists():
-                return str(folder)
+                return str(folder.absolute())
         raise UserError(f"folder {path} holds no model: there is no config.json in it or in its model folder")
     if place.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model folder {path} does not exist" if not place.exists() else f"{path} is no folder")

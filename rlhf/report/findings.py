@@ -23,12 +23,17 @@ class Comparison:
         return finite(self.after.get(name)) - finite(self.before.get(name))
 
 
+def _selection_score(row: Row) -> float:
+    """The score by which the run chose its best weights; -inf where there is none."""
+    return float(np.nan_to_num(finite(row.get("penalised_score", row.get("score"))), nan=-math.inf))
+
+
 def compare(run: Run) -> Comparison:
     """The first evaluation and the best later one: the last one marked as best, or else the one with the best score."""
     if len(run.evals) >= 2:
         later = run.evals[1:]
         marked = [row for row in later if row.get("best") is True]
-        best = max(later, key=lambda row: np.nan_to_num(finite(row.get("score")), nan=-math.inf))
+        best = max(later, key=_selection_score)
         return Comparison(run.evals[0], marked[-1] if marked else best, held_out=True)
     names = {"score": "objective/score", "kl": "objective/kl", "entropy": "policy/entropy"}
     names |= {name: f"response/{name}" for name in ("length", "repetition", "eos_fraction")}
@@ -61,7 +66,8 @@ def _warnings_about_outcome(run: Run, outcome: Comparison) -> list[str]:
     messages = []
     if after("score") <= before("score") and outcome.after["step"] > outcome.before["step"]:
         scores = f"{number(before('score'))} before, {number(after('score'))} after"
-        consequence = ", so the initial weights remain the best" if outcome.held_out else ""
+        start_is_best = outcome.held_out and _selection_score(outcome.after) <= _selection_score(outcome.before)
+        consequence = ", so the initial weights remain the best" if start_is_best else ""
         messages.append(f"The score did not rise: {scores}{consequence}.")
     kl = np.fmax(after("kl"), _at_end(run, "objective/kl"))
     if kl > 10:

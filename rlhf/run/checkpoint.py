@@ -44,6 +44,7 @@ class TrainState:
     best_step: int | None = None
     """The step with the best held-out score so far."""
     best_score: float | None = None
+    """That score, after the penalties of training."""
 
 
 def save(

@@ -1,11 +1,12 @@
 """The policy that a run folder, a checkpoint inside it, or a model folder holds."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rlhf.config.jobs import ModelConfig, PPOJob, SFTJob
+from rlhf.config.jobs import GenerationConfig, ModelConfig, PPOJob, SFTJob
 from rlhf.config.parsing import from_dict, read_yaml
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, is_critic_weight
@@ -23,6 +24,22 @@ def load_policy(path: str) -> tuple[Any, Any]:
     if (folder / WEIGHTS).exists():
         return _load_checkpoint(folder)
     return load_causal_lm(ModelConfig(path=path)), load_tokenizer(path)
+
+
+def generation_of_run(path: str) -> GenerationConfig | None:
+    """How the PPO run that a model comes from sampled its responses; None for other models.
+
+    Args:
+        path: a run folder, `model` in it, or a checkpoint in it.
+    """
+    folder = Path(path).expanduser().resolve()
+    runs = [folder, *folder.parents[:2]] if folder.is_dir() else []
+    file = next((run / "config.yaml" for run in runs if (run / "config.yaml").is_file()), None)
+    settings = {} if file is None else read_yaml(file)
+    if file is None or not isinstance(settings.get("generation"), dict) or "ppo" not in settings:
+        return None
+    names = {field.name for field in fields(GenerationConfig)}
+    return GenerationConfig(**{name: value for name, value in settings["generation"].items() if name in names})
 
 
 def _load_checkpoint(folder: Path) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from rlhf.config.jobs import PPOConfig, PPOJob
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses
-from rlhf.evaluation.summary import sample_rows, summarise
+from rlhf.evaluation.summary import sample_rows, selection_score, summarise
 from rlhf.models.export import export_policy
 from rlhf.records import PPOBatch, Prompts, Rollout
 from rlhf.rollouts.checks import check_reference_matches_policy, check_rollout
@@ -286,16 +286,18 @@ class PPOTrainer:
             prompts=self.data.held_out,
             indices=self.data.eval_indices,
             sources=self.models.scorers,
+            reward=self.job.reward,
             batch_size=self.job.eval.batch_size,
             seed=self.job.seed,
             accelerator=self.accelerator,
         )
         summary = summarise(responses, self._start_scores)
         state = self.state
-        is_best = state.best_score is None or summary["score"] > state.best_score
+        score = selection_score(summary)
+        is_best = state.best_score is None or score > state.best_score
         if is_best:
             state.best_step = state.step
-            state.best_score = summary["score"]
+            state.best_score = score
         if state.step == 0:
             self._start_scores = [response.scores for response in responses]
         if self.accelerator.is_main_process:
@@ -336,7 +338,14 @@ class PPOTrainer:
     def export(self, folder: Path | str) -> None:
         """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic."""
         if self.accelerator.is_main_process:
-            export_policy(self.policy, self.tokenizer, Path(folder), self.job.model, self.models.dropout_rates)
+            export_policy(
+                self.policy,
+                self.tokenizer,
+                Path(folder),
+                self.job.model,
+                self.models.dropout_rates,
+                merged=self.job.export == "merged",
+            )
 
     def _start(self) -> None:
         """Restore a checkpoint if there is one, open the run folder, and evaluate the policy before training."""
@@ -416,8 +425,16 @@ class PPOTrainer:
 
             report = write_report(self.run.path)
             step = self.state.step if best is None else best
-            reason = "" if best is None else f", which has the best held-out score, {self.state.best_score:.3f},"
+            penalties = " after penalties" if self.job.reward.has_penalties else ""
+            reason = ""
+            if best is not None:
+                reason = f", which has the best held-out score{penalties}, {self.state.best_score:.3f},"
             print(f"the model of step {step}{reason} is in {self.run.path / 'model'}")
+            if best == 0:
+                print(
+                    f"WARNING: {self.run.path / 'model'} holds the untrained model, because no evaluation after the "
+                    f"start had a better held-out score{penalties}; see eval.jsonl"
+                )
             print(f"report in {report}")
         self.accelerator.wait_for_everyone()
 

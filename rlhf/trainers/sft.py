@@ -67,7 +67,7 @@ def train_sft(job: SFTJob) -> bool:
     finished = fit(task, NextTokenLoss(lm), job=job, run=run, accelerator=accelerator)
     if finished:
         if accelerator.is_main_process:
-            export_lm(lm, tokenizer, run.path / "model", job.model)
+            export_lm(lm, tokenizer, run.path / "model", job.model, merged=job.export == "merged")
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
     accelerator.end_training()

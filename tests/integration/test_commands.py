@@ -114,6 +114,106 @@ def test_generate_loads_a_checkpoint_of_every_kind_of_critic(capsys, config, job
     assert output.startswith("the film")
 
 
+@pytest.mark.parametrize("command", ["ppo", "sft"])
+def test_an_adapter_loads_from_any_folder_and_can_be_merged(
+    capsys, config, models, tmp_path, prompts_file, monkeypatch, command
+):
+    """The base is a relative path where the run is started; the merged model needs neither the base nor PEFT."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name in ("work", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    shutil.copytree(models("llama"), "base")
+    options = ["--config", config]
+    if command == "sft":
+        (tmp_path / "text.jsonl").write_text('{"text": "the film is good"}\n' * 16)
+        options = ["--data.path", tmp_path / "text.jsonl", "--training.batch_size", "8", "--training.lr", "0.1"]
+    options += ["--model.path", "base", "--model.lora.rank", "2", "--trackers", "[]", "--data.eval_fraction", "0"]
+    for export in ("adapter", "merged"):
+        status, output = rlhf(capsys, command, *options, "--output", export, "--export", export)
+        assert status == 0, output
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    adapter = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "work" / "adapter" / "model")
+    ids = torch.tensor([[7, 8, 9]])
+    expected = adapter(ids).logits
+    assert rlhf(capsys, "generate", tmp_path / "work" / "adapter", "--prompt", "the film")[0] == 0
+    shutil.rmtree(tmp_path / "work" / "base")
+    folder = tmp_path / "work" / "merged" / "model"
+    assert not (folder / "adapter_config.json").exists()
+    with torch.no_grad():
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, expected.detach())
+        with adapter.disable_adapter():
+            assert not torch.allclose(adapter(ids).logits, expected)
+    assert AutoTokenizer.from_pretrained(folder)("the film").input_ids == [7, 8]
+
+
+@pytest.fixture
+def run_with_stop_strings(capsys, config, job):
+    """A PPO run whose responses end at one of four words or after 6 tokens, sampled at temperature 0.9."""
+    words = ["film", "good", "dull", "no"]
+    options = ["--generation.stop_strings", json.dumps(words), "--generation.max_new_tokens", "6"]
+    more = ["--generation.temperature", "0.9", "--generation.min_new_tokens", "2", "--checkpoint.every", "1"]
+    assert rlhf(capsys, "ppo", "--config", config, *options, *more)[0] == 0
+    return Path(job.output), set(words)
+
+
+def responses_of(capsys, model, file, *options):
+    """The words of 20 responses to one prompt."""
+    file.unlink(missing_ok=True)
+    command = ["generate", model, "--prompt", "the", "--count", "20", "--output", file, *options]
+    status, output = rlhf(capsys, *command)
+    assert status == 0, output
+    return [json.loads(line)["response"].split() for line in file.read_text().splitlines()], output
+
+
+@pytest.mark.parametrize("part", ["", "model", "checkpoints/latest"])
+def test_generate_samples_as_the_run_did(capsys, tmp_path, run_with_stop_strings, part):
+    run, words = run_with_stop_strings
+    responses, output = responses_of(capsys, run / part, tmp_path / "out.jsonl")
+    assert not words & {word for response in responses for word in response}  # cut at the word, which is left out
+    assert max(map(len, responses)) <= 6
+    assert "settings of the run: max_new_tokens 6, temperature 0.9, min_new_tokens 2, stop_strings ['film'," in output
+
+
+def test_options_of_generate_override_the_runs_settings(capsys, tmp_path, run_with_stop_strings):
+    run, words = run_with_stop_strings
+    responses, _ = responses_of(capsys, run, tmp_path / "out.jsonl", "--stop_strings", "[]", "--max_new_tokens", "9")
+    assert words & {word for response in responses for word in response}
+    assert max(map(len, responses)) > 6
+    short, _ = responses_of(capsys, run, tmp_path / "out.jsonl", "--max_new_tokens", "1")  # below the run's minimum
+    assert max(map(len, short)) == 1
+    greedy, _ = responses_of(capsys, run, tmp_path / "out.jsonl", "--temperature", "0")
+    assert len(set(map(tuple, greedy))) == 1
+
+
+def test_the_exported_step_is_the_best_one_after_penalties(capsys, config, job, tmp_path):
+    """A reward for many words and a high penalty for cut responses: the plain score is best before training."""
+    (tmp_path / "words.py").write_text("def f(completions):\n    return [float(len(c.split())) for c in completions]\n")
+    status, output = rlhf(
+        capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/words.py:f", "--ppo.lr", "0.01",
+        "--reward.missing_eos_penalty", "20", "--eval.every", "1", "--ppo.total_episodes", "64", "--eval.prompts", "8",
+    )  # fmt: skip
+    assert status == 0, output
+    rows = [json.loads(line) for line in (Path(job.output) / "eval.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["penalised_score"])
+    assert best["step"] > 0
+    assert best["score"] < rows[0]["score"]
+    assert f"the model of step {best['step']}, which has the best held-out score after penalties, " in output
+    assert f"{best['penalised_score']:.3f}" in output
+    assert "WARNING" not in output
+
+
+def test_a_run_that_exports_the_start_says_so(capsys, config, job, tmp_path):
+    (tmp_path / "same.py").write_text("def f(completions):\n    return [0.5 for _ in completions]\n")
+    options = ["--reward.function", f"{tmp_path}/same.py:f", "--reward.missing_eos_penalty", "null"]
+    status, output = rlhf(capsys, "ppo", "--config", config, *options)
+    assert status == 0, output
+    assert "the model of step 0, which has the best held-out score, 0.500, is in" in output
+    assert f"WARNING: {job.output}/model holds the untrained model, because no evaluation after the" in output
+
+
 def test_resume_auto_starts_and_continues(capsys, config, job):
     options = ["ppo", "--config", config, "--resume", "auto", "--checkpoint.every", "1"]
     assert rlhf(capsys, *options, "--ppo.total_episodes", "8", "--ppo.lr_schedule", "constant")[0] == 0
@@ -502,7 +602,7 @@ def test_the_best_model_of_an_abandoned_branch_is_ignored(capsys, config, job):
     status, output = rlhf(capsys, *options, "--resume", folder / "step_000001")
     assert status == 0, output
     rows = [json.loads(line) for line in (Path(job.output) / "eval.jsonl").read_text().splitlines()]
-    best = max(rows[-2:], key=lambda row: row["score"])["step"]
+    best = max(rows[-2:], key=lambda row: row["penalised_score"])["step"]
     assert f"the model of step {best}, which has" in output
     assert (folder / "best" / "step").read_text() == f"{best}\n"
 
@@ -512,6 +612,7 @@ def test_other_rewards_start_a_new_search_for_the_best(capsys, config, job, tmp_
     options = ["ppo", "--config", config, "--checkpoint.every", "1", "--eval.every", "1"]
     assert rlhf(capsys, *options)[0] == 0
     more = ["--resume", "auto", "--ppo.total_episodes", "32", "--reward.function", f"{tmp_path}/low.py:f"]
+    more += ["--reward.missing_eos_penalty", "null"]
     status, output = rlhf(capsys, *options, *more)
     assert status == 0, output
     assert "the model of step 4, which has the best held-out score, -100.000" in output

@@ -190,6 +190,26 @@ def test_whole_numbers_may_be_written_with_an_exponent(options):
         parse(PPOJob, [*NEEDED, "--ppo.total_episodes", "1.5e0"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be null or positive"),
+        ({"temperature": -0.5}, "temperature is -0.5, but must be null or at least 0"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1, but must be null or at least 0"),
+        (
+            {"min_new_tokens": 4, "max_new_tokens": 4},
+            "min_new_tokens is 4, but must be null, or at least 0 and below max_new_tokens = 4",
+        ),
+        ({"stop_ids": []}, "stop_ids is [], but must be null or not empty"),
+        ({"stop_strings": [""]}, "stop_strings is [''], but must be without empty strings"),
+        ({"min_new_tokens": 3, "max_new_tokens": 4, "stop_strings": [], "temperature": 0.0}, None),
+        ({"min_new_tokens": 0}, None),
+    ],
+)
+def test_settings_of_generate_are_checked(settings, message):
+    assert rejection(GenerateJob, {"model": "m", "prompt": "p", **settings}) == message
+
+
 def test_steps_and_minibatches_follow_from_the_batch_sizes():
     config = PPOConfig(total_episodes=1000, rollout_batch_size=64, minibatch_size=16)
     assert (config.steps, config.minibatches) == (16, 4)
@@ -579,6 +599,15 @@ COMBINATIONS = [
         for seed in (-1, 2**32)
     ),
     *(
+        (
+            kind,
+            {"model": ModelConfig(path="m"), "data": DataConfig(path="d"), "export": "merged"},
+            "export is merged, but model.lora.rank is 0, so that there is no adapter to merge and model/ holds whole "
+            "weights anyway; remove it, or set the rank",
+        )
+        for kind in (PPOJob, SFTJob)
+    ),
+    *(
         (kind, settings, f"{key} is not set; give it with --{key} or in a --config file")
         for kind, settings, key in [
             (PPOJob, {}, "model.path"),
@@ -636,6 +665,7 @@ ACCEPTED = [
     (PTXConfig, {"path": "t", "max_length": 2, "batch_size": 1}),
     (ScratchConfig, {"vocab_size": 260, "dropout": 0.0, "hidden_size": 8, "num_heads": 4}),
     (job_of, {"critic": {"kind": "adapter"}, "model": {"lora": {"rank": 1}}}),
+    (job_of, {"export": "merged", "model": {"lora": {"rank": 1}}}),
     (job_of, {"critic": {"kind": "separate", "init": "reward"}, "reward": {"model": "r"}}),
     (job_of, {"critic": {"warmup_steps": 1}, "ppo": {"total_episodes": 128}}),
     (job_of, {"reward": {"truncated": "bootstrap"}}),

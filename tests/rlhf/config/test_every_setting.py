@@ -23,6 +23,7 @@ WITHOUT_EFFECT = ("output",)
 CASES = {
     "seed": ({}, 7),
     "resume": ({}, "{nowhere}"),
+    "export": ({"model.lora.rank": 2}, "merged"),
     "trackers": ({}, ["tensorboard"]),
     "model.path": ({}, "{gpt2}"),
     "model.dtype": ({}, "bfloat16"),

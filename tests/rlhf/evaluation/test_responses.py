@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.config.jobs import EvalConfig, GenerationConfig, ModelConfig
+from rlhf.config.jobs import EvalConfig, GenerationConfig, ModelConfig, RewardConfig
 from rlhf.data.prompts import PromptSet
 from rlhf.evaluation import responses as evaluation
 from rlhf.evaluation.responses import evaluate_responses, held_out_indices
+from rlhf.evaluation.summary import selection_score, summarise
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.distribution import LogitTransform
 from rlhf.models.loading import load_causal_lm, load_tokenizer
@@ -46,7 +47,7 @@ def respond(models):
         assert [f"p{n}" for n in columns["n"]] == prompts
         return [float(len(c.split())) + n / 100 for c, n in zip(completions, columns["n"], strict=True)]
 
-    def evaluate(batch_size=64, ranks=1, rank=0, indices=(0, 2, 3, 5, 6, 7, 8)):
+    def evaluate(batch_size=64, ranks=1, rank=0, indices=(0, 2, 3, 5, 6, 7, 8), reward=None):
         accelerator = SimpleNamespace(
             num_processes=ranks, process_index=rank, device=torch.device("cpu"), autocast=nullcontext
         )
@@ -57,6 +58,7 @@ def respond(models):
             prompts=prompts,
             indices=list(indices),
             sources={"score": source},
+            reward=reward or RewardConfig(),
             batch_size=batch_size,
             seed=3,
             accelerator=accelerator,
@@ -86,6 +88,23 @@ def test_responses_belong_to_their_prompts(respond):
         assert r.truncated == (r.tokens[-1] not in ("<|end|>", "film", "is"))
     assert {r.truncated for r in responses} == {True, False}
     assert max(abs(kl) for r in responses for kl in r.token_kl) > 0.1
+
+
+def test_penalised_scores_are_the_scores_after_the_penalties_of_training(respond):
+    """Scores themselves stay as they are; without penalties there are no penalised ones."""
+    plain = respond(reward=RewardConfig(missing_eos_penalty=None))
+    assert all(r.penalised_score is None for r in plain)
+    for rules, short in (({}, 0), ({"min_length": 3, "short_penalty": 5.0}, 3)):
+        responses = respond(reward=RewardConfig(missing_eos_penalty=2.0, **rules))
+        assert [r.scores for r in responses] == [r.scores for r in plain]
+        for r in responses:
+            expected = -2.0 if r.truncated else -5.0 if len(r.tokens) < short else r.scores["score"]
+            assert r.penalised_score == pytest.approx(expected)
+    assert "penalised_score" not in summarise(plain)
+    mean = sum(r.penalised_score for r in responses) / len(responses)
+    assert summarise(responses)["penalised_score"] == pytest.approx(mean)
+    assert selection_score(summarise(responses)) == pytest.approx(mean)
+    assert selection_score(summarise(plain)) == summarise(plain)["score"]
 
 
 @torch.no_grad()

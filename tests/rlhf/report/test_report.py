@@ -506,6 +506,8 @@ def test_the_best_evaluation_is_the_marked_one_or_else_the_best_score():
     assert compare(run_of(metric_rows(), evals)).after["step"] == 50
     evals[1]["score"] = None
     assert compare(run_of(metric_rows(), evals)).after["step"] == 100
+    evals[1]["penalised_score"] = 0.9  # counts before the plain score, as in the run's own choice
+    assert compare(run_of(metric_rows(), evals)).after["step"] == 50
 
 
 def test_without_evaluations_the_first_and_last_tenth_of_training_are_compared():

@@ -12,7 +12,7 @@ from rlhf.config.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tabular/README.md", *sorted(
-    str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")
+    str(page.relative_to(ROOT)) for folder in ("docs", "recipes") for page in (ROOT / folder).rglob("*.md")
 )]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_commands_and_files_named_in_the_documentation_exist(page):
     assert set(re.findall(r"^(?:\.venv/bin/)?rlhf (\w+)", shell, flags=re.MULTILINE)) <= set(COMMANDS)
     added = {"rlhf/rewards/patterns.py", "tests/rlhf/rewards/test_patterns.py", "tabular/td/q_sigma.py"}
     paths = set(
-        re.findall(r"(?<![\w./-])((?:rlhf|tabular|scripts|tests|configs|examples)/[\w/.-]+\.(?:py|yaml))", text)
+        re.findall(r"(?<![\w./-])((?:rlhf|tabular|scripts|tests|configs|examples|recipes)/[\w/.-]+\.(?:py|yaml))", text)
     )
     assert not {path for path in paths - added if not (ROOT / path).exists()}
 

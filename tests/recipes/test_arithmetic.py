@@ -1,0 +1,116 @@
+"""The arithmetic recipe: its data, its rewards, and its settings."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.jobs import PPOJob
+from rlhf.config.parsing import parse
+from rlhf.errors import UserError
+from rlhf.rewards.functions import FunctionReward, load_function
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "arithmetic"
+REWARD = f"{FOLDER / 'reward.py'}"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"arithmetic_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def problems(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """Every problem of a text, as its operation and its two digits in ascending order."""
+    return {(op, tuple(sorted((int(a), int(b))))) for a, op, b in re.findall(r"(\d) ([+*]) (\d)(?! \d)", text)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("arithmetic") / "data"
+    assert load("data").main([str(folder)]) == 0
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def test_the_rows_look_like_this():
+    data = load("data")
+    assert data.text_row((4, "*", 2), (2, "+", 3)) == {"prompt": "2 + 3 = 5\n4 * 2 =", "answer": "8"}
+    assert data.chat_row((4, "+", 9)) == {"prompt": [{"role": "user", "content": "What is 4 + 9?"}], "answer": "13"}
+
+
+def test_every_problem_is_on_one_side_with_both_of_its_orders():
+    training, held_out = load("data").split_problems()
+    assert len(training) + len(held_out) == 200 == len({*training, *held_out})
+    assert 30 <= len(held_out) <= 44
+    assert {(b, op, a) for a, op, b in held_out} == set(held_out)
+
+
+def test_no_training_prompt_has_a_held_out_problem_even_as_its_example(data):
+    for kind in ("text", "chat"):
+        held_out = {
+            p for row in rows(data / f"{kind}_test.jsonl") for p in problems(str(row["prompt"]).split("\n")[-1])
+        }
+        seen = {p for row in rows(data / f"{kind}.jsonl") for p in problems(str(row["prompt"]))}
+        assert len(held_out) == 22
+        assert len(seen) == 88
+        assert not held_out & seen
+
+
+def test_the_answers_are_right_and_the_example_is_another_problem(data):
+    for row in [*rows(data / "text.jsonl"), *rows(data / "text_test.jsonl")]:
+        example, problem = row["prompt"].split("\n")
+        assert eval(problem.removesuffix("=")) == int(row["answer"])
+        left, right = example.split("=")
+        assert eval(left) == int(right)
+        assert problems(example) != problems(problem)
+
+
+def test_existing_data_is_not_overwritten(tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        load("data").main([str(tmp_path)])
+
+
+# ------------------------------------------------------------------------------------------------------------- rewards
+
+
+def score(name: str, completions: list[str], answers: list[str]) -> list[float]:
+    function = load_function(f"{REWARD}:{name}")
+    return FunctionReward(function, name)([""] * len(completions), completions, {"answer": answers})
+
+
+def test_the_first_line_must_be_the_answer_and_nothing_else():
+    completions = [" 8", "8\n9 + 1 = 10", " 8 apples", " 18", "", "\n 8", " 7"]
+    assert score("first_line", completions, ["8"] * 7) == [1, 1, 0, 0, 0, 1, 0]
+
+
+def test_the_last_number_of_a_sentence_must_be_the_answer():
+    completions = ["4 + 4 = 8.", "8", "The answer is eight.", "It is 8, and 4 + 4 is 9", "80", ""]
+    assert score("last_number", completions, ["8"] * 6) == [1, 1, 0, 0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("*.yaml")))
+def test_the_settings_parse_and_name_the_recipes_files(file):
+    job = parse(PPOJob, ["--config", str(FOLDER / file)])
+    assert job.output == f"runs/arithmetic/{file.removesuffix('.yaml')}"
+    assert job.reward.function is not None
+    name, _, function = job.reward.function.partition(":")
+    assert (FOLDER.parents[1] / name).samefile(REWARD)
+    assert callable(getattr(load("reward"), function))
+    kind = "chat" if file.startswith("chat") else "text"
+    assert job.data.path == f"data/arithmetic/{kind}.jsonl"
+    assert job.data.eval_path == f"data/arithmetic/{kind}_test.jsonl"

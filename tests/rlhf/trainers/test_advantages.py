@@ -515,3 +515,33 @@ def test_weighted_microbatches_sum_to_the_definition(aggregation, size):
         for m in [mask[i : i + size]]
     ]
     torch.testing.assert_close(torch.stack(parts).sum(), expected)
+
+
+# ---------------------------------------------------------------------------------------------- small but not nothing
+
+
+def test_a_kl_coefficient_of_one_is_no_special_case_and_zero_needs_no_reference():
+    rollout = rollout_of(lengths(2, 3), scores=[1.0, 2.0])
+    kl = reference_kl(rollout, "k1")
+    expected = torch.where(rollout.response_mask, -kl, 0)
+    expected[0, 1] += 1
+    expected[1, 2] += 2
+    torch.testing.assert_close(token_rewards(rollout, rollout.scores, 1.0, "k1"), expected)
+    without = token_rewards(replace(rollout, ref_logprobs=None), rollout.scores, 0.0, "k1")
+    assert without.tolist() == [[0, 1, 0], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_the_batch_holds_its_rollout_and_grpo_divides_as_configured(divide):
+    rollout = rollout_of(lengths(2, 1, 2, 2, 1, 2), scores=SUMS)
+    config = ppo(estimator="grpo", samples_per_prompt=3, kl_coef=0.0, grpo_divide_by_std=divide)
+    batch = make_batch(rollout, config, 0.0, PLAIN)
+    assert batch.rollout is rollout
+    torch.testing.assert_close(batch.advantages[:, 0], grpo(torch.tensor(SUMS), 3, divide))
+
+
+def test_grpo_adds_its_epsilon_to_a_small_deviation():
+    """Scores 0 and 2e-6: the deviation is sqrt(2) * 1e-6."""
+    expected = 1 / (2**0.5 + 1)
+    advantages = grpo(torch.tensor([0.0, 2e-6], dtype=torch.float64), 2)
+    assert advantages.tolist() == pytest.approx([-expected, expected])

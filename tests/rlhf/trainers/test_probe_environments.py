@@ -304,9 +304,9 @@ def probe_modulo(start: Callable[..., Run]) -> None:
     check_optimizer(run)
 
     def matches(rollout: Rollout) -> Tensor:
-        asked = torch.tensor([int(prompt) for prompt in rollout.prompts.prompts])
+        numbers = torch.tensor([int(prompt) for prompt in rollout.prompts.prompts])
         digits = rollout.response_ids[:, 0] - ZERO
-        return (digits >= 0) & (digits % 3 == asked % 3)
+        return (digits >= 0) & (digits % 3 == numbers % 3)
 
     rate = run.rate(matches)
     assert rate > 0.6, f"policy: its answers match the prompt's digit at a rate of {rate:.2f}: it does not read prompts"

@@ -170,3 +170,33 @@ def test_tanh_gaussian_sample():
     action, pre_tanh = tanh_gaussian_sample(mean, log_std, torch.Generator().manual_seed(0))
     assert action.equal(torch.tanh(pre_tanh))
     assert pre_tanh.equal(gaussian_sample(mean, log_std, torch.Generator().manual_seed(0)))
+
+
+def test_functions_take_any_number_of_batch_axes():
+    """[2, 3, 4] is two batches of [3, 4], and a single row is a batch of one."""
+    random = torch.Generator().manual_seed(0)
+    a, b, noise = torch.randn(3, 2, 3, 4, generator=random, dtype=torch.float64)
+    uniforms = torch.rand(2, 3, generator=random, dtype=torch.float64)
+    functions = [
+        lambda i: categorical_sample(a[i], uniforms=uniforms[i]),
+        lambda i: gaussian_logprob(a[i], b[i], noise[i]),
+        lambda i: gaussian_entropy(a[i], b[i]),
+        lambda i: tanh_gaussian_logprob(a[i], b[i], noise[i]),
+    ]
+    for function in functions:
+        whole = function(slice(None))
+        assert whole.shape == (2, 3)
+        for i, j in [(0, 0), (1, 2)]:
+            torch.testing.assert_close(whole[i, j], function((i, j)))
+
+
+def test_samples_are_a_function_of_the_generator_in_double_precision():
+    mean = torch.tensor([[1.0, -2.0]] * 5, dtype=torch.float64)
+    log_std = torch.tensor([0.5, 0.1], dtype=torch.float64)
+    noise = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    sample = gaussian_sample(mean, log_std, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(sample, mean + log_std.exp() * noise)
+    logits = torch.zeros(2, 5, 9)
+    uniforms = torch.rand(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    drawn = categorical_sample(logits, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(drawn, categorical_sample(logits, uniforms=uniforms))

@@ -213,3 +213,26 @@ def test_state_dict_round_trip_and_rejection_of_damaged_states(make):
 def test_out_of_range_arguments_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_k3_is_exact_down_to_a_log_ratio_of_minus_twenty_and_linear_below():
+    d = torch.tensor([-19.0, -20.0, -30.0], dtype=torch.float64)
+    expected = [math.exp(19) - 20, math.exp(20) - 21, math.exp(20) - 31]
+    torch.testing.assert_close(kl_estimate(d, torch.zeros_like(d), "k3"), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gaussian_kl_of_two_dimensions_by_hand():
+    """log(4 / 2) + (2^2 + (1 - 4)^2) / (2 * 4^2) - 1/2, and KL(N(0, 1) || N(1, 1)) = 1/2."""
+    means, log_stds = torch.tensor([[1.0, 0.0], [4.0, 1.0]]), torch.tensor([[2.0, 1.0], [4.0, 1.0]]).log()
+    kl = gaussian_kl(means[:1], log_stds[:1], means[1:], log_stds[1:])
+    torch.testing.assert_close(kl, torch.tensor([math.log(2) + 13 / 32 - 0.5 + 0.5]))
+
+
+def test_beta_doubles_and_halves_outside_the_interval_alone():
+    for kl, expected in [(3.0, 5.0), (3.01, 10.0), (1.34, 5.0), (1.33, 2.5)]:
+        beta = PenaltyBeta(beta=5.0, target=2.0)
+        beta.update(kl)
+        assert beta.beta == expected
+    beta = PenaltyBeta(beta=5.0, target=3.0)
+    beta.update(2.0)  # exactly target / 1.5
+    assert beta.beta == 5

@@ -339,3 +339,44 @@ def test_no_mask_equals_a_mask_of_all_true(name):
         x.grad = None
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+@pytest.mark.parametrize("loss", ["clip", "kl penalty"])
+def test_the_log_ratio_is_clamped_from_both_sides(loss):
+    logprobs = torch.tensor([-5.0, 5.0], dtype=torch.float64)
+    old = torch.zeros_like(logprobs)
+    advantages = torch.tensor([3.0, -1.0], dtype=torch.float64)  # both branches take the ratio itself
+    if loss == "clip":
+        result, metrics = clipped_surrogate_loss(logprobs, old, advantages, None, 2, 0.9, log_ratio_clamp=2)
+        expected = -(3 * math.exp(-2) - math.exp(2)) / 2
+    else:
+        result, metrics = kl_penalty_surrogate_loss(logprobs, old, advantages, old, 1, None, 2, log_ratio_clamp=2)
+        expected = -(3 * math.exp(-2) - math.exp(2)) / 2
+    assert result.item() == pytest.approx(expected)
+    assert metrics["ratio_max"].item() == pytest.approx(math.exp(2))
+    assert metrics["ratio_mean"].item() == pytest.approx((math.exp(-2) + math.exp(2)) / 2)
+
+
+def test_a_negative_clamp_is_rejected():
+    with pytest.raises(ValueError, match="log_ratio_clamp is -1, but must be at least 0"):
+        kl_penalty_surrogate_loss(ratios(1.0), torch.zeros(1).double(), *[torch.ones(1).double()] * 2, 1, None, 1, -1)
+
+
+def test_a_ratio_on_the_edge_of_the_interval_is_not_clipped():
+    one = torch.ones(3, dtype=torch.float64)
+    assert clipped_surrogate_loss(0 * one, 0 * one, one, None, 3, clip_range=0)[1]["clip_fraction"] == 0
+
+
+def test_values_that_fell_below_the_interval_are_clipped_too():
+    """From 0 to -1 with a range of 0.2: the clipped value is -0.2. Its error of 1.44 / 2 counts for a return of -1.4,
+    where it is the larger one, and the error of 4 / 2 counts for a return of 1."""
+
+    def loss(value, old, target):
+        numbers = [torch.tensor([x], dtype=torch.float64) for x in (value, old, target)]
+        result, metrics = value_loss(*numbers, None, 1, clip_range=0.2)
+        return result.item(), metrics["clip_fraction"].item()
+
+    assert loss(-1.0, 0.0, -1.4) == (pytest.approx(0.72), 1)
+    assert loss(-1.0, 0.0, 1.0) == (pytest.approx(2), 0)
+    assert loss(1.0, -1.0, 1.0) == (pytest.approx(1.8**2 / 2), 1)  # the sum of old and new value does not matter
+    assert loss(3.0, 2.9, 7.0)[1] == 0

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tabular.core.masked import explained_variance, masked_mean, masked_sum, masked_var, masked_whiten
+from tabular.core.masked import explained_variance, masked_mean, masked_sum, masked_var, masked_whiten, unit_scale
 
 X = torch.tensor([[1.0, 2.0, torch.nan], [6.0, torch.inf, torch.nan]])
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -95,3 +95,24 @@ def test_explained_variance_reads_only_real_entries():
 @pytest.mark.parametrize("targets", [torch.full((7,), 0.1), torch.zeros(0)])
 def test_explained_variance_without_variance_is_nan(targets):
     assert explained_variance(torch.arange(len(targets)).float(), targets).isnan()
+
+    assert explained_variance(torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)).isnan()
+    double = torch.full((3,), 2.0, dtype=torch.float64)
+    assert explained_variance(double, double).dtype == torch.float64
+
+
+def test_without_a_mask_every_entry_is_real():
+    x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    everything = torch.ones_like(x, dtype=torch.bool)
+    assert masked_mean(x, None) == 3
+    assert masked_mean(torch.tensor([5.0]), None) == 5
+    assert masked_mean(torch.zeros(0), None) == 0
+    assert torch.equal(masked_whiten(x, None), masked_whiten(x, everything))
+
+
+def test_entries_whose_variance_is_at_most_eps_are_not_scaled():
+    for half, eps, factor in [(1.0, 1.0, 1.0), (2.0, 3.0, 1 / math.sqrt(7)), (2.0, 5.0, 1.0)]:
+        x = torch.tensor([-half, half])
+        everything = torch.ones(2, dtype=torch.bool)
+        torch.testing.assert_close(unit_scale(x, everything, eps), torch.tensor(factor))
+        torch.testing.assert_close(masked_whiten(x, everything, shift_mean=False, eps=eps), factor * x)

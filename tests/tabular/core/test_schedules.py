@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tabular.core.schedules import constant, cosine, linear, make_schedule, warmup
+from tabular.core.schedules import constant, cosine, linear, linear_to_zero, make_schedule, warmup
 
 
 def test_constant_linear_and_cosine_by_hand():
@@ -56,3 +56,8 @@ def test_make_schedule_by_name():
 def test_out_of_range_schedules_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_linear_to_zero_is_constant_without_a_total():
+    assert [linear_to_zero(4, 4)(step) for step in (0, 1, 4, 9)] == [4, 3, 0, 0]
+    assert [linear_to_zero(4, 0)(step) for step in (0, 9)] == [4, 4]

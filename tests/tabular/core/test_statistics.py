@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from tabular.core.statistics import Interval, bootstrap_interval, iqm, median
+from tabular.core.statistics import Interval, bootstrap_interval, iqm, mean, median
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,27 @@ def test_intervals_without_interpolation_are_resampled_values():
     ordered = np.sort(np.median(np.array(values)[picks], axis=1))
     interval = bootstrap_interval(values, median, interpolate=False)
     assert (interval.low, interval.high) == (ordered[50], ordered[1950])
+
+
+def test_statistics_of_several_rows_and_in_double_precision():
+    rows = np.array([[1, 2, 3, 4], [40, 20, 30, 10]])
+    assert iqm(rows).tolist() == [2.5, 25]
+    assert median(rows).tolist() == [2.5, 25]
+    assert mean(rows).tolist() == [2.5, 25]
+    assert mean(np.array([2**24, 1], dtype=np.float32)) == 2**23 + 0.5  # in float32 the sum is 2^24
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 1.5])
+def test_a_confidence_outside_the_open_interval_is_rejected(confidence):
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\)"):
+        bootstrap_interval([1, 2], confidence=confidence)
+
+
+def test_uninterpolated_ends_are_at_the_share_of_the_sorted_resamples():
+    values = np.arange(11.0)
+    picks = np.random.default_rng(0).integers(0, 11, size=(100, 11))
+    ordered = np.sort(values[picks].mean(axis=1))
+    interval = bootstrap_interval(values, mean, confidence=0.8, resamples=100, interpolate=False)
+    assert (interval.low, interval.high) == (ordered[10], ordered[90])
+    whole = bootstrap_interval(values, mean, confidence=1 - 1e-14, resamples=100, interpolate=False)
+    assert (whole.low, whole.high) == (ordered[0], ordered[99])

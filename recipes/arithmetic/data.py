@@ -55,7 +55,7 @@ def chat_row(problem: Problem) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": f"What is {a} {operation} {b}?"}], "answer": str(answer(problem))}
 
 
-def write_files(folder: Path, examples: int = 8, test_examples: int = 3) -> None:
+def write_files(folder: Path, examples: int = 8, test_examples: int = 2) -> None:
     """Write the four files.
 
     Args:

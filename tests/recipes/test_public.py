@@ -77,11 +77,11 @@ def test_gsm8k_becomes_a_prompt_for_chat_models_and_a_number(data):
 
 
 def test_a_dialogue_becomes_messages_and_blank_lines_stay_in_theirs(data):
-    dialogue = "\n\nHuman: Two things:\n\nfirst: this\n\nAssistant: Yes?\n\nHuman: Go on\n\nAssistant: "
+    dialogue = "\n\nHuman: Two things:\n\nfirst: this\n\nAssistant: Yes?\n\nHuman: More\n\nAssistant: "
     assert data.hh_messages(dialogue) == [
         {"role": "user", "content": "Two things:\n\nfirst: this"},
         {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "Go on"},
+        {"role": "user", "content": "More"},
         {"role": "assistant", "content": ""},
     ]
 

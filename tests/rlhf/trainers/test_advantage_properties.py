@@ -39,7 +39,7 @@ def numbers(shape: Any, low: float = -10, high: float = 10) -> Any:
 
 
 def ragged(count: int) -> Any:
-    """Several tensors [B, R], a tensor [B], and a mask with holes in which every row has a True."""
+    """Several tensors [B, R], a tensor [B], and a mask with gaps in which every row has a True."""
     shapes = st.tuples(st.integers(1, 4), st.integers(1, 6))
     return shapes.flatmap(
         lambda shape: st.tuples(

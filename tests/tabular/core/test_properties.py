@@ -45,7 +45,7 @@ def tensors(count: int, low: float = -10, high: float = 10) -> Any:
 
 
 def with_mask(count: int, low: float = -10, high: float = 10) -> Any:
-    """Several tensors [B, T], and a mask with any holes but at least one True."""
+    """Several tensors [B, T], and a mask with any gaps but at least one True."""
     return st.tuples(st.integers(1, 4), st.integers(1, 6)).flatmap(
         lambda shape: st.tuples(
             *[numbers(shape, low, high)] * count,

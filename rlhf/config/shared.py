@@ -51,7 +51,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Data type of the stored weights. To train all weights, keep float32 and set mixed_precision."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Data type of the computation (autocast); null: as configured by accelerate's launcher."""
+    """Data type of the computation (autocast); null: as configured by accelerate's launcher. bf16 becomes float32 on
+    CPUs that are slower at it."""
     attn_implementation: str | None = None
     """Attention kernel: eager, sdpa or flash_attention_2; null: transformers' choice."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

@@ -18,6 +18,7 @@ from rlhf.rewards.sources import open_sources
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder, json_safe
+from rlhf.run.precision import usable_precision, warn_about_slow_weights
 
 
 def evaluate_policy(job: EvaluateJob) -> dict[str, dict[str, float]]:
@@ -35,7 +36,8 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
 
     if job.output is not None:
         RunFolder(job.output, resume=None)  # an existing folder is refused before the work, not after it
-    accelerator = Accelerator(mixed_precision=job.model.mixed_precision)
+    precision = usable_precision(job.model.mixed_precision, cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(mixed_precision=precision)
     torch.set_float32_matmul_precision(job.model.matmul_precision)
     device = accelerator.device
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
@@ -45,6 +47,7 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
         raise UserError("nothing to score with: set reward.model or reward.function, or eval.judge")
 
     lm = load_causal_lm(job.model).to(device)
+    warn_about_slow_weights(lm.dtype, device)
     baseline = None if job.baseline is None else load_causal_lm(replace(job.model, path=job.baseline)).to(device)
     reference = Reference(lm if baseline is None else baseline)
     evaluate = partial(

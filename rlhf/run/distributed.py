@@ -29,11 +29,14 @@ def open_accelerator(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    from rlhf.run.precision import usable_precision
+
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
     # Without a GPU and without this argument, every launched process would believe that it is the only one.
     cpu = not torch.accelerator.is_available()
+    mixed_precision = usable_precision(mixed_precision, cpu)
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

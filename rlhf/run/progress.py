@@ -3,10 +3,14 @@
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+ESTIMATE_AFTER = 2.0
+"""Seconds after which the time left is estimated from the steps so far: the first one, or several short ones."""
 
 
 def is_due(every: int, step: int) -> bool:
@@ -47,26 +51,46 @@ def progress(title: str, total: int, done: int = 0, visible: bool = True) -> Ite
     )
     with bar:
         task = bar.add_task(title, total=total, completed=done, live="")
-        yield Bar(bar, task, title, total, done, plain=visible and not console.is_terminal)
+        yield Bar(bar, task, title, total, done, plain=visible and not console.is_terminal, visible=visible)
 
 
 class Bar:
     """The display of one run's progress."""
 
-    def __init__(self, bar: Any, task: Any, title: str, total: int, done: int, plain: bool):
+    def __init__(self, bar: Any, task: Any, title: str, total: int, done: int, plain: bool, visible: bool):
         self._bar = bar
         self._task = task
         self._title = title
         self._total = total
         self._done = done
         self._plain = plain
+        self._visible = visible
+        self._first = done
+        self._start = time.monotonic()
+        self._is_estimated = False
 
     def advance(self, live: str) -> None:
-        """Count one more step, and show its numbers."""
+        """Count one more step, and show its numbers; early on, once, how long the others will take."""
         self._done += 1
+        steps, seconds = self._done - self._first, time.monotonic() - self._start
+        if not self._is_estimated and seconds >= ESTIMATE_AFTER and self._done < self._total:
+            self._is_estimated = True
+            left = self._total - self._done
+            text = f"{self._title}: {seconds / steps:.3g} s a step, about {_duration(left * seconds / steps)} left"
+            if self._visible:
+                self._bar.console.print(f"{text} for {left:,} steps", soft_wrap=True, highlight=False)
         self._bar.update(self._task, completed=self._done, live=live)
         if self._plain and (self._done == 1 or self._done % max(1, self._total // 10) == 0):
             print(f"{self._title} {self._done}/{self._total}  {live}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as text: `40 s`, `12 min`, `3.5 h`, `4 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 @contextmanager

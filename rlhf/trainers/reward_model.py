@@ -21,6 +21,7 @@ from rlhf.run.distributed import open_accelerator
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
+from rlhf.run.precision import warn_about_slow_weights
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 _MEASURED_TRAINING_PAIRS = 1000
@@ -51,6 +52,7 @@ def train_reward_model(job: RewardJob) -> bool:
     check_lengths((pair.length for pair in pairs + held_out), context_length, job.data.path)
 
     model = SequenceScorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
+    warn_about_slow_weights(model.model.dtype, accelerator.device)
     if job.model.compile:
         compile_layers(model.model)
     task = RewardModelTask(

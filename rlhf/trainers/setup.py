@@ -20,6 +20,7 @@ from rlhf.models.trunk import disable_dropout
 from rlhf.rewards.functions import FunctionReward
 from rlhf.rewards.sources import RewardSource, attach_sources, open_sources
 from rlhf.rollouts.stages import Sampler
+from rlhf.run.precision import warn_about_slow_weights
 from rlhf.trainers.ptx import TextStream
 
 
@@ -132,6 +133,7 @@ def load_models(
         sources["score"] = function
     sources |= open_sources(configs, device, job.model, prompt_sets)
     lm = load_causal_lm(job.model)
+    warn_about_slow_weights(lm.dtype, device)
     sampler = Sampler.of(tokenizer, lm, job.generation)
     dropout_rates = disable_dropout(lm)
     check_head(lm)

@@ -24,6 +24,7 @@ from rlhf.models.trunk import text_states
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
+from rlhf.run.precision import warn_about_slow_weights
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 
@@ -54,6 +55,7 @@ def train_sft(job: SFTJob) -> bool:
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())
+    warn_about_slow_weights(lm.dtype, accelerator.device)
     lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
     if job.model.compile:
         compile_layers(lm)

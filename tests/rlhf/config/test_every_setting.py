@@ -220,8 +220,9 @@ def with_settings(job, settings):
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Each test starts without the accelerator of the one before."""
+def fresh_accelerator(monkeypatch):
+    """Each test starts without the accelerator of the one before, on a CPU that is fast at bfloat16."""
+    monkeypatch.setattr("rlhf.run.precision.bf16_slowdown", lambda: 0.5)
     yield
     AcceleratorState._reset_state(True)
 

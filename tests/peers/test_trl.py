@@ -255,3 +255,17 @@ def test_rloo_and_grpo_pay_each_token_what_the_response_earned(ragged):
     for name, whole in (("rloo", rloo), ("grpo", group_norm)):
         ours, _ = estimate(ragged.rollout(), ragged.outcome, None, PPOConfig(estimator=name, samples_per_prompt=4))
         assert_same(ours, torch.where(ragged.mask, whole(ragged.scores, 4)[:, None], 0))
+
+
+# ------------------------------------------------------------------------------------------- names of settings
+
+
+def test_the_list_of_settings_that_the_documentation_is_held_to_is_trls():
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    config = import_module("trl.experimental.ppo").PPOConfig
+    listed = json.loads((Path(__file__).parents[1] / "docs" / "trl_1_12_settings.json").read_text())
+    kinds = (config, trl.ScriptArguments, trl.ModelConfig)
+    assert listed == {kind.__name__: sorted(field.name for field in dataclasses.fields(kind)) for kind in kinds}

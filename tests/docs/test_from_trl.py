@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
 from rlhf.cli.main import main
 from rlhf.config import aliases
@@ -145,19 +146,21 @@ def tiny(models, reward_folder, tmp_path, monkeypatch):
     part = datasets.Dataset.from_list(rows)
     parts = {"train": part, "validation": part.select(range(8)), "descriptiveness": part}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "data"))
-    return {
+    yield {
         "EleutherAI/pythia-1b-deduped": str(models("llama")),
         "cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr": str(models("llama")),
         "cleanrl/EleutherAI_pythia-1b-deduped__reward__tldr": str(reward_folder),
         "trl-internal-testing/descriptiveness-sentiment-trl-style": str(tmp_path / "data"),
         "trl-lib/tldr": str(tmp_path / "data"),
     }
+    AcceleratorState._reset_state(True)
 
 
 def run_here(words: list[str], tiny: dict[str, str], *more: str) -> Path:
     """Run a command of the page on tiny models; its output folder."""
     stage = "ppo" if "scripts/train_ppo.py" in words else words[1]
     options = {name: tiny.get(value, value) for name, value in options_of(words).items()}
+    AcceleratorState._reset_state(True)  # as in a new process
     assert main([stage, *(f"--{name}={value}" for name, value in options.items()), "--trackers", "[]", *more]) == 0
     return Path(options["output"])
 
@@ -166,7 +169,7 @@ OURS = [words for words in COMMANDS if words[0] == "rlhf" or "scripts/train_ppo.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ours", [words for _, words in PAIRS], ids=lambda words: words[-1])
+@pytest.mark.parametrize("ours", [words for _, words in PAIRS], ids=["documentation", "ppo.py", "ppo_tldr.py"])
 def test_the_commands_of_the_page_run(tiny, ours, reward_folder):
     """One step each; the reward model of the first two is that of the page's `rlhf reward`, which runs before them."""
     (train_reward,) = [words for words in OURS if words[:2] == ["rlhf", "reward"]]

@@ -1,7 +1,7 @@
 """Runs of settings files over seeds, their table and their curves: `python recipes/seeds.py recipes/arithmetic/*.yaml`.
 
-Each run is the command `rlhf ppo --config FILE --seed SEED`, in the file's `output` folder with the seed appended. A run
-that has finished is not repeated, so that an interrupted command continues. Options after `--` apply to every run.
+Each run is the command `rlhf ppo --config FILE --seed SEED`, in the file's `output` folder with the seed appended. Runs
+that have finished are not repeated, so that an interrupted command continues. Options after `--` apply to every run.
 """
 
 import argparse

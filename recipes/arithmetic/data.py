@@ -12,8 +12,8 @@ from typing import Any
 
 from rlhf.errors import UserError, report_user_errors
 
-HELD_OUT = 11
-"""Of the 55 pairs of digits, for sums and for products each."""
+HELD_OUT = 20
+"""Problems, of sums and of products each."""
 OPERATIONS = {"+": lambda a, b: a + b, "*": lambda a, b: a * b}
 Problem = tuple[int, str, int]
 
@@ -21,19 +21,17 @@ Problem = tuple[int, str, int]
 def split_problems() -> tuple[list[Problem], list[Problem]]:
     """The 200 problems as training and held-out problems.
 
-    `3 + 8` and `8 + 3` are on the same side. No training prompt has a held-out problem, not even as its example; the
-    pretrained model may have seen them all.
+    No training prompt has a held-out problem, not even as its example. Of a held-out `8 + 3` the other order, `3 + 8`,
+    is trained on; the pretrained model may have seen both.
     """
     generator = random.Random(0)
-    training: list[Problem] = []
     held_out: list[Problem] = []
     for operation in OPERATIONS:
-        pairs = [(a, b) for a in range(10) for b in range(a, 10)]
-        chosen = set(generator.sample(pairs, HELD_OUT))
-        for a, b in pairs:
-            side = held_out if (a, b) in chosen else training
-            side += sorted({(a, operation, b), (b, operation, a)})
-    return training, held_out
+        pairs = [(a, b) for a in range(10) for b in range(a + 1, 10)]
+        for a, b in generator.sample(pairs, HELD_OUT):
+            held_out.append((a, operation, b) if generator.random() < 0.5 else (b, operation, a))
+    problems = [(a, operation, b) for operation in OPERATIONS for a in range(10) for b in range(10)]
+    return [problem for problem in problems if problem not in held_out], held_out
 
 
 def answer(problem: Problem) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.cli.main import main
 from rlhf.config.jobs import PPOJob
 from rlhf.config.parsing import parse
 from rlhf.errors import UserError
@@ -29,9 +30,9 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def problems(text: str) -> set[tuple[str, tuple[int, ...]]]:
-    """Every problem of a text, as its operation and its two digits in ascending order."""
-    return {(op, tuple(sorted((int(a), int(b))))) for a, op, b in re.findall(r"(\d) ([+*]) (\d)(?! \d)", text)}
+def problems(text: str) -> set[tuple[str, ...]]:
+    """Every problem of a text."""
+    return set(re.findall(r"(\d) ([+*]) (\d)", text))
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,12 @@ def test_the_rows_look_like_this():
     assert data.chat_row((4, "+", 9)) == {"prompt": [{"role": "user", "content": "What is 4 + 9?"}], "answer": "13"}
 
 
-def test_every_problem_is_on_one_side_with_both_of_its_orders():
+def test_every_problem_is_on_one_side_and_the_other_order_of_a_held_out_one_is_trained_on():
     training, held_out = load("data").split_problems()
-    assert len(training) + len(held_out) == 200 == len({*training, *held_out})
-    assert 30 <= len(held_out) <= 44
-    assert {(b, op, a) for a, op, b in held_out} == set(held_out)
+    assert len(training) == 160
+    assert len(held_out) == 40
+    assert len({*training, *held_out}) == 200
+    assert {(b, op, a) for a, op, b in held_out} <= set(training)
 
 
 def test_no_training_prompt_has_a_held_out_problem_even_as_its_example(data):
@@ -63,8 +65,8 @@ def test_no_training_prompt_has_a_held_out_problem_even_as_its_example(data):
             p for row in rows(data / f"{kind}_test.jsonl") for p in problems(str(row["prompt"]).split("\n")[-1])
         }
         seen = {p for row in rows(data / f"{kind}.jsonl") for p in problems(str(row["prompt"]))}
-        assert len(held_out) == 22
-        assert len(seen) == 88
+        assert len(held_out) == 40
+        assert len(seen) == 160
         assert not held_out & seen
 
 
@@ -74,7 +76,7 @@ def test_the_answers_are_right_and_the_example_is_another_problem(data):
         assert eval(problem.removesuffix("=")) == int(row["answer"])
         left, right = example.split("=")
         assert eval(left) == int(right)
-        assert problems(example) != problems(problem)
+        assert sorted(example.split("=")[0]) != sorted(problem.removesuffix("="))
 
 
 def test_existing_data_is_not_overwritten(tmp_path):
@@ -114,3 +116,18 @@ def test_the_settings_parse_and_name_the_recipes_files(file):
     kind = "chat" if file.startswith("chat") else "text"
     assert job.data.path == f"data/arithmetic/{kind}.jsonl"
     assert job.data.eval_path == f"data/arithmetic/{kind}_test.jsonl"
+
+
+@pytest.mark.slow
+def test_two_steps_with_a_tiny_model(data, models, tmp_path, monkeypatch):
+    """Every variant, shortened, as a user starts it; a tiny random model stands in for SmolLM2."""
+    monkeypatch.chdir(FOLDER.parents[1])
+    for file in sorted(FOLDER.glob("*.yaml")):
+        kind = "chat" if file.stem == "chat" else "text"
+        options = ["--model.path", str(models("llama", chat=True)), "--output", str(tmp_path / file.stem)]
+        options += ["--data.path", str(data / f"{kind}.jsonl"), "--data.eval_path", str(data / f"{kind}_test.jsonl")]
+        options += ["--ppo.total_episodes", "96", "--eval.prompts", "4"]
+        assert main(["ppo", "--config", str(file), *options]) == 0
+        lines = (tmp_path / file.stem / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+        assert json.loads(lines[0])["objective/kl"] == 0

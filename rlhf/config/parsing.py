@@ -47,7 +47,9 @@ def parse(
     arguments, words = split_words(kind, sys.argv[1:] if argv is None else argv)
     _check_keys(kind, words)
     if len(arguments) > (positional is not None):
-        raise UserError(f"`{prog}` takes no argument {arguments[-1]!r}; see `{prog} --help`")
+        is_pair = re.fullmatch(r"[\w.]+=.*", arguments[-1], re.S)
+        hint = f"did you mean --{arguments[-1]}?" if is_pair else f"name its setting, one of `{prog} --help`"
+        raise UserError(f"`{prog}` takes no argument {arguments[-1]!r}; {hint}")
     words += [f"--{positional}={argument}" for argument in arguments]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{prog}{f' [{positional.upper()}]' if positional else ''} [--config FILE ...] [--SETTING VALUE ...]"
@@ -202,8 +204,10 @@ def _whole_number(text: str) -> str:
 def _check_keys(kind: type, words: Sequence[str]) -> None:
     """Raise one UserError for all unknown keys, in options and in config files."""
     sections = {key.rsplit(".", n)[0] for key in setting_types(kind) for n in range(1, key.count(".") + 1)}
-    options = [word[2:].split("=")[0].rstrip("+") for word in words if word.startswith("--")]
-    messages = _unknown(kind, [key for key in options if key not in {"config", "help", "print_config", *sections}])
+    options = [word[2:].partition("=") for word in words if word.startswith("--")]
+    wholes = {key for key, _, value in options if key in sections and (value[:1] == "{" or Path(value).is_file())}
+    others = {"config", "help", "print_config", *wholes}
+    messages = _unknown(kind, [name for key, _, _ in options if (name := key.rstrip("+")) not in others])
     for word in words:
         if word.startswith("--config="):
             file = word.removeprefix("--config=")

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig
+from rlhf.config.jobs import PPOConfig, RewardConfig
+from rlhf.rewards.penalties import apply_penalties
 from rlhf.trainers.advantages import estimate, rloo
 from rlhf.trainers.advantages import grpo as group_norm
 from rlhf.trainers.loss import loss_weights
@@ -66,9 +67,8 @@ def test_one_real_entry_is_nan_there():
 # ------------------------------------------------------------------------------------------ their PPO, a real step
 
 
-@pytest.fixture(scope="module", params=["k1", "k3"])
-def step(request, tmp_path_factory, models, reward_folder):
-    """The local variables of TRL's PPO where it whitens, and at each of its backward passes."""
+def ppo_trainer(models, reward_folder, output, prompts=8, **settings):
+    """TRL's PPO of short prompts on tiny models, with a policy that differs from its reference."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -79,16 +79,24 @@ def step(request, tmp_path_factory, models, reward_folder):
         for p in policy.parameters():
             p.add_(0.1 * p.std() * torch.randn_like(p))
     reward, value = (AutoModelForSequenceClassification.from_pretrained(reward_folder) for _ in range(2))
-    args = trl.experimental.ppo.PPOConfig(
-        output_dir=str(tmp_path_factory.mktemp("trl")), total_episodes=8, per_device_train_batch_size=8,
-        gradient_accumulation_steps=1, num_mini_batches=1, num_ppo_epochs=3, response_length=10, stop_token="eos",
-        gamma=0.97, lam=0.9, kl_coef=0.3, kl_estimator=request.param, learning_rate=0.02, num_sample_generations=0,
-        report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False, use_cpu=True, seed=1,
-    )  # fmt: skip
-    prompts = Dataset.from_dict({"input_ids": [[7 + i % 5, 9, 10 + i] for i in range(8)]})
-    trainer = ppo.PPOTrainer(
-        args, AutoTokenizer.from_pretrained(folder), policy, reference, reward, prompts, value, eval_dataset=prompts
+    defaults = {
+        "total_episodes": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_mini_batches": 1,
+        "num_ppo_epochs": 3, "response_length": 10, "stop_token": "eos", "gamma": 0.97, "lam": 0.9, "kl_coef": 0.3,
+        "learning_rate": 0.02, "num_sample_generations": 0, "report_to": [], "save_strategy": "no", "bf16": False,
+        "gradient_checkpointing": False, "use_cpu": True, "seed": 1,
+    }  # fmt: skip
+    args = trl.experimental.ppo.PPOConfig(output_dir=str(output), **{**defaults, **settings})
+    data = Dataset.from_dict({"input_ids": [[7 + i % 5, 9, 10 + i % 8] for i in range(prompts)]})
+    return ppo.PPOTrainer(
+        args, AutoTokenizer.from_pretrained(folder), policy, reference, reward, data, value, eval_dataset=data
     )
+
+
+@pytest.fixture(scope="module", params=["k1", "k3"])
+def step(request, tmp_path_factory, models, reward_folder):
+    """The local variables of TRL's PPO where it whitens, and at each of its backward passes."""
+    trainer = ppo_trainer(models, reward_folder, tmp_path_factory.mktemp("trl"), kl_estimator=request.param)
+    args = trainer.args
     recorded = SimpleNamespace(args=args, whiten=[], backward=[])
     whiten, backward = ppo.masked_whiten, trainer.accelerator.backward
 
@@ -269,3 +277,62 @@ def test_the_list_of_settings_that_the_documentation_is_held_to_is_trls():
     listed = json.loads((Path(__file__).parents[1] / "docs" / "trl_1_12_settings.json").read_text())
     kinds = (config, trl.ScriptArguments, trl.ModelConfig)
     assert listed == {kind.__name__: sorted(field.name for field in dataclasses.fields(kind)) for kind in kinds}
+
+
+# ------------------------------------------------------------------------- what docs/from_trl.md says of its trainer
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_an_epoch_is_one_optimizer_step_there_whatever_the_minibatches(models, reward_folder, tmp_path, minibatches):
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_mini_batches": minibatches}
+    trainer = ppo_trainer(models, reward_folder, tmp_path, prompts=24, total_episodes=16, **batches)
+    steps = []
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.train()
+    assert len(steps) == 2 * trainer.args.num_ppo_epochs
+
+
+def test_the_last_batch_of_a_pass_over_the_prompts_takes_a_step_a_microbatch_there(models, reward_folder, tmp_path):
+    """accelerate synchronises gradients at the end of a data loader, here with the first batch already."""
+    trainer = ppo_trainer(models, reward_folder, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    steps = []
+    trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    trainer.train()
+    assert len(steps) == 4 * trainer.args.num_ppo_epochs
+
+
+def test_gradients_are_never_clipped_there(models, reward_folder, tmp_path):
+    weights = []
+    for name, norm in (("tight", 1e-6), ("wide", 1e6)):
+        trainer = ppo_trainer(
+            models, reward_folder, tmp_path / name, max_grad_norm=norm, adam_epsilon=1.0, learning_rate=1.0
+        )
+        trainer.train()
+        weights.append(torch.cat([p.flatten() for p in trainer.policy_model.parameters()]))
+    assert_same(*weights)
+
+
+def test_the_penalty_for_a_missing_end_is_subtracted_there(models, reward_folder, tmp_path):
+    scores = []
+    for name, penalty in (("without", None), ("with", 3.0)):
+        trainer = ppo_trainer(models, reward_folder, tmp_path / name, missing_eos_penalty=penalty)
+        whiten = ppo.masked_whiten
+
+        def seen_whiten(*args, whiten=whiten, **settings):
+            frame = sys._getframe(1).f_locals
+            scores.append((frame["scores"].clone(), frame["contain_eos_token"].clone()))
+            return whiten(*args, **settings)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ppo, "masked_whiten", seen_whiten)
+            trainer.train()
+    (plain, ended), (penalised, also_ended) = scores
+    assert torch.equal(ended, also_ended)
+    assert ended.any()
+    assert not ended.all()
+    assert_same(
+        penalised,
+        apply_penalties(
+            plain, torch.full((8,), 10), ~ended, RewardConfig(truncated="subtract", missing_eos_penalty=3.0), 10
+        ),
+    )

@@ -82,6 +82,9 @@ TRAINING_JOBS = (PPOJob, SFTJob, RewardJob)
         (["--generation.top_k", "50"], "generation.top_k is not supported, because it changes the distribution"),
         (["--generation.repetition_penalty", "1.1"], "generation.repetition_penalty is not supported, because it"),
         (["--ppo.cliprange", "0.1"], "unknown setting ppo.cliprange; it is called ppo.clip_range here"),
+        (["--model", "runs/sft"], "model is a section, not a setting; it holds model.path, model.dtype"),
+        (["ppo.lr=1"], "takes no argument 'ppo.lr=1'; did you mean --ppo.lr=1?"),
+        (["runs/sft"], "takes no argument 'runs/sft'; name its setting, one of `"),
         (["--nothing_like_it", "1"], "unknown setting nothing_like_it; --help lists all settings"),
         (["--response_length", "53"], "unknown setting response_length; it is called generation.max_new_tokens here"),
     ],
@@ -208,6 +211,12 @@ def test_whole_numbers_may_be_written_with_an_exponent(options):
 )
 def test_settings_of_generate_are_checked(settings, message):
     assert rejection(GenerateJob, {"model": "m", "prompt": "p", **settings}) == message
+
+
+def test_a_section_may_be_set_as_a_whole(tmp_path):
+    (tmp_path / "ppo.yaml").write_text("lr: 0.5\n")
+    for value in ("{lr: 0.5}", str(tmp_path / "ppo.yaml")):
+        assert parse(PPOJob, [*NEEDED, "--ppo", value]).ppo == PPOConfig(lr=0.5)
 
 
 def test_steps_and_minibatches_follow_from_the_batch_sizes():

@@ -30,15 +30,19 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
     if is_adapter(path):
         return _load_reward_adapter(path, dtype)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"reward model {path} brings code of its own, which is not run; score with a function that loads it"
+            ) from error
         raise UserError(f"cannot load a reward model from {describe_source(path)}: {first_line(error)}") from error
     if not any("SequenceClassification" in name for name in config.architectures or []):
         architecture = (config.architectures or ["model of unknown kind"])[0]
         raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
     if config.num_labels != 1:
         raise UserError(f"reward model {path} has {config.num_labels} labels, but a score needs exactly 1")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     disable_dropout(model)
     return model
 
@@ -51,7 +55,9 @@ def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
         raise UserError(
             f"{path} is an adapter of a language model, which is no reward model; train one with `rlhf reward`"
         )
-    base = AutoModelForSequenceClassification.from_pretrained(adapter_base(resolve(path)), num_labels=1, dtype=dtype)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        adapter_base(resolve(path)), num_labels=1, dtype=dtype, trust_remote_code=False
+    )
     model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
     for name, value in load_score_statistics(path).items():
         setattr(model.config, name, value)

@@ -1,4 +1,4 @@
-"""Save and resume: one folder for each checkpoint, which exists only once it is complete.
+"""Save and resume: one folder for each checkpoint, which exists only once it is complete, with a manifest of its files.
 
 Sampling, the order of the prompts and the shuffles are functions of the seed and the step, so a resumed run needs the
 weights, the optimizer and a few numbers; the generators' states are saved for reward functions that draw from them.
@@ -6,8 +6,11 @@ weights, the optimizer and a few numbers; the generators' states are saved for r
 
 import json
 import random
+import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ import torch
 from torch import nn
 
 from rlhf.errors import UserError
+from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import replacing, write_text
+from rlhf.run.manifest import MANIFEST, find_damage, write_manifest
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER_SETTINGS = ("betas", "eps", "weight_decay", "fused", "foreach")
@@ -45,6 +50,8 @@ class TrainState:
     """The step with the best held-out score so far."""
     best_score: float | None = None
     """That score, after the penalties of training."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of the data and of the model that the run started with."""
 
 
 def save(
@@ -73,9 +80,11 @@ def save(
             partial.mkdir(parents=True)
             save_weights(weights, partial / WEIGHTS)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
-            torch.save(generators, partial / "rng.pt")
+            with _os_errors():
+                torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
+                torch.save(generators, partial / "rng.pt")
             write_text(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
+            write_manifest(partial)
         with replacing(folder.with_name("latest")) as link:
             link.symlink_to(folder.name)
     except OSError as error:
@@ -91,25 +100,51 @@ def save(
 def save_best(run: Path, weights: dict[str, nn.Parameter], step: int) -> None:
     """Save the weights with the best held-out score so far, and their step, in `checkpoints/best`."""
     folder = run / "checkpoints" / "best"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with replacing(folder / WEIGHTS) as partial:
-            save_weights(weights, partial)
-        write_text(folder / "step", f"{step}\n")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as partial:
+            partial.mkdir()
+            save_weights(weights, partial / WEIGHTS)
+            write_text(partial / "step", f"{step}\n")
+            write_manifest(partial)
     except OSError as error:
-        print(f"warning: the best weights were not saved: {error}; training continues")
+        print(f"warning: the best weights were not saved: {error}; training continues", file=sys.stderr)
 
 
 def best_saved_step(run: Path) -> int | None:
-    """The step whose weights `checkpoints/best` holds."""
-    path = run / "checkpoints" / "best" / "step"
-    return int(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The step whose weights `checkpoints/best` holds; None where there are none, and after a warning if damaged."""
+    folder = run / "checkpoints" / "best"
+    if not (folder / "step").exists():
+        return None
+    damage = find_damage(folder)
+    try:
+        step = int((folder / "step").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        step, damage = None, damage or "step is not a number"
+    if damage is not None:
+        print(f"warning: the best weights in {folder} are not used: {damage}", file=sys.stderr)
+        return None
+    return step
 
 
 def save_weights(weights: dict[str, nn.Parameter], path: Path) -> None:
+    """Write weights as one safetensors file. Raises OSError where that fails."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, str(path))
+    try:
+        save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, str(path))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise torch's errors of writing, which are RuntimeErrors, as the OSErrors that they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def load_weights(path: Path, weights: dict[str, nn.Parameter], ignored: Callable[[str], bool] | None = None) -> None:
@@ -137,40 +172,73 @@ def load_weights(path: Path, weights: dict[str, nn.Parameter], ignored: Callable
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step_[0-9]*"), key=_step_of)
+    """Checkpoints that a run wrote, oldest first; other files and folders beside them are not touched."""
+    folders = (run / "checkpoints").glob("step_*")
+    ours = (f for f in folders if re.fullmatch(r"step_\d{6,}", f.name) and (f / "state.json").is_file())
+    return sorted(ours, key=_step_of)
 
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def find(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint to resume from; None where there is none.
+def find(run: Path, resume: str | None, accelerator: Any) -> Path | None:
+    """The checkpoint to resume from, its files checked against its manifest; None where there is none.
+
+    Called on every rank; rank 0 reads the files.
 
     Args:
-        resume: `auto` for the checkpoint that was saved last, a checkpoint's folder, or None.
+        resume: `auto` for the checkpoint that was saved last, or the newest whole one before it where that one is
+            damaged; a checkpoint's folder; or None.
 
     Raises:
-        UserError: a part of the checkpoint is missing.
+        UserError: the checkpoint, or with `auto` every checkpoint, is damaged.
     """
     if resume is None:
         return None
-    if resume == "auto":
-        latest = run / "checkpoints" / "latest"
-        folder = latest.resolve() if latest.exists() else next(reversed(list_checkpoints(run)), None)
-        if folder is None:
-            return None
-    else:
-        folder = Path(resume)
-    missing = [part for part in _PARTS if not (folder / part).is_file()]
-    if missing:
-        raise UserError(f"cannot resume from {folder}: {missing[0]} is missing")
-    return folder
+    choice: list[Path | None] = [None]
+    with raise_on_all_ranks(accelerator):
+        if accelerator.is_main_process:
+            choice = [_choose(run, resume)]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(choice)
+    return choice[0]
+
+
+def _choose(run: Path, resume: str) -> Path | None:
+    if resume != "auto":
+        damage = _damage(Path(resume))
+        if damage is not None:
+            raise UserError(f"cannot resume from {resume}: {damage}")
+        return Path(resume)
+    latest = run / "checkpoints" / "latest"
+    candidates = list_checkpoints(run)[::-1]
+    if latest.exists():
+        newest = latest.resolve()
+        candidates = [newest, *(folder for folder in candidates if _step_of(folder) < _step_of(newest))]
+    for folder in candidates:
+        damage = _damage(folder)
+        if damage is None:
+            return folder
+        print(f"warning: {folder} is damaged: {damage}; it is not used", file=sys.stderr)
+    if candidates:
+        raise UserError(f"cannot resume: every checkpoint in {run / 'checkpoints'} is damaged; name another --output")
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    missing = next((part for part in _PARTS if not (folder / part).is_file()), None)
+    if missing is not None:
+        return f"{missing} is missing"
+    if not (folder / MANIFEST).exists():
+        print(f"warning: {folder} has no {MANIFEST}, so that damage to it would not be noticed", file=sys.stderr)
+    return find_damage(folder)
 
 
 def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, accelerator: Any) -> TrainState:
-    """Restore weights, optimizer and random generators in place.
+    """Restore weights and optimizer in place; `load_generators` does the rest, right before the next step.
 
     Returns:
         The checkpoint's state.
@@ -191,18 +259,32 @@ def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, acceler
         optimizer.load_state_dict(stored["optimizer"])
         if stored["scaler"] is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(stored["scaler"])
-        part = "rng.pt"
-        states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
-        if accelerator.process_index < len(states):
-            _set_rng(states[accelerator.process_index])
     except UserError:
         raise
     except Exception as error:  # readers of damaged files raise many kinds
-        raise UserError(
-            f"cannot resume from {folder}: {part} is damaged or does not fit this run "
-            f"({type(error).__name__}: {error}); name an earlier checkpoint with --resume"
-        ) from error
+        raise _unusable(folder, part, error) from error
     return state
+
+
+def load_generators(folder: Path, accelerator: Any) -> None:
+    """Restore the random generators. Imports may draw from Python's, so nothing should come between this and a step.
+
+    Raises:
+        UserError: their file is damaged.
+    """
+    try:
+        states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
+        if accelerator.process_index < len(states):
+            _set_rng(states[accelerator.process_index])
+    except Exception as error:
+        raise _unusable(folder, "rng.pt", error) from error
+
+
+def _unusable(folder: Path, part: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot resume from {folder}: {part} is damaged or does not fit this run "
+        f"({type(error).__name__}: {error}); name an earlier checkpoint with --resume"
+    )
 
 
 def read_state(folder: Path) -> TrainState:

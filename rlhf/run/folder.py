@@ -15,7 +15,9 @@ import yaml
 
 from rlhf.config.parsing import flat_settings, read_yaml, to_yaml
 from rlhf.errors import UserError
+from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import write_text
+from rlhf.run.lock import LOCK, check_unlocked, lock, unlock
 
 
 class RunFolder:
@@ -25,13 +27,16 @@ class RunFolder:
         """Check that a run may write to this path; nothing is created before `start`.
 
         Raises:
-            UserError: the folder exists and `resume` is not set, is not a run folder, or cannot be created.
+            UserError: the folder exists and `resume` is not set, is not a run folder, is written by another process,
+                or cannot be created.
         """
         self.path = Path(path).expanduser()
         self._unwritten: dict[str, list[str]] = {}
+        self._texts: dict[str, str] = {}
+        check_unlocked(self.path)
         if resume is None and self.path.exists() and (not self.path.is_dir() or self._is_in_use()):
             raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
-        if resume is not None and self.path.exists() and not (self.path / "config.yaml").exists():
+        if resume is not None and self._is_in_use() and not (self.path / "config.yaml").exists():
             raise UserError(
                 f"{path} exists but is not a run folder (it has no config.yaml); name another with --output"
             )
@@ -42,9 +47,12 @@ class RunFolder:
             raise UserError(f"run folder {path} cannot be written: no permission in {parent}")
 
     def _is_in_use(self) -> bool:
-        """Whether it has any content but that of a run that failed before its first step, which may start again."""
-        names = {item.name for item in self.path.iterdir()}
+        """Whether it has any content but that of a run that ended before its first step, which may start again."""
+        if not self.path.is_dir():
+            return self.path.exists()
         written_at_start = {"config.yaml", "environment.json"}
+        started = {LOCK, *(f".{name}.partial" for name in written_at_start)}
+        names = {item.name for item in self.path.iterdir()} - started
         return bool(names) and not written_at_start <= names <= written_at_start | {"rlhf"}
 
     def start(self, job: Any, resumed_step: int | None, accelerator: Any, model: Any) -> None:
@@ -53,13 +61,18 @@ class RunFolder:
         Args:
             resumed_step: the step of the checkpoint that the run resumes from; rows of later steps are dropped, since
                 these steps are run again. None for a run from the start.
+
+        Raises:
+            UserError: another process writes to the folder.
         """
         config = to_yaml(job)
+        with raise_on_all_ranks(accelerator):
+            if accelerator.is_main_process:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock(self.path)
         if accelerator.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
             self._print_changes(config)
             self._drop_after(-1 if resumed_step is None else resumed_step)
-            write_text(self.path / "config.yaml", config)
             environment = {
                 "command": " ".join(map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,9 +84,26 @@ class RunFolder:
                 "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "versions": versions(),
             }
-            write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            self._texts = {"config.yaml": config, "environment.json": json.dumps(environment, indent=2) + "\n"}
+            self._write_texts()
         accelerator.wait_for_everyone()
         accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat_settings(job).items()})
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        unlock(self.path)
+
+    def _write_texts(self) -> None:
+        for name, text in self._texts.items():
+            write_text(self.path / name, text)
+
+    def _create_again(self) -> None:
+        """Create a folder that was removed under the run, so that the steps from now on, and checkpoints, are saved."""
+        print(f"warning: {self.path} was removed while the run writes to it; it is created again", file=sys.stderr)
+        unlock(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock(self.path)
+        self._write_texts()
 
     def log(self, accelerator: Any, step: int, values: dict[str, float], name: str = "metrics") -> None:
         """Add a step's numbers to `name`.jsonl and to the trackers."""
@@ -87,6 +117,11 @@ class RunFolder:
         waiting = self._unwritten.setdefault(name, [])
         waiting += [json.dumps(json_safe(row), ensure_ascii=False) + "\n" for row in rows]
         path = self.path / f"{name}.jsonl"
+        if self._texts and not (self.path / "config.yaml").exists():
+            try:
+                self._create_again()
+            except OSError as error:
+                print(f"warning: {self.path} cannot be created again: {error}", file=sys.stderr)
         size = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from rlhf.rollouts.collector import Collector
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
 from rlhf.run.distributed import open_accelerator
+from rlhf.run.fingerprint import describe_changes, fingerprint_rows, fingerprint_weights
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
@@ -69,7 +70,7 @@ class PPOTrainer:
             job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
         )
         job.ppo.check_processes(self.accelerator.num_processes)
-        self.resume_from = checkpoint.find(self.run.path, job.resume)
+        self.resume_from = checkpoint.find(self.run.path, job.resume, self.accelerator)
 
         self.data = load_data(job)
         self.models = load_models(job, self.data.tokenizer, self.accelerator.device, reward, self.data.prompt_sets)
@@ -94,7 +95,7 @@ class PPOTrainer:
         )
         self.kl_coef = _make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
-        self.state = checkpoint.TrainState()
+        self.state = checkpoint.TrainState(inputs=self._fingerprints())
         self._start_scores: list[dict[str, float]] | None = None
         self._generate_calls = 0
         self._folder_is_open = False
@@ -121,6 +122,8 @@ class PPOTrainer:
         metrics: dict[str, float] = {}
         is_main = self.accelerator.is_main_process
         with progress("ppo", steps, self.state.step, is_main) as bar, stop_requests() as stop:
+            if self.resume_from is not None:
+                checkpoint.load_generators(self.resume_from, self.accelerator)
             while self.state.step < steps:
                 metrics = self.step()
                 self.run.log(self.accelerator, self.state.step, metrics)
@@ -138,6 +141,7 @@ class PPOTrainer:
         if self.state.step >= steps:
             self._finish()
         self.accelerator.end_training()
+        self.run.close()
         return metrics
 
     def step(self) -> dict[str, float]:
@@ -309,6 +313,14 @@ class PPOTrainer:
         self.run.log(self.accelerator, state.step, summary, "eval")
         return summary
 
+    def _fingerprints(self) -> dict[str, str]:
+        """Fingerprints of data and start model, by name. Adapters start at random and are left out."""
+        base = [(name, p) for name, p in self.policy.lm.named_parameters() if "lora_" not in name]
+        fingerprints = {"the model of model.path": fingerprint_weights(base)}
+        if self.data.prompts is not None:
+            fingerprints["the prompts of data.path"] = fingerprint_rows(self.data.prompts.ids)
+        return fingerprints
+
     def save(self) -> None:
         """Write a checkpoint of this step."""
         self._open_folder()
@@ -329,7 +341,12 @@ class PPOTrainer:
         """Restore the checkpoint that `resume` names; `train()` calls it."""
         if self.resume_from is None:
             return
+        inputs = self.state.inputs
         self.state = checkpoint.load(self.resume_from, self.learner.weights, self.learner.optimizer, self.accelerator)
+        checkpoint.load_generators(self.resume_from, self.accelerator)
+        for warning in describe_changes(self.state.inputs, inputs, self.resume_from):
+            self.accelerator.print(warning)
+        self.state.inputs = inputs
         self.kl_coef.load_state_dict(self.state.kl_coef)
         self.learner.beta.load_state_dict(self.state.beta)
         if self.reward_scale is not None and self.state.scale:
@@ -413,8 +430,11 @@ class PPOTrainer:
         best = self.state.best_step
         if self.accelerator.is_main_process:
             if best is not None and best != self.state.step:
-                path = self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS
-                checkpoint.load_weights(path, self.learner.weights)
+                if checkpoint.best_saved_step(self.run.path) == best:
+                    path = self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS
+                    checkpoint.load_weights(path, self.learner.weights)
+                else:  # a damaged file was reported
+                    best = None
             try:
                 self.export(self.run.path / "model")
             except OSError as error:

@@ -71,6 +71,7 @@ def train_reward_model(job: RewardJob) -> bool:
             save(model.model, tokenizer, run, statistics, as_adapter=job.export == "adapter")
         accelerator.wait_for_everyone()
     accelerator.end_training()
+    run.close()
     return finished
 
 

@@ -73,6 +73,7 @@ def train_sft(job: SFTJob) -> bool:
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
     accelerator.end_training()
+    run.close()
     return finished
 
 

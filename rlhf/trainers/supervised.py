@@ -15,6 +15,7 @@ from rlhf.config.jobs import RewardJob, SFTJob, TrainingConfig
 from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
+from rlhf.run.fingerprint import describe_changes, fingerprint_rows
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import is_due, progress, stop_requests
@@ -72,14 +73,20 @@ def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     require_space(run.path, 5 * model_bytes, "a run with this model")
-    state = checkpoint.TrainState()
-    resume_from = checkpoint.find(run.path, job.resume)
+    inputs = {"the data of data.path": fingerprint_rows(task.rows)}
+    state = checkpoint.TrainState(inputs=inputs)
+    resume_from = checkpoint.find(run.path, job.resume, accelerator)
     if resume_from is not None:
         state = checkpoint.load(resume_from, weights, optimizer, accelerator)
+        for warning in describe_changes(state.inputs, inputs, resume_from):
+            accelerator.print(warning)
+        state.inputs = inputs
     run.start(job, state.step if resume_from else None, accelerator, model)
 
     model.train()
     with progress(task.title, steps, state.step, accelerator.is_main_process) as bar, stop_requests() as stop:
+        if resume_from is not None:
+            checkpoint.load_generators(resume_from, accelerator)
         while state.step < steps:
             batch = [task.rows[i] for i in stream.batch(state.step, config.batch_size, lengths)]
             for group in optimizer.param_groups:

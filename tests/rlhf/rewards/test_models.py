@@ -1,5 +1,8 @@
 """Reward models against the scores of transformers."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -99,3 +102,15 @@ def test_models_without_a_single_label_are_rejected(changed_folder, models, tmp_
     load_tokenizer(str(models("llama"))).save_pretrained(tmp_path / "three")
     with pytest.raises(UserError, match="has 3 labels, but a score needs exactly 1"):
         ModelReward(str(tmp_path / "three"), "cpu")
+
+
+def test_code_in_a_reward_model_s_folder_is_not_run(reward_folder, tmp_path):
+    """Not even where a terminal would ask whether to."""
+    folder = tmp_path / "own_code"
+    shutil.copytree(reward_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(UserError, match="own_code brings code of its own, which is not run"):
+        ModelReward(str(folder), "cpu")

@@ -2,6 +2,10 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,18 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
-from rlhf.run.checkpoint import TrainState, find, list_checkpoints, load, load_weights, read_state, save, save_best
+from rlhf.run.checkpoint import (
+    TrainState,
+    best_saved_step,
+    find,
+    list_checkpoints,
+    load,
+    load_generators,
+    load_weights,
+    read_state,
+    save,
+    save_best,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +60,7 @@ class Training:
 
     def load(self, folder):
         self.state = load(folder, self.weights, self.optimizer, self.accelerator)
+        load_generators(folder, self.accelerator)
 
     def numbers(self):
         return [p.detach().clone() for p in self.weights.values()]
@@ -100,7 +116,7 @@ def test_latest_is_a_relative_link_to_the_newest(training, tmp_path):
     latest = tmp_path / "moved" / "checkpoints" / "latest"
     assert latest.is_symlink()
     assert read_state(latest).step == 2
-    assert find(tmp_path / "moved", str(latest)) == latest
+    assert find(tmp_path / "moved", str(latest), training.accelerator) == latest
 
 
 @pytest.mark.parametrize(("keep", "left"), [(None, [2, 4, 6, 8]), (1, [8]), (2, [6, 8]), (9, [2, 4, 6, 8])])
@@ -113,7 +129,7 @@ def test_only_the_oldest_checkpoints_are_deleted(training, tmp_path, keep, left)
 def test_newest_checkpoint_is_by_step_number(training, tmp_path):
     for step in (999_999, 1_000_000):
         training.save(tmp_path, step, keep=1)
-    assert find(tmp_path, "auto").name == "step_1000000"
+    assert find(tmp_path, "auto", training.accelerator).name == "step_1000000"
 
 
 def test_new_checkpoint_is_not_deleted_for_later_steps_of_an_earlier_run(training, tmp_path):
@@ -123,7 +139,7 @@ def test_new_checkpoint_is_not_deleted_for_later_steps_of_an_earlier_run(trainin
     folder = training.save(tmp_path, 4, keep=1)
     assert folder.exists()
     assert (tmp_path / "checkpoints" / "latest").resolve() == folder.resolve()
-    assert find(tmp_path, "auto") == folder
+    assert find(tmp_path, "auto", training.accelerator) == folder
 
 
 def test_unfinished_checkpoint_is_ignored_and_replaced(training, tmp_path, monkeypatch):
@@ -142,7 +158,7 @@ def test_unfinished_checkpoint_is_ignored_and_replaced(training, tmp_path, monke
             training.save(tmp_path, 2)
     assert (tmp_path / "checkpoints" / ".step_000002.partial" / "weights.safetensors").exists()
     assert names(tmp_path) == ["step_000001"]
-    assert find(tmp_path, "auto").name == "step_000001"
+    assert find(tmp_path, "auto", training.accelerator).name == "step_000001"
     assert read_state(tmp_path / "checkpoints" / "latest").step == 1
     training.save(tmp_path, 2, keep=1)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_000002"]
@@ -157,20 +173,74 @@ def test_same_step_is_replaced(training, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(stored.numbers(), training.numbers(), strict=True))
 
 
-@pytest.mark.parametrize("part", ["weights.safetensors", "optimizer.pt", "rng.pt", "state.json"])
-@pytest.mark.parametrize("resume", ["auto", "named"])
-def test_missing_part_is_reported(training, tmp_path, part, resume):
+PARTS = ("weights.safetensors", "optimizer.pt", "rng.pt", "state.json")
+
+
+def remove(path):
+    path.unlink()
+    return f"{path.name} is missing"
+
+
+def truncate(path):
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    return f"{path.name} has {size - 1} bytes instead of {size}"
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+    return f"{path.name} is not what was written"
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("damage", [remove, truncate, flip_a_bit])
+def test_any_damage_is_noticed_and_the_newest_whole_checkpoint_is_used(training, tmp_path, capsys, part, damage):
+    earlier, folder = training.save(tmp_path, 1), training.save(tmp_path, 2)
+    message = damage(folder / part)
+    with pytest.raises(UserError, match=f"cannot resume from {folder}: {re.escape(message)}"):
+        find(tmp_path, str(folder), training.accelerator)
+    assert find(tmp_path, "auto", training.accelerator) == earlier
+    assert message in capsys.readouterr().err
+    damage(earlier / part)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        find(tmp_path, "auto", training.accelerator)
+
+
+def test_damaged_manifest_is_noticed(training, tmp_path, capsys):
+    earlier, folder = training.save(tmp_path, 1), training.save(tmp_path, 2)
+    for content in ("{", "[]", '{"state.json": 7}'):
+        (folder / "manifest.json").write_text(content)
+        assert find(tmp_path, "auto", training.accelerator) == earlier
+        assert "manifest.json is damaged" in capsys.readouterr().err
+
+
+def test_checkpoint_without_a_manifest_is_used_after_a_warning(training, tmp_path, capsys):
     folder = training.save(tmp_path, 1)
-    (folder / part).unlink()
-    with pytest.raises(UserError, match=f"cannot resume from {folder}: {part} is missing"):
-        find(tmp_path, "auto" if resume == "auto" else str(folder))
+    (folder / "manifest.json").unlink()
+    assert find(tmp_path, "auto", training.accelerator) == folder
+    assert "has no manifest.json, so that damage to it would not be noticed" in capsys.readouterr().err
 
 
-def test_nothing_to_resume(tmp_path):
-    assert find(tmp_path, None) is None
-    assert find(tmp_path, "auto") is None
+def test_only_what_a_run_wrote_is_listed_and_deleted(training, tmp_path):
+    """A folder of the user's with a similar name stays, and disturbs nothing."""
+    checkpoints = tmp_path / "checkpoints"
+    for name in ("step_1", "step_000001_backup", "step_000002"):
+        (checkpoints / name).mkdir(parents=True)
+    (checkpoints / "step_000003.tar").write_text("an archive")
+    for step in (4, 5):
+        training.save(tmp_path, step, keep=1)
+    assert names(tmp_path) == ["step_000005"]
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["latest", "step_000001_backup", "step_000002", "step_000003.tar", "step_000005", "step_1"]
+
+
+def test_nothing_to_resume(accelerator, tmp_path):
+    assert find(tmp_path, None, accelerator) is None
+    assert find(tmp_path, "auto", accelerator) is None
     with pytest.raises(UserError, match=r"cannot resume from .*nowhere: weights.safetensors is missing"):
-        find(tmp_path, str(tmp_path / "nowhere"))
+        find(tmp_path, str(tmp_path / "nowhere"), accelerator)
 
 
 def test_weights_of_another_model_are_rejected(training, accelerator, tmp_path):
@@ -205,11 +275,48 @@ def test_best_weights_are_saved_beside_the_checkpoints(training, tmp_path, monke
 
     monkeypatch.setattr(checkpoint, "save_weights", full)
     save_best(tmp_path, training.weights, 7)  # the disk is full: the earlier weights stay
-    assert "the best weights were not saved" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "checkpoints" / "best").iterdir()) == ["step", "weights.safetensors"]
+    assert "the best weights were not saved" in capsys.readouterr().err
+    best_files = sorted(p.name for p in (tmp_path / "checkpoints" / "best").iterdir())
+    assert best_files == ["manifest.json", "step", "weights.safetensors"]
+    assert best_saved_step(tmp_path) == 7
     load_weights(tmp_path / "checkpoints" / "best" / "weights.safetensors", training.weights)
     assert all(torch.equal(a, b) for a, b in zip(best, training.numbers(), strict=True))
     assert names(tmp_path) == ["step_000001"]
+
+
+@pytest.mark.parametrize("part", ["weights.safetensors", "step"])
+def test_damaged_best_weights_are_not_used(training, tmp_path, capsys, part):
+    assert best_saved_step(tmp_path) is None
+    save_best(tmp_path, training.weights, 7)
+    message = truncate(tmp_path / "checkpoints" / "best" / part)
+    assert best_saved_step(tmp_path) is None
+    assert message in capsys.readouterr().err
+
+
+def test_full_disk_leaves_the_earlier_checkpoint_and_a_warning(tmp_path):
+    """A limit on the size of files fails in the writers of safetensors and torch as a full disk does."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from accelerate import Accelerator
+from test_checkpoint import Training, best_saved_step, names, save_best
+training, run = Training(Accelerator(cpu=True), width=2000), Path({str(tmp_path)!r})
+training.step()
+training.save(run, 1)
+save_best(run, training.weights, 1)
+for limit in (20_000, 50_000):  # within the weights, 32 kB, and within the optimizer, 64 kB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    assert training.save(run, 2) is None
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "latest", "step_000001"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+save_best(run, training.weights, 2)
+assert best_saved_step(run) == 1
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("warning: no checkpoint at step 2") == 2
+    assert result.stderr.count("warning: the best weights were not saved") == 1
 
 
 def test_state_is_readable_text(training, tmp_path):

@@ -1,5 +1,7 @@
 """Atomic writes: a failed one leaves the old content and nothing else."""
 
+import os
+
 import pytest
 
 from rlhf.run import files
@@ -51,3 +53,18 @@ def test_failed_write_leaves_the_old_content_and_no_partial(tmp_path, kind):
         write(partial, "new")
     assert content(path) == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_files_have_the_permissions_of_the_umask(tmp_path):
+    """safetensors writes files that only their owner can read."""
+    mask = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (partial / "weights").touch(mode=0o600)
+        with replacing(tmp_path / "file") as partial:
+            partial.touch(mode=0o600)
+    finally:
+        os.umask(mask)
+    for path in (tmp_path / "folder" / "weights", tmp_path / "file"):
+        assert path.stat().st_mode & 0o777 == 0o644

@@ -1,6 +1,7 @@
 """A run folder: checked, started, written row by row, and resumed."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -159,3 +160,21 @@ def test_run_that_does_not_fit_on_the_disk_is_rejected(tmp_path, monkeypatch):
     require_space(tmp_path / "not" / "there", 3 * 2**20, "a run")
     with pytest.raises(UserError, match=f"{tmp_path} has 3 MB free, but a run takes about 4 MB"):
         require_space(tmp_path / "not" / "there", 4 * 2**20, "a run")
+
+
+def test_folder_removed_under_a_run_is_created_again(started, capsys):
+    folder = started()
+    folder.append("metrics", [{"step": 1}])
+    config = (folder.path / "config.yaml").read_text()
+    shutil.rmtree(folder.path)
+    folder.append("metrics", [{"step": 2}])
+    assert lines(folder) == [{"step": 2}]
+    assert (folder.path / "config.yaml").read_text() == config
+    assert "was removed while the run writes to it; it is created again" in capsys.readouterr().err
+
+
+def test_run_killed_while_its_config_was_written_may_start_again(tmp_path):
+    (tmp_path / ".config.yaml.partial").write_text("output: ")
+    (tmp_path / ".lock").write_text("")
+    for resume in (None, "auto"):
+        assert RunFolder(str(tmp_path), resume).path == tmp_path

@@ -1,6 +1,7 @@
 """The invariants of the trainer on tiny real models."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,35 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path, 
             for which in ("whole", "part")
         ]
         assert rows[0] == rows[1], file
+
+
+def test_generators_are_restored_right_before_the_first_step(job, change, monkeypatch):
+    """What is imported while a run starts, such as the progress bar, may draw from Python's generator."""
+    PPOTrainer(change(job, checkpoint={"every": 2})).train()
+    start = Path(job.output) / "checkpoints" / "step_000002"
+    trainer = PPOTrainer(change(job, output=job.output + "-resumed", resume=str(start)))
+    trainer._start()
+    random.seed(1)
+    states = []
+    monkeypatch.setattr(trainer, "_start", lambda: None)
+    monkeypatch.setattr(trainer, "next_prompts", lambda: states.append(random.getstate()) or pytest.fail("stop"))
+    with pytest.raises(pytest.fail.Exception):
+        trainer.train()
+    assert states == [torch.load(start / "rng.pt")[0]["python"]]
+
+
+def test_a_resume_with_other_data_or_another_start_model_is_reported(job, change, capsys):
+    PPOTrainer(change(job, checkpoint={"every": 2})).train()
+    start = Path(job.output) / "checkpoints" / "step_000002"
+    resumed = change(job, output=job.output + "-resumed", resume=str(start))
+    PPOTrainer(resumed)._start()
+    assert "changed since" not in capsys.readouterr().out
+    trainer = PPOTrainer(resumed)
+    trainer.state.inputs = dict.fromkeys(trainer.state.inputs, "other")
+    trainer.load()
+    output = capsys.readouterr().out
+    assert "warning: the model of model.path changed since" in output
+    assert "warning: the prompts of data.path changed since" in output
 
 
 def test_a_run_may_resume_from_another_run_s_checkpoint(job, change, tmp_path):

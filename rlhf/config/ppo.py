@@ -116,9 +116,9 @@ class PPOConfig(AdamWConfig):
     """How the adaptive kl_coef follows the KL: by its error and its rise (pi, proportional-integral; Stooke et al.,
     2020), or by its error alone, at most 20% of it (Ziegler et al., 2019)."""
     kl_horizon: int | None = None
-    """Time scale on which the adaptive kl_coef changes, in responses; null: with ziegler 10,000, with pi a fifth of
-    total_episodes, and at least 16 rollout batches."""
-    kl_gain: float = 1.0
+    """Time scale on which the adaptive kl_coef changes, in responses; null: with ziegler 10,000, with pi an
+    eighth of total_episodes, and at least 8 rollout batches."""
+    kl_gain: float = 2.0
     """Proportional gain of the pi controller: relative change of kl_coef when the KL rises by its target."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """Estimator of a token's KL from its log-ratio d: d (k1), d^2 / 2 (k2), exp(-d) - 1 + d (k3; Schulman, 2020), or
@@ -252,7 +252,7 @@ class PPOConfig(AdamWConfig):
             return self.kl_horizon
         if self.kl_controller == "ziegler":
             return 10_000
-        return max(self.total_episodes // 5, 16 * self.rollout_batch_size)
+        return max(self.total_episodes // 8, 8 * self.rollout_batch_size)
 
     @property
     def minibatches(self) -> int:

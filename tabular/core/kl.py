@@ -142,7 +142,7 @@ class ProportionalIntegralKL:
     coef: float | int
     target: float | int
     horizon: float | int
-    gain: float | int = 1.0
+    gain: float | int = 2.0
     error: float | None = None
     """The error of the last update; None before the first one."""
 

@@ -431,10 +431,10 @@ UNUSED = [
         for name, value in {"clip_range": 0.1, "clip_range_high": 0.28, "dual_clip": 3.0}.items()
     ),
     ("ppo", {"kl_horizon": 5000}, "kl_horizon", "ppo.kl_target is null"),
-    ("ppo", {"kl_gain": 2.0}, "kl_gain", "ppo.kl_target is null"),
+    ("ppo", {"kl_gain": 1.0}, "kl_gain", "ppo.kl_target is null"),
     ("ppo", {"kl_controller": "ziegler"}, "kl_controller", "ppo.kl_target is null"),
     (
-        *("ppo", {"kl_target": 6.0, "kl_controller": "ziegler", "kl_gain": 2.0}, "kl_gain"),
+        *("ppo", {"kl_target": 6.0, "kl_controller": "ziegler", "kl_gain": 1.0}, "kl_gain"),
         "ppo.kl_controller is ziegler",
     ),
     *(
@@ -743,3 +743,12 @@ def test_whitening_follows_the_setting_or_else_the_estimators_paper():
     assert PPOConfig(whiten_advantages=False).whitens is False
     assert PPOConfig(estimator="grpo", samples_per_prompt=4).prompts_per_step == 16
     assert [PPOConfig(estimator=e, **more).has_critic for e, more in WITHOUT_CRITIC.items()] == [False] * 4
+
+
+def test_time_scale_of_the_adaptive_kl_coefficient():
+    """With pi a share of the run, but never so few rollout batches that the coefficient follows noise."""
+    batches = {"rollout_batch_size": 64, "minibatch_size": 64, "kl_target": 6.0}
+    assert PPOConfig(total_episodes=64 * 80, **batches).kl_time_scale == 64 * 10
+    assert PPOConfig(total_episodes=64 * 16, **batches).kl_time_scale == 64 * 8
+    assert PPOConfig(total_episodes=64 * 80, kl_controller="ziegler", **batches).kl_time_scale == 10_000
+    assert PPOConfig(total_episodes=64 * 80, kl_horizon=99, **batches).kl_time_scale == 99

@@ -138,8 +138,8 @@ def test_proportional_integral_control_overshoots_less_than_integral_control():
             history.append(kl)
         return max(history), history[-1]
 
-    largest, last = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=1000))
-    integral_only, _ = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=1000, gain=0.0))
+    largest, last = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=640))
+    integral_only, _ = largest_and_last(ProportionalIntegralKL(coef=0.1, target=7.0, horizon=640, gain=0.0))
     assert largest < 0.6 * integral_only
     assert last == pytest.approx(7.0, rel=0.1)
 

@@ -156,6 +156,8 @@ def chat(generator: Generator) -> None:
     Raises:
         UserError: the tokenizer has no chat template, or the conversation exceeds the context length.
     """
+    if not generator.tokenizer.chat_template:
+        raise UserError(f"the tokenizer has no chat template, so {generator.name} cannot chat; use --prompt or --file")
     render_chat(generator.tokenizer, [{"role": "user", "content": "hello"}], True)  # raises before the first line
     messages: list[dict[str, str]] = []
     while line := _read_line():

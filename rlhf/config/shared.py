@@ -214,7 +214,8 @@ class SourceConfig:
         section = self.section
         if self.model is not None and self.function is not None:
             raise UserError(
-                f"{section}.model and {section}.function are both set, but scores have one source; unset one"
+                f"{section}.model and {section}.function are both set, but scores have one source; unset one, as with "
+                f"--{section}.function null"
             )
         check_ranges(self, {POSITIVE: ("batch_size", "batch_tokens")})
         if self.batch_tokens is not None:

@@ -153,7 +153,7 @@ def checked_column(rows: Any, name: str, path: str | None) -> list[Any]:
     if name not in rows.column_names:
         columns = ", ".join(map(repr, rows.column_names))
         similar = difflib.get_close_matches(name, rows.column_names, n=1, cutoff=0.6)
-        hint = delimiter_hint(rows) or (f"; rename {similar[0]!r} to {name!r}" if similar else "")
+        hint = delimiter_hint(rows) or f"; rename {repr(similar[0]) if similar else 'the column to use'} to {name!r}"
         raise UserError(f"{path} has no column {name!r}; it has {columns}{hint}")
     values = read_column(rows, name, path)
     for i, value in enumerate(values):

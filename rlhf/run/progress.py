@@ -78,7 +78,7 @@ class Bar:
             left = self._total - self._done
             text = f"{self._title}: {seconds / steps:.3g} s a step, about {_duration(left * seconds / steps)} left"
             if self._visible:
-                self._bar.console.print(f"{text} for {left:,} steps", soft_wrap=True, highlight=False)
+                self._bar.console.print(f"{text} for {left:,} more", soft_wrap=True, highlight=False)
         self._bar.update(self._task, completed=self._done, live=live)
         if self._plain and (self._done == 1 or self._done % max(1, self._total // 10) == 0):
             print(f"{self._title} {self._done}/{self._total}  {live}", file=sys.stderr, flush=True)

@@ -503,7 +503,8 @@ COMBINATIONS = [
         (
             GROUPS[group],
             {"model": "r", "function": "f.py:g"},
-            f"{group}.model and {group}.function are both set, but scores have one source; unset one",
+            f"{group}.model and {group}.function are both set, but scores have one source; unset one, as with "
+            f"--{group}.function null",
         )
         for group in ("reward", "eval.judge")
     ),

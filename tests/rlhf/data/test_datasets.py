@@ -134,7 +134,7 @@ def test_null_and_empty_values_are_rejected_by_row(values, message):
 def test_a_similar_column_is_to_be_renamed(name, similar):
     with pytest.raises(UserError) as error:
         checked_column(rows_of(**{name: ["a"], "n": [1]}), "prompt", "p.csv")
-    hint = f"; rename '{name}' to 'prompt'" if similar else ""
+    hint = f"; rename '{name}' to 'prompt'" if similar else "; rename the column to use to 'prompt'"
     assert str(error.value) == f"p.csv has no column 'prompt'; it has '{name}', 'n'{hint}"
 
 

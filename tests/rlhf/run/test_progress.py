@@ -20,10 +20,10 @@ def lines_of(capsys, monkeypatch, seconds, total, done=0, visible=True):
 @pytest.mark.parametrize(
     ("seconds", "total", "line"),
     [
-        ([12.0, 3.0], 11, "ppo: 12 s a step, about 2 min left for 10 steps"),  # after the first step, and once
-        ([0.5] * 8, 100, "ppo: 0.5 s a step, about 48 s left for 96 steps"),  # short steps: after two seconds
-        ([1800.0], 1001, "ppo: 1.8e+03 s a step, about 20.8 days left for 1,000 steps"),
-        ([90.0], 101, "ppo: 90 s a step, about 2.5 h left for 100 steps"),
+        ([12.0, 3.0], 11, "ppo: 12 s a step, about 2 min left for 10 more"),  # after the first step, and once
+        ([0.5] * 8, 100, "ppo: 0.5 s a step, about 48 s left for 96 more"),  # short steps: after two seconds
+        ([1800.0], 1001, "ppo: 1.8e+03 s a step, about 20.8 days left for 1,000 more"),
+        ([90.0], 101, "ppo: 90 s a step, about 2.5 h left for 100 more"),
     ],
 )
 def test_the_time_left_is_printed_once_early_in_a_run(capsys, monkeypatch, seconds, total, line):
@@ -32,7 +32,7 @@ def test_the_time_left_is_printed_once_early_in_a_run(capsys, monkeypatch, secon
 
 def test_a_resumed_run_counts_its_own_steps(capsys, monkeypatch):
     (line,) = lines_of(capsys, monkeypatch, [4.0], total=60, done=49)
-    assert line == "ppo: 4 s a step, about 40 s left for 10 steps"
+    assert line == "ppo: 4 s a step, about 40 s left for 10 more"
 
 
 @pytest.mark.parametrize(("seconds", "total", "visible"), [([0.1] * 3, 3, True), ([9.0], 1, True), ([9.0], 5, False)])

@@ -123,6 +123,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for settings") from None
     if content is None:
         raise UserError(f"{path} has no settings")
     if not isinstance(content, dict):
@@ -244,13 +246,16 @@ def _unknown_message(key: str, valid: Sequence[str]) -> str:
 # -------------------------------------------------------------------------------------------------- values and types
 
 
-def _build(kind: type[Job], settings: dict[str, Any]) -> Job:
-    """A job from nested settings of the right types."""
+def _build(kind: type[Job], settings: dict[str, Any], prefix: str = "") -> Job:
+    """A job from nested settings of the right types; the command-line library lets null pass for any type."""
     hints = get_type_hints(kind)
     values = {}
     for item in fields(kind):  # pyright: ignore[reportArgumentType]
-        value = settings[item.name]
-        values[item.name] = _build(hints[item.name], dict(value)) if is_dataclass(hints[item.name]) else value
+        value, hint, key = settings[item.name], hints[item.name], prefix + item.name
+        if value is None and NoneType not in (hint, *get_args(hint)):
+            kind_name = "a section of settings" if is_dataclass(hint) else _type_name(hint)
+            raise UserError(f"{key} is null, but must be {kind_name}")
+        values[item.name] = _build(hint, dict(value), f"{key}.") if is_dataclass(hint) else value
     return kind(**values)
 
 

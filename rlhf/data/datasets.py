@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.jobs import DataConfig
-from rlhf.data.json_rows import JsonRows, read_plain_json
+from rlhf.data.json_rows import JsonRows, check_rows_are_objects, read_plain_json
 from rlhf.errors import UserError
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
@@ -71,6 +71,8 @@ def _load_file(file: Path, path: str, split: str) -> Any:
     rows = read_plain_json(file) if file_format == "json" else None
     if rows is not None:
         return rows
+    if file_format == "json":
+        check_rows_are_objects(file)
     options = {"sep": "\t"} if file.suffix == ".tsv" else {}
     return _datasets().load_dataset(file_format, data_files=str(file), split="train", **options)
 

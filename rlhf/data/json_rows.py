@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import UserError
+
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d")
 _INT64 = range(-(2**63), 2**63)
 
@@ -51,6 +53,34 @@ def read_plain_json(file: Path) -> JsonRows | None:
         return JsonRows(columns) if columns and all(map(_is_plain, columns.values())) else None
     except (ValueError, AttributeError, TypeError, RecursionError):  # not UTF-8, no JSON, or no rows of objects
         return None
+
+
+def check_rows_are_objects(file: Path) -> None:
+    """Check what the library under `datasets` answers with a crash: rows that are no objects, and very deep ones.
+
+    Raises:
+        UserError: a row is not an object, is nested deeper than Python's parser goes, or the file is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = json.loads(text) if text.startswith("[") else map(_loads_or_skip, text.splitlines())
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict):
+                raise UserError(f"row {number} of {file} is {json.dumps(row)[:40]}, but must be an object with columns")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
+    except RecursionError:
+        raise UserError(f"{file} has a row that is nested too deeply") from None
+    except json.JSONDecodeError:
+        return  # `datasets` says where, or reads what is JSON for it alone
+
+
+def _loads_or_skip(line: str) -> Any:
+    """The value of a line; an object for lines that are part of a longer value."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return {}
 
 
 def _parse(text: str) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self._unwritten: dict[str, list[str]] = {}
         self._texts: dict[str, str] = {}
+        self._trackers_work = True
         check_unlocked(self.path)
         if resume is None and self.path.exists() and (not self.path.is_dir() or self._is_in_use()):
             raise UserError(f"run folder {path} exists; continue it with --resume auto, or name another with --output")
@@ -89,8 +90,14 @@ class RunFolder:
         accelerator.wait_for_everyone()
         accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat_settings(job).items()})
 
-    def close(self) -> None:
-        """Let other processes write to the folder."""
+    def close(self, accelerator: Any) -> None:
+        """End the trackers and the process group, and let other processes write to the folder. Called on every rank."""
+        try:
+            accelerator.end_training()
+        except Exception as error:
+            print(f"warning: a tracker did not end: {error}", file=sys.stderr)
+            accelerator.trackers = []
+            accelerator.end_training()
         unlock(self.path)
 
     def _write_texts(self) -> None:
@@ -110,7 +117,12 @@ class RunFolder:
         if accelerator.is_main_process:
             self.append(name, [{"step": step, **values}])
         prefix = "" if name == "metrics" else f"{name}/"
-        accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
+        if self._trackers_work:
+            try:
+                accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
+            except Exception as error:  # of any kind: trackers write to disks and to servers
+                self._trackers_work = False
+                print(f"warning: nothing more is sent to the trackers, because of: {error}", file=sys.stderr)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to `name`.jsonl. Rows that cannot be written wait in memory, and are written with later ones."""

@@ -140,8 +140,7 @@ class PPOTrainer:
                     break
         if self.state.step >= steps:
             self._finish()
-        self.accelerator.end_training()
-        self.run.close()
+        self.run.close(self.accelerator)
         return metrics
 
     def step(self) -> dict[str, float]:

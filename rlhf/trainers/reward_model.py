@@ -70,8 +70,7 @@ def train_reward_model(job: RewardJob) -> bool:
                 statistics = score_statistics(task, model)
             save(model.model, tokenizer, run, statistics, as_adapter=job.export == "adapter")
         accelerator.wait_for_everyone()
-    accelerator.end_training()
-    run.close()
+    run.close(accelerator)
     return finished
 
 

@@ -72,8 +72,7 @@ def train_sft(job: SFTJob) -> bool:
             export_lm(lm, tokenizer, run.path / "model", job.model, merged=job.export == "merged")
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
-    accelerator.end_training()
-    run.close()
+    run.close(accelerator)
     return finished
 
 

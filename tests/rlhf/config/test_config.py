@@ -4,6 +4,8 @@ import ast
 import math
 import re
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
@@ -753,3 +755,27 @@ def test_time_scale_of_the_adaptive_kl_coefficient():
     assert PPOConfig(total_episodes=64 * 16, **batches).kl_time_scale == 64 * 8
     assert PPOConfig(total_episodes=64 * 80, kl_controller="ziegler", **batches).kl_time_scale == 10_000
     assert PPOConfig(total_episodes=64 * 80, kl_horizon=99, **batches).kl_time_scale == 99
+
+
+@pytest.mark.parametrize("kind", [PPOJob, SFTJob, RewardJob])
+def test_null_for_a_setting_that_may_not_be_null_is_reported(kind, tmp_path):
+    """In a YAML file the command-line library lets null pass for any type."""
+    may_not_be_null = {
+        key: hint for key, hint in setting_types(kind).items() if NoneType not in (hint, *get_args(hint))
+    }
+    assert len(may_not_be_null) >= 30
+    for key in may_not_be_null:
+        section, _, name = key.rpartition(".")
+        lines = [f"{'  ' * depth}{part}:" for depth, part in enumerate(section.split("."))] if section else []
+        (tmp_path / "null.yaml").write_text("\n".join([*lines, f"{'  ' * len(lines)}{name}: null"]))
+        with pytest.raises(UserError, match=f"^{key} is null, but must be "):
+            parse(kind, ["--output", "o", "--config", str(tmp_path / "null.yaml")])
+
+
+def test_null_for_a_section_and_deep_nesting_are_reported(tmp_path):
+    (tmp_path / "null.yaml").write_text("ppo: null")
+    with pytest.raises(UserError, match="ppo"):
+        parse(PPOJob, ["--output", "o", "--config", str(tmp_path / "null.yaml")])
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    with pytest.raises(UserError, match=r"deep.yaml is nested too deeply for settings"):
+        parse(PPOJob, ["--output", "o", "--config", str(tmp_path / "deep.yaml")])

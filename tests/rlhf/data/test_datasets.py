@@ -152,3 +152,26 @@ def test_csv_with_another_delimiter_is_recognised(delimiter, fix, tmp_path):
     (tmp_path / "p.csv").write_text(f"prompt{delimiter}label\nthe film is{delimiter}good\n")
     with pytest.raises(UserError, match=f"delimited by {fix}"):
         checked_column(load_rows(str(tmp_path / "p.csv"), "train"), "prompt", "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("null.jsonl", '{"prompt": "a"}\nnull\n', "row 2 of .*null.jsonl is null, but must be an object"),
+        ("number.json", "[1, 2]", "row 1 of .*number.json is 1, but must be an object"),
+        ("list.jsonl", '{"prompt": "a"}\n["a"]\n', r'row 2 of .*list.jsonl is \["a"\], but must be an object'),
+        ("open.jsonl", "[" * 100_000, "nested too deeply"),
+        ("deep.jsonl", '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ],
+)
+def test_rows_that_crash_the_json_reader_are_reported(tmp_path, name, content, message):
+    """A null row and deep nesting end Apache Arrow's reader in a segmentation fault."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_rows(str(tmp_path / name), "train")
+
+
+def test_file_cut_inside_a_character_is_reported(tmp_path):
+    (tmp_path / "cut.jsonl").write_bytes('{"prompt": "é'.encode()[:-1])
+    with pytest.raises(UserError, match=r"cut.jsonl is not UTF-8 .*; save it as UTF-8"):
+        load_rows(str(tmp_path / "cut.jsonl"), "train")

@@ -178,3 +178,33 @@ def test_run_killed_while_its_config_was_written_may_start_again(tmp_path):
     (tmp_path / ".lock").write_text("")
     for resume in (None, "auto"):
         assert RunFolder(str(tmp_path), resume).path == tmp_path
+
+
+class BrokenTracker(SingleProcess):
+    """An accelerator whose tracker fails, as TensorBoard does on a full disk."""
+
+    def __init__(self):
+        super().__init__()
+        self.trackers = [None]
+        self.has_ended = False
+
+    def log(self, values, step):
+        self.logged.append(step)
+        raise FileNotFoundError("no events file")
+
+    def end_training(self):
+        if self.trackers:
+            raise FileNotFoundError("no events file")
+        self.has_ended = True
+
+
+def test_failing_tracker_ends_no_run(folder, capsys):
+    accelerator = BrokenTracker()
+    for step in (1, 2):
+        folder.log(accelerator, step, {"loss": 0.5})
+    folder.close(accelerator)
+    assert accelerator.logged == [1]
+    assert accelerator.has_ended
+    assert [row["step"] for row in lines(folder)] == [1, 2]
+    errors = capsys.readouterr().err
+    assert errors.count("nothing more is sent to the trackers, because of: no events file") == 1

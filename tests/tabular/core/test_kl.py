@@ -236,3 +236,16 @@ def test_beta_doubles_and_halves_outside_the_interval_alone():
     beta = PenaltyBeta(beta=5.0, target=3.0)
     beta.update(2.0)  # exactly target / 1.5
     assert beta.beta == 5
+
+
+def test_a_step_without_episodes_leaves_the_coefficient():
+    controller = AdaptiveKL(coef=0.1, target=6, horizon=100)
+    controller.update(12.0, 0)
+    assert controller.coef == 0.1
+
+
+def test_proportional_integral_control_rejects_a_negative_coefficient_and_target():
+    with pytest.raises(ValueError, match="coef is -1, but must be at least 0"):
+        ProportionalIntegralKL(-1, 6, 100)
+    with pytest.raises(ValueError, match="target is 0, but must be positive"):
+        ProportionalIntegralKL(0.1, 0, 100)

@@ -371,12 +371,13 @@ def test_values_that_fell_below_the_interval_are_clipped_too():
     """From 0 to -1 with a range of 0.2: the clipped value is -0.2. Its error of 1.44 / 2 counts for a return of -1.4,
     where it is the larger one, and the error of 4 / 2 counts for a return of 1."""
 
-    def loss(value, old, target):
+    def loss(value, old, target, clip_range=0.2):
         numbers = [torch.tensor([x], dtype=torch.float64) for x in (value, old, target)]
-        result, metrics = value_loss(*numbers, None, 1, clip_range=0.2)
+        result, metrics = value_loss(*numbers, None, 1, clip_range)
         return result.item(), metrics["clip_fraction"].item()
 
     assert loss(-1.0, 0.0, -1.4) == (pytest.approx(0.72), 1)
     assert loss(-1.0, 0.0, 1.0) == (pytest.approx(2), 0)
     assert loss(1.0, -1.0, 1.0) == (pytest.approx(1.8**2 / 2), 1)  # the sum of old and new value does not matter
     assert loss(3.0, 2.9, 7.0)[1] == 0
+    assert loss(3.0, 0.0, 2.0, 1.0) == (0.5, 0)  # both errors are 1: neither is the larger one

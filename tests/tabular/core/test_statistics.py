@@ -77,7 +77,7 @@ def test_statistics_of_several_rows_and_in_double_precision():
     assert iqm(rows).tolist() == [2.5, 25]
     assert median(rows).tolist() == [2.5, 25]
     assert mean(rows).tolist() == [2.5, 25]
-    assert mean(np.array([2**24, 1], dtype=np.float32)) == 2**23 + 0.5  # in float32 the sum is 2^24
+    assert float(mean(np.array([2**24, 1], dtype=np.float32))) == 2**23 + 0.5  # in float32 the sum is 2^24
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 1.5])

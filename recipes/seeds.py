@@ -10,7 +10,6 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -35,8 +34,8 @@ class Run:
     """A row for each step."""
     evaluations: list[dict[str, Any]]
     """A row for each evaluation on held-out prompts, the first before training."""
-    cpu_seconds: float
-    """Of the whole command, start and evaluations included."""
+    cpu_seconds: float | None
+    """Of the whole command, start and evaluations included; None where the run was not started here."""
 
 
 def run(config: Path, seed: int, options: list[str]) -> Run:
@@ -46,21 +45,21 @@ def run(config: Path, seed: int, options: list[str]) -> Run:
         UserError: the settings are wrong, the run fails, or an unfinished run is in the way.
     """
     arguments = ["--config", str(config), *options, "--seed", str(seed)]
-    folder = Path(f"{parse(PPOJob, arguments, 'rlhf ppo').output}-{seed}")
+    job = parse(PPOJob, arguments, "rlhf ppo")
+    folder = Path(f"{job.output}-{seed}")
     cost = folder.with_name(f"{folder.name}.cost.json")
-    if not cost.exists():
-        if folder.exists():
-            raise UserError(f"{folder} holds a run that has not finished; move it away, or finish it with rlhf ppo")
+    if not folder.exists():
         command = [sys.executable, "-m", "rlhf.cli.main", "ppo", *arguments, "--output", str(folder)]
         print(shlex.join(["rlhf", *command[3:]]), flush=True)
-        start = time.perf_counter()
         before = _cpu_seconds_of_children()
         if subprocess.run(command).returncode:
             raise UserError(f"the run {folder} failed")
-        seconds = {"cpu_seconds": _cpu_seconds_of_children() - before, "seconds": time.perf_counter() - start}
-        cost.write_text(json.dumps(seconds) + "\n")
-    cpu_seconds = json.loads(cost.read_text())["cpu_seconds"]
-    return Run(config.stem, seed, read_rows(folder / "metrics.jsonl"), read_rows(folder / "eval.jsonl"), cpu_seconds)
+        cost.write_text(json.dumps({"cpu_seconds": _cpu_seconds_of_children() - before}) + "\n")
+    evaluations = read_rows(folder / "eval.jsonl") if (folder / "eval.jsonl").exists() else []
+    if not evaluations or evaluations[-1]["step"] < job.ppo.steps:
+        raise UserError(f"{folder} holds a run that has not finished; finish it with rlhf ppo, or move it away")
+    cpu_seconds = json.loads(cost.read_text())["cpu_seconds"] if cost.exists() else None
+    return Run(config.stem, seed, read_rows(folder / "metrics.jsonl"), evaluations, cpu_seconds)
 
 
 def _cpu_seconds_of_children() -> float:
@@ -84,7 +83,8 @@ def table(runs: list[Run], goal: float) -> str:
         cells = [item.name, str(item.seed), f"{first['score']:.3f}", f"{last['score']:.3f}"]
         cells += [f"step {reached[0]}" if reached else "none", f"{last['kl']:.1f}"]
         cells += [f"{mean(row[f'time/{name}'] for row in item.metrics):.1f}" for name in ("step", *PARTS)]
-        lines.append("| " + " | ".join([*cells, f"{item.cpu_seconds:.0f}"]) + " |")
+        cells.append("" if item.cpu_seconds is None else f"{item.cpu_seconds:.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -50,7 +50,10 @@ def text_row(problem: Problem, example: Problem) -> dict[str, Any]:
 def chat_row(problem: Problem) -> dict[str, Any]:
     """The problem as a user's message, for the model's chat template."""
     a, operation, b = problem
-    return {"prompt": [{"role": "user", "content": f"What is {a} {operation} {b}?"}], "answer": str(answer(problem))}
+    return {
+        "prompt": [{"role": "user", "content": f"What is {a} {operation} {b}? Answer with the number alone."}],
+        "answer": str(answer(problem)),
+    }
 
 
 def write_files(folder: Path, examples: int = 8, test_examples: int = 2) -> None:

@@ -48,7 +48,8 @@ def data(tmp_path_factory):
 def test_the_rows_look_like_this():
     data = load("data")
     assert data.text_row((4, "*", 2), (2, "+", 3)) == {"prompt": "2 + 3 = 5\n4 * 2 =", "answer": "8"}
-    assert data.chat_row((4, "+", 9)) == {"prompt": [{"role": "user", "content": "What is 4 + 9?"}], "answer": "13"}
+    content = "What is 4 + 9? Answer with the number alone."
+    assert data.chat_row((4, "+", 9)) == {"prompt": [{"role": "user", "content": content}], "answer": "13"}
 
 
 def test_every_problem_is_on_one_side_and_the_other_order_of_a_held_out_one_is_trained_on():

@@ -69,7 +69,7 @@ SETS: dict[str, tuple[str, str | None, Callable[[Row], dict[str, Row]]]] = {
 """Name -> hub id, its configuration, and the rows that a row becomes, by the file that they go to."""
 
 
-def write_files(rows: Iterable[Row], convert: Callable[[Row], dict[str, Row]], folder: Path, ending: str) -> int:
+def write_files(rows: Iterable[Any], convert: Callable[[Row], dict[str, Row]], folder: Path, ending: str) -> int:
     """Write a file for each kind of row, and return how many rows fit none."""
     lines: dict[str, list[str]] = {}
     dropped = 0

@@ -64,7 +64,9 @@ def test_later_stages_start_from_what_the_earlier_ones_write():
 def test_a_batch_can_be_divided_among_the_processes(file):
     text = (FOLDER / file).read_text()
     processes = int(text.split("--num_processes ")[1].split()[0]) if "--num_processes" in text else 1
-    job_of(file).ppo.check_processes(processes)
+    job = job_of(file)
+    assert isinstance(job, PPOJob)
+    job.ppo.check_processes(processes)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_the_converted_model_loads_and_continues_a_sum(tmp_path):
 
     folder = tmp_path / "model"
     subprocess.run([sys.executable, str(SCRIPT), str(folder), "--dtype", "bfloat16"], check=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.num_parameters() == 134_515_008
     assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -20,7 +20,7 @@ from demo_seeds import read_rows, running_mean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STEPS = 40
+STEPS = 24
 WORDS = ("--reward.model", "null", "--reward.function", "scripts/tuning_rewards.py:words")
 
 

@@ -9,5 +9,4 @@ if __name__ == "__main__":
     with report_user_errors():
         prepare_libraries()
         job = parse(SFTJob)
-        train_sft(job)
-        exit_launched_process()
+        exit_launched_process(finished=train_sft(job))

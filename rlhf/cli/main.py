@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf.errors import UserError, report_user_errors
+from rlhf.errors import INTERRUPTED, UserError, report_user_errors
 from rlhf.run.startup import prepare_libraries
 
 COMMANDS = {
@@ -27,18 +27,15 @@ OTHER_COMMANDS = {
 }
 """Commands of other trainers -> what there is here instead."""
 
-INTERRUPTED = 130
-"""Exit status of a run that was interrupted before its end, so that `rlhf sft && rlhf ppo` stops."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command.
 
     Returns:
-        The exit status: 0 done, 1 a goal of the demo was missed, 130 interrupted.
+        The exit status: 0 done, 1 a goal of the demo was missed, 130 stopped.
 
     Raises:
-        SystemExit: with status 2 for a user's mistake, after one line on standard error.
+        SystemExit: with status 2 for a user's mistake and 130 for an interrupt, after one line on standard error.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -58,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # of `| head`: all files are written, and nobody reads the output any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            return INTERRUPTED
     return 2
 
 

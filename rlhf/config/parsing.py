@@ -252,11 +252,15 @@ def _build(kind: type[Job], settings: dict[str, Any], prefix: str = "") -> Job:
     values = {}
     for item in fields(kind):  # pyright: ignore[reportArgumentType]
         value, hint, key = settings[item.name], hints[item.name], prefix + item.name
-        if value is None and NoneType not in (hint, *get_args(hint)):
-            kind_name = "a section of settings" if is_dataclass(hint) else _type_name(hint)
-            raise UserError(f"{key} is null, but must be {kind_name}")
-        values[item.name] = _build(hint, dict(value), f"{key}.") if is_dataclass(hint) else value
+        _check_null(key, value, hint)
+        values[item.name] = _build(hints[item.name], dict(value), f"{key}.") if is_dataclass(hint) else value
     return kind(**values)
+
+
+def _check_null(key: str, value: Any, hint: Any) -> None:
+    if value is None and NoneType not in (hint, *get_args(hint)):
+        must_be = "a section of settings" if is_dataclass(hint) else _type_name(hint)
+        raise UserError(f"{key} is null, but must be {must_be}")
 
 
 def _type_message(kind: type, message: str) -> str:

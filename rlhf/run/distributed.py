@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.errors import INTERRUPTED, UserError
 from rlhf.run.allocator import keep_freed_memory
 
 
@@ -67,13 +67,16 @@ def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
         raise failure
 
 
-def exit_launched_process() -> None:
-    """End one of several processes whose work is done without finalising the interpreter.
+def exit_launched_process(finished: bool) -> None:
+    """Exit with status 0, or 130 for a run that was stopped before its end.
 
-    Threads of gloo outlive their process group, and one that acquires the interpreter lock during finalisation aborts a
-    run that has finished: seen once in many runs on a busy machine.
+    One of several processes does not finalise the interpreter: threads of gloo outlive their process group, and one
+    that acquires the interpreter lock during finalisation aborts a run that has finished, seen once in many runs on a
+    busy machine.
     """
+    status = 0 if finished else INTERRUPTED
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
+    sys.exit(status)

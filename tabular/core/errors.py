@@ -4,6 +4,9 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
+INTERRUPTED = 130
+"""Exit status of a run that was interrupted before its end, so that a script which runs several commands stops."""
+
 
 class UserError(ValueError):
     """Input that cannot work: a setting, a file, a model, an environment or a reward function."""
@@ -11,16 +14,19 @@ class UserError(ValueError):
 
 @contextmanager
 def report_user_errors(errors: type[Exception] = UserError) -> Generator[None]:
-    """Print `error: ...` and exit with status 2 instead of showing a traceback when the input is at fault.
+    """Print one line instead of a traceback: for a fault of the input, with status 2, and for an interrupt, with 130.
 
     Args:
         errors: the exceptions that the input causes.
 
     Raises:
-        SystemExit: with status 2, after the message went to standard error.
+        SystemExit: after the line went to standard error.
     """
     try:
         yield
     except errors as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

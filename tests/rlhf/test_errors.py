@@ -15,10 +15,22 @@ def test_bad_input_ends_with_one_line_and_status_2(capsys):
     assert capsys.readouterr().err == "error: ppo.lr is -1, but must be positive\n"
 
 
-@pytest.mark.parametrize(("processes", "expected"), [("1", []), ("2", [0])])
-def test_one_of_several_processes_ends_at_once(monkeypatch, processes, expected):
+def test_interrupt_ends_with_one_line_and_status_130(capsys):
+    with pytest.raises(SystemExit) as stop, report_user_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+@pytest.mark.parametrize(("processes", "ended_at_once"), [("1", False), ("2", True)])
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, 130)])
+def test_status_of_a_launched_process_and_the_end_of_one_of_several(
+    monkeypatch, processes, ended_at_once, finished, status
+):
     ended = []
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setattr(os, "_exit", ended.append)
-    exit_launched_process()
-    assert ended == expected
+    with pytest.raises(SystemExit) as stop:
+        exit_launched_process(finished)
+    assert stop.value.code == status
+    assert ended == ([status] if ended_at_once else [])

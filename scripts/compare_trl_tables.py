@@ -33,11 +33,16 @@ def setting_means(rows: Sequence[Row], trainer: str) -> list[Row]:
     return means
 
 
+def with_all_seeds(means: Sequence[Row]) -> list[Row]:
+    """Those that as many seeds were run of as of any."""
+    most = max((len(mean["runs"]) for mean in means), default=0)
+    return [mean for mean in means if len(mean["runs"]) == most]
+
+
 def best_setting(rows: Sequence[Row], trainer: str) -> Row | None:
-    """The setting with the best mean judge among those with a mean KL of at most MAX_KL and the most seeds."""
-    within = [mean for mean in setting_means(rows, trainer) if mean["kl"] <= MAX_KL]
-    most = max((len(mean["runs"]) for mean in within), default=0)
-    return max((mean for mean in within if len(mean["runs"]) == most), key=lambda mean: mean["judge"], default=None)
+    """The setting with the best mean judge among those with all seeds and a mean KL of at most MAX_KL."""
+    means = with_all_seeds(setting_means(rows, trainer))
+    return max((mean for mean in means if mean["kl"] <= MAX_KL), key=lambda mean: mean["judge"], default=None)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -129,7 +134,7 @@ def grid_table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Score and judge against the KL: every run as a point, and the frontier of the settings' means as a line."""
+    """Score and judge against the KL: each run a point, the frontier of the means of settings with all seeds a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -138,7 +143,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for i, trainer in enumerate(trainers_of(rows)):
             runs = [row for row in rows if row["trainer"] == trainer]
             panel.scatter([r["kl"] for r in runs], [r[measure] for r in runs], s=14, color=f"C{i}", alpha=0.6)
-            means = [(mean["kl"], mean[measure]) for mean in setting_means(rows, trainer)]
+            means = [(mean["kl"], mean[measure]) for mean in with_all_seeds(setting_means(rows, trainer))]
             line = frontier([(0.0, runs[0][f"{measure}_before"]), *means])
             panel.plot(*zip(*line, strict=True), color=f"C{i}", label=trainer)
         panel.set_title(title, fontsize=10)

@@ -457,8 +457,12 @@ def test_a_full_disk_is_seen_before_the_first_step(capsys, config, job, monkeypa
 
 def test_a_checkpoint_with_a_part_missing(capsys, config, job):
     assert rlhf(capsys, "ppo", "--config", config, "--checkpoint.every", "1")[0] == 0
-    (Path(job.output) / "checkpoints" / "step_000003" / "optimizer.pt").unlink()
-    assert "step_000003: optimizer.pt is missing" in refused(capsys, "ppo", "--config", config, "--resume", "auto")
+    damaged = Path(job.output) / "checkpoints" / "step_000003"
+    (damaged / "optimizer.pt").unlink()
+    assert "step_000003: optimizer.pt is missing" in refused(capsys, "ppo", "--config", config, "--resume", damaged)
+    status, output = rlhf(capsys, "ppo", "--config", config, "--resume", "auto")
+    assert status == 0
+    assert "step_000003 is damaged: optimizer.pt is missing; it is not used" in output
 
 
 def test_a_checkpoint_of_another_model(capsys, config, job, models):
@@ -589,7 +593,7 @@ def test_a_finished_run_is_left_as_it_is(capsys, config, job):
 def test_a_run_that_failed_at_once_can_be_started_again(capsys, config, job, tmp_path):
     (tmp_path / "none.py").write_text("def f(prompts, completions, **columns):\n    return None\n")
     refused(capsys, "ppo", "--config", config, "--reward.function", f"{tmp_path}/none.py:f")
-    assert sorted(p.name for p in Path(job.output).iterdir()) == ["config.yaml", "environment.json"]
+    assert sorted(p.name for p in Path(job.output).iterdir()) == [".lock", "config.yaml", "environment.json"]
     assert rlhf(capsys, "ppo", "--config", config)[0] == 0
 
 

@@ -50,7 +50,12 @@ VARIANTS = {
         "ppo": {"kl_placement": "loss", "kl_estimator": "full", "loss_aggregation": "fixed"},
         "reward": {"truncated": "mask"},
     },
-    "log-probabilities of the sampler": {"ppo": {"old_logprobs": "sampler"}, "reward": {"truncated": "bootstrap"}},
+    # With values of zero nearly all rewards here would be the KL's rounding errors, which whitening makes large.
+    "log-probabilities of the sampler": {
+        "ppo": {"old_logprobs": "sampler"},
+        "reward": {"truncated": "bootstrap"},
+        "critic": {"head_init": "normal"},
+    },
     "token budget, unequal numbers of forward passes, no reference": {
         "ppo": {"microbatch_size": 16, "microbatch_tokens": 20, "kl_coef": 0.0, "use_reference": False}
     },

@@ -53,7 +53,7 @@ def run(config: Path, seed: int, options: list[str]) -> Run:
         print(shlex.join(["rlhf", *command[3:]]), flush=True)
         before = _cpu_seconds_of_children()
         if subprocess.run(command).returncode:
-            raise UserError(f"the run {folder} failed")
+            raise UserError(f"the run {folder} failed, as it says above; mend that and move it away")
         cost.write_text(json.dumps({"cpu_seconds": _cpu_seconds_of_children() - before}) + "\n")
     evaluations = read_rows(folder / "eval.jsonl") if (folder / "eval.jsonl").exists() else []
     if not evaluations or evaluations[-1]["step"] < job.ppo.steps:

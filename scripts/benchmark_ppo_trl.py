@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ppo_workload import END, FIRST_WORD, WORKLOADS, Workload
+from ppo_workload import END, FIRST_WORD, TRL_ON_CPU, WORKLOADS, Workload
 
 
 def measure(folder: Path, work: Workload, updates: int, threads: int, lora_rank: int) -> dict[str, float]:
@@ -45,12 +45,7 @@ def measure(folder: Path, work: Workload, updates: int, threads: int, lora_rank:
     microbatch = work.rows if work.microbatch is None else work.microbatch
     config = PPOConfig(
         output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
+        **TRL_ON_CPU,
         learning_rate=1e-5,
         lr_scheduler_type="constant",
         per_device_train_batch_size=microbatch,

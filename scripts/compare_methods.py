@@ -7,7 +7,6 @@ time, over all threads, which depends less on other load than wall time.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_curves import read_rows
 
 from rlhf.config.jobs import LoraConfig, PPOJob
 from rlhf.demo.demo import make_stages
@@ -52,7 +52,7 @@ def run(job: PPOJob) -> dict[str, float]:
         start = time.process_time()
         PPOTrainer(replace(job, resume="auto")).train()
         (folder / "seconds").write_text(f"{time.process_time() - start:.1f}\n")
-    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / "eval.jsonl")
     best = max(rows, key=selection_score)
     return {
         "score": best["score"],

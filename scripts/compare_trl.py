@@ -21,11 +21,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import run_curves
 from compare_trl_tables import draw, tables
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from ppo_workload import peak_mb  # which keeps the hub and torch's spinning threads out
 
 PEER = "trl"
 OURS: dict[str, dict[str, Any]] = {
@@ -79,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    return run_curves.read_rows(file) if file.exists() else []
 
 
 def make_runs(trainers: dict[str, dict[str, Any]], results: Path, options: argparse.Namespace) -> None:
@@ -228,12 +226,6 @@ def train_ours(run: dict[str, Any], folder: Path) -> dict[str, float]:
     peak = peak_mb()
     trainer.export(folder / "model")
     return {"seconds": seconds, "peak_mb": peak}
-
-
-def peak_mb() -> float:
-    """Peak memory of this process; getrusage would count the parent's too, from which it was forked."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ppo_workload import TRL_ON_CPU, peak_mb
+
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 
@@ -33,12 +35,7 @@ def train(run: dict[str, Any], folder: Path) -> dict[str, float]:
     config = PPOConfig(
         output_dir=str(folder / "trl"),
         seed=run["seed"],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-        save_strategy="no",
+        **TRL_ON_CPU,
         num_sample_generations=0,
         learning_rate=run["lr"],
         warmup_steps=run["warmup_steps"],
@@ -88,12 +85,6 @@ def load_classifier(path: str) -> Any:
         head.bias.fill_(-mean / std)
     model.score = head
     return model
-
-
-def peak_mb() -> float:
-    """Peak memory of this process; getrusage would count the parent's too, from which it was forked."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

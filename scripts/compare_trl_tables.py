@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_curves import label_panel
 
 Row = dict[str, Any]
 """A finished run: its settings, cost and held-out measures."""
@@ -146,10 +147,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             means = [(mean["kl"], mean[measure]) for mean in with_all_seeds(setting_means(rows, trainer))]
             line = frontier([(0.0, runs[0][f"{measure}_before"]), *means])
             panel.plot(*zip(*line, strict=True), color=f"C{i}", label=trainer)
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("KL to the SFT model, nats per response")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
+        label_panel(panel, title, "KL to the SFT model, nats per response")
         panel.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from run_curves import label_panel, read_rows, running_mean
 
 from rlhf.demo.demo import goals
 from rlhf.evaluation.summary import selection_score
@@ -46,11 +47,6 @@ def run(folder: Path, seed: int, options: list[str]) -> dict[str, float]:
     return result
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a jsonl file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def plot(folders: list[Path], path: Path) -> None:
     """Draw the learning curves of all seeds: training score, KL, and the held-out judge."""
     from matplotlib.figure import Figure
@@ -74,20 +70,11 @@ def plot(folders: list[Path], path: Path) -> None:
         judge_panel: "independent judge, held out",
     }
     for panel, title in titles.items():
-        panel.set_title(title, fontsize=10)
-        panel.set_xlabel("PPO step")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
+        label_panel(panel, title)
     judge_panel.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     print(f"curves in {path}")
-
-
-def running_mean(values: list[float], window: int = 5) -> list[float]:
-    """The mean of each value and the ones before it in the window."""
-    recent = [values[max(0, i + 1 - window) : i + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in recent]
 
 
 def table(rows: list[dict[str, float]]) -> str:

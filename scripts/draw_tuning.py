@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo_seeds import read_rows, running_mean
+from run_curves import label_panel, read_rows, running_mean
+
+from rlhf.config.parsing import read_yaml
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,20 +59,14 @@ def run(demo: Path, folder: Path, options: Sequence[str], steps: int) -> None:
     """Train with changed settings in a new process, unless the run is finished already."""
     if (folder / "model").exists():
         return
-    episodes = read_episodes(demo / "ppo" / "config.yaml") * steps
+    config = demo / "ppo" / "config.yaml"
+    episodes = read_yaml(config)["ppo"]["rollout_batch_size"] * steps
     every = max(1, steps // 4)
-    command = [sys.executable, "-m", "rlhf.cli.main", "ppo", "--config", str(demo / "ppo" / "config.yaml")]
+    command = [sys.executable, "-m", "rlhf.cli.main", "ppo", "--config", str(config)]
     command += ["--output", str(folder), "--resume", "auto", "--ppo.total_episodes", str(episodes)]
     command += ["--eval.every", str(every), *options]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
-
-
-def read_episodes(config: Path) -> int:
-    """Responses per PPO step of a run."""
-    import yaml
-
-    return yaml.safe_load(config.read_text())["ppo"]["rollout_batch_size"]
 
 
 def curve(folder: Path, metric: str) -> tuple[list[int], list[Any]]:
@@ -93,11 +89,8 @@ def draw(folders: dict[str, Path], case: Case, path: Path) -> None:
             panel.plot(*curve(folder, metric), color=color, linewidth=1.6, label=label)
         if case.logarithmic:
             panel.set_yscale("log")
-        panel.set_title(metric, fontsize=9)
-        panel.set_xlabel("PPO step", fontsize=8)
+        label_panel(panel, metric, size=9)
         panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
     panels[0].legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""The work that the PPO benchmarks share: model shapes, batches, and random models on disk. Needs no `rlhf`.
+"""What the PPO benchmarks share: model shapes, batches, random models on disk, settings of TRL. Needs no `rlhf`.
 
 Both trainers load the same folders, so they run the same shapes; weights are random, because no time depends on them.
 """
@@ -16,6 +16,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a busy machine many times slower
 
 _RAGGED_SEED = 77
+TRL_ON_CPU: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
+"""Settings of TRL's PPOConfig with which it computes as ours does, and writes nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +152,9 @@ def write_models(folder: Path, work: Workload, updates: int) -> None:
             # The closing space keeps the response's first word apart from the prompt's last for the reward model.
             file.write(json.dumps({"prompt": "".join(f"w{i} " for i in row[:length])}) + "\n")
     (folder / "workload.json").write_text(json.dumps(asdict(work)), encoding="utf-8")
+
+
+def peak_mb() -> float:
+    """Peak memory of this process; getrusage would count the parent's too, from which it was forked."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))

@@ -3,12 +3,12 @@
 All messages name the setting in full: `ppo.lr is -1.0, but must be positive`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any, get_args
 
+from rlhf.config.parsing import as_text
 from rlhf.errors import UserError
 from tabular.core.checks import require
 
@@ -76,13 +76,8 @@ def reject_unused(settings: Any, names: tuple[str, ...], reason: str) -> None:
             key = f"{settings.section}.{name}"
             raise UserError(
                 f"{key} is {value!r}, but it has no effect because {reason}; remove it, or override it with its "
-                f"default, --{key} {_as_option(defaults[name])}"
+                f"default, --{key} {as_text(defaults[name])}"
             )
-
-
-def _as_option(value: Any) -> str:
-    """A default as it is typed in an option."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def divisors_near(part: int, whole: int) -> str:

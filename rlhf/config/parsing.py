@@ -72,7 +72,7 @@ def from_dict(kind: type[Job], settings: dict[str, Any]) -> Job:
 
 def to_options(settings: dict[str, Any]) -> list[str]:
     """Nested settings as command-line options."""
-    return [f"--{key}={_as_text(value)}" for key, value in flatten(settings).items()]
+    return [f"--{key}={as_text(value)}" for key, value in flatten(settings).items()]
 
 
 def to_yaml(job: object) -> str:
@@ -124,7 +124,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply for settings") from None
+        raise UserError(f"{path} is nested too deeply for settings; --help shows their sections") from None
     if content is None:
         raise UserError(f"{path} has no settings")
     if not isinstance(content, dict):
@@ -288,7 +288,7 @@ def _type_name(hint: Any) -> str:
     return TYPE_NAMES[hint]
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as it is written in an option."""
     if isinstance(value, str):
         return value

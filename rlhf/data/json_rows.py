@@ -70,7 +70,7 @@ def check_rows_are_objects(file: Path) -> None:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
     except RecursionError:
-        raise UserError(f"{file} has a row that is nested too deeply") from None
+        raise UserError(f"{file} has a row that is nested too deeply; flatten it, or leave it out") from None
     except json.JSONDecodeError:
         return  # `datasets` says where, or reads what is JSON for it alone
 

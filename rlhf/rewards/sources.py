@@ -1,6 +1,6 @@
 """What a reward source is, and how the sources of a config are opened."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,13 +40,22 @@ def open_source(
         UserError: it cannot be opened.
     """
     if config.function is not None:
-        source = FunctionReward(load_function(config.function), config.function)
-        for prompts in prompt_sets:
-            source.check_columns(prompts.columns, prompts.path)
-        return source
+        return open_function(load_function(config.function), config.function, prompt_sets)
     if config.model is not None:
         return ModelReward(config.model, device, config.batch_size, config.batch_tokens, config.normalize)
     return None
+
+
+def open_function(function: Callable[..., Any], name: str, prompt_sets: Sequence[PromptSet]) -> FunctionReward:
+    """A function as a source.
+
+    Raises:
+        UserError: it cannot be called with the columns of the prompts that it will score.
+    """
+    source = FunctionReward(function, name)
+    for prompts in prompt_sets:
+        source.check_columns(prompts.columns, prompts.path)
+    return source
 
 
 def open_sources(

@@ -9,9 +9,9 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from rlhf.errors import UserError
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import replacing, write_text
+from rlhf.run.fingerprint import describe_changes
 from rlhf.run.manifest import MANIFEST, find_damage, write_manifest
 
 WEIGHTS = "weights.safetensors"
@@ -211,7 +212,10 @@ def _choose(run: Path, resume: str) -> Path | None:
     if resume != "auto":
         damage = _damage(Path(resume))
         if damage is not None:
-            raise UserError(f"cannot resume from {resume}: {damage}")
+            raise UserError(
+                f"cannot resume from {resume}: {damage}; name an earlier checkpoint, or use --resume auto, which takes "
+                "the newest whole one"
+            )
         return Path(resume)
     latest = run / "checkpoints" / "latest"
     candidates = list_checkpoints(run)[::-1]
@@ -237,11 +241,17 @@ def _damage(folder: Path) -> str | None:
     return find_damage(folder)
 
 
-def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, accelerator: Any) -> TrainState:
+def load(
+    folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, accelerator: Any, inputs: Mapping[str, str]
+) -> TrainState:
     """Restore weights and optimizer in place; `load_generators` does the rest, right before the next step.
 
+    Args:
+        inputs: fingerprints of the data and of the model that this run starts with; those that differ from the
+            checkpoint's are reported.
+
     Returns:
-        The checkpoint's state.
+        The checkpoint's state, with the fingerprints of this run.
 
     Raises:
         UserError: a part of the checkpoint is damaged or does not fit this run.
@@ -263,7 +273,9 @@ def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: Any, acceler
         raise
     except Exception as error:  # readers of damaged files raise many kinds
         raise _unusable(folder, part, error) from error
-    return state
+    for warning in describe_changes(state.inputs, inputs, folder):
+        accelerator.print(warning)
+    return replace(state, inputs=dict(inputs))
 
 
 def load_generators(folder: Path, accelerator: Any) -> None:

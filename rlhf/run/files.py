@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _delete(partial)
     try:
         yield partial
-        for file in (partial, *partial.rglob("*")):
+        for file in () if partial.is_symlink() else (partial, *partial.rglob("*")):
             if not file.is_symlink():
                 _set_permissions(file)
                 _sync(file)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import PPOConfig, PPOJob
+from rlhf.config.jobs import PPOJob
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses
@@ -23,16 +23,14 @@ from rlhf.rollouts.collector import Collector
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
 from rlhf.run.distributed import open_accelerator
-from rlhf.run.fingerprint import describe_changes, fingerprint_rows, fingerprint_weights
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.preflight import preflight
-from rlhf.trainers.setup import load_data, load_models
+from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef
 from rlhf.trainers.update import Learner
 from rlhf.trainers.value_pretraining import SEED_OFFSET, pretrain_critic
-from tabular.core.kl import AdaptiveKL, FixedKL, ProportionalIntegralKL
 
 
 class PPOTrainer:
@@ -93,9 +91,9 @@ class PPOTrainer:
             accelerator=self.accelerator,
             timer=self.timer,
         )
-        self.kl_coef = _make_kl_coef(job.ppo)
+        self.kl_coef = make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
-        self.state = checkpoint.TrainState(inputs=self._fingerprints())
+        self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
         self._start_scores: list[dict[str, float]] | None = None
         self._generate_calls = 0
         self._folder_is_open = False
@@ -122,7 +120,7 @@ class PPOTrainer:
         metrics: dict[str, float] = {}
         is_main = self.accelerator.is_main_process
         with progress("ppo", steps, self.state.step, is_main) as bar, stop_requests() as stop:
-            if self.resume_from is not None:
+            if self.resume_from is not None:  # again: what was imported since `load` may have drawn from them
                 checkpoint.load_generators(self.resume_from, self.accelerator)
             while self.state.step < steps:
                 metrics = self.step()
@@ -312,14 +310,6 @@ class PPOTrainer:
         self.run.log(self.accelerator, state.step, summary, "eval")
         return summary
 
-    def _fingerprints(self) -> dict[str, str]:
-        """Fingerprints of data and start model, by name. Adapters start at random and are left out."""
-        base = [(name, p) for name, p in self.policy.lm.named_parameters() if "lora_" not in name]
-        fingerprints = {"the model of model.path": fingerprint_weights(base)}
-        if self.data.prompts is not None:
-            fingerprints["the prompts of data.path"] = fingerprint_rows(self.data.prompts.ids)
-        return fingerprints
-
     def save(self) -> None:
         """Write a checkpoint of this step."""
         self._open_folder()
@@ -340,12 +330,9 @@ class PPOTrainer:
         """Restore the checkpoint that `resume` names; `train()` calls it."""
         if self.resume_from is None:
             return
-        inputs = self.state.inputs
-        self.state = checkpoint.load(self.resume_from, self.learner.weights, self.learner.optimizer, self.accelerator)
+        weights, optimizer = self.learner.weights, self.learner.optimizer
+        self.state = checkpoint.load(self.resume_from, weights, optimizer, self.accelerator, self.state.inputs)
         checkpoint.load_generators(self.resume_from, self.accelerator)
-        for warning in describe_changes(self.state.inputs, inputs, self.resume_from):
-            self.accelerator.print(warning)
-        self.state.inputs = inputs
         self.kl_coef.load_state_dict(self.state.kl_coef)
         self.learner.beta.load_state_dict(self.state.beta)
         if self.reward_scale is not None and self.state.scale:
@@ -456,12 +443,3 @@ class PPOTrainer:
                 )
             print(f"report in {report}")
         self.accelerator.wait_for_everyone()
-
-
-def _make_kl_coef(config: PPOConfig) -> FixedKL | AdaptiveKL | ProportionalIntegralKL:
-    """The KL coefficient: constant, or steered to `kl_target`."""
-    if config.kl_target is None:
-        return FixedKL(config.kl_coef)
-    if config.kl_controller == "ziegler":
-        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_time_scale)
-    return ProportionalIntegralKL(config.kl_coef, config.kl_target, config.kl_time_scale, config.kl_gain)

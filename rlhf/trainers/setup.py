@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import PPOJob
+from rlhf.config.jobs import PPOConfig, PPOJob
 from rlhf.config.shared import SourceConfig
 from rlhf.data.prompts import PromptSet, load_prompts
 from rlhf.errors import UserError
@@ -17,11 +17,12 @@ from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.distribution import check_head
 from rlhf.models.loading import check_causal, context_length_of, load_causal_lm, load_tokenizer, resolve
 from rlhf.models.trunk import disable_dropout
-from rlhf.rewards.functions import FunctionReward
-from rlhf.rewards.sources import RewardSource, attach_sources, open_sources
+from rlhf.rewards.sources import RewardSource, attach_sources, open_function, open_sources
 from rlhf.rollouts.stages import Sampler
+from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
 from rlhf.run.precision import warn_about_slow_weights
 from rlhf.trainers.ptx import TextStream
+from tabular.core.kl import AdaptiveKL, FixedKL, ProportionalIntegralKL
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,7 @@ def load_models(
     if reward is None:
         configs["score"] = job.reward
     else:
-        function = FunctionReward(reward, getattr(reward, "__name__", "reward"))
-        for prompts in prompt_sets:
-            function.check_columns(prompts.columns, prompts.path)
-        sources["score"] = function
+        sources["score"] = open_function(reward, getattr(reward, "__name__", "reward"), prompt_sets)
     sources |= open_sources(configs, device, job.model, prompt_sets)
     lm = load_causal_lm(job.model)
     warn_about_slow_weights(lm.dtype, device)
@@ -151,3 +149,21 @@ def load_models(
         scorers={name: sources[name] for name in ("score", "judge") if name in sources},
         dropout_rates=dropout_rates,
     )
+
+
+def fingerprint_inputs(data: RunData, models: RunModels) -> dict[str, str]:
+    """Fingerprints of the start model and of the prompts, by name. Adapters start at random and are left out."""
+    base = [(name, p) for name, p in models.policy.lm.named_parameters() if "lora_" not in name]
+    fingerprints = {"the model of model.path": fingerprint_weights(base)}
+    if data.prompts is not None:
+        fingerprints["the prompts of data.path"] = fingerprint_rows(data.prompts.ids)
+    return fingerprints
+
+
+def make_kl_coef(config: PPOConfig) -> FixedKL | AdaptiveKL | ProportionalIntegralKL:
+    """The KL coefficient: constant, or steered to `kl_target`."""
+    if config.kl_target is None:
+        return FixedKL(config.kl_coef)
+    if config.kl_controller == "ziegler":
+        return AdaptiveKL(config.kl_coef, config.kl_target, config.kl_time_scale)
+    return ProportionalIntegralKL(config.kl_coef, config.kl_target, config.kl_time_scale, config.kl_gain)

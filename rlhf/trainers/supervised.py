@@ -15,7 +15,7 @@ from rlhf.config.jobs import RewardJob, SFTJob, TrainingConfig
 from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
-from rlhf.run.fingerprint import describe_changes, fingerprint_rows
+from rlhf.run.fingerprint import fingerprint_rows
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import is_due, progress, stop_requests
@@ -77,10 +77,7 @@ def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run:
     state = checkpoint.TrainState(inputs=inputs)
     resume_from = checkpoint.find(run.path, job.resume, accelerator)
     if resume_from is not None:
-        state = checkpoint.load(resume_from, weights, optimizer, accelerator)
-        for warning in describe_changes(state.inputs, inputs, resume_from):
-            accelerator.print(warning)
-        state.inputs = inputs
+        state = checkpoint.load(resume_from, weights, optimizer, accelerator, inputs)
     run.start(job, state.step if resume_from else None, accelerator, model)
 
     model.train()

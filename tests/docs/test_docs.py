@@ -1,6 +1,5 @@
 """The documentation agrees with the code: examples run, tables are complete, links lead somewhere."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -35,13 +34,8 @@ def anchors(page: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def write_docs():
-    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "scripts" / "write_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def write_docs(load_script):
+    return load_script(ROOT / "scripts" / "write_docs.py")
 
 
 # --------------------------------------------------------------------------------------------------- tables and links

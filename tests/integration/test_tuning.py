@@ -27,10 +27,10 @@ def test_every_case_has_a_row_and_a_picture(draw_tuning):
 
 
 def test_options_of_every_case_are_settings(draw_tuning):
+    # As in the script, the options come after the settings of the demo.
+    demo = ["--model.path", "m", "--ppo.kl_target", "7", "--reward.min_length", "12", "--output", "o"]
     for case in draw_tuning.CASES.values():
-        # As in the script, the options come after the settings of the demo.
-        demo = ["--model.path", "m", "--ppo.kl_target", "7", "--reward.min_length", "12", "--output", "o"]
-        parse(PPOJob, [*demo, *case.options])
+        assert parse(PPOJob, [*demo, *case.options]) != parse(PPOJob, demo)
 
 
 def test_curves_are_read_from_the_run_folder(draw_tuning, tmp_path):

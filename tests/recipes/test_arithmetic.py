@@ -1,6 +1,5 @@
 """The arithmetic recipe: its data, its rewards, and its settings."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -17,15 +16,6 @@ FOLDER = Path(__file__).parents[2] / "recipes" / "arithmetic"
 REWARD = f"{FOLDER / 'reward.py'}"
 
 
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"arithmetic_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -36,7 +26,13 @@ def problems(text: str) -> set[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def load(load_script):
+    """`load("data")`: a script of the recipe."""
+    return lambda name: load_script(FOLDER / f"{name}.py")
+
+
+@pytest.fixture(scope="module")
+def data(load, tmp_path_factory):
     folder = tmp_path_factory.mktemp("arithmetic") / "data"
     assert load("data").main([str(folder)]) == 0
     return folder
@@ -45,14 +41,14 @@ def data(tmp_path_factory):
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
-def test_the_rows_look_like_this():
+def test_the_rows_look_like_this(load):
     data = load("data")
     assert data.text_row((4, "*", 2), (2, "+", 3)) == {"prompt": "2 + 3 = 5\n4 * 2 =", "answer": "8"}
     content = "What is 4 + 9? Answer with the number alone."
     assert data.chat_row((4, "+", 9)) == {"prompt": [{"role": "user", "content": content}], "answer": "13"}
 
 
-def test_every_problem_is_on_one_side_and_the_other_order_of_a_held_out_one_is_trained_on():
+def test_every_problem_is_on_one_side_and_the_other_order_of_a_held_out_one_is_trained_on(load):
     training, held_out = load("data").split_problems()
     assert len(training) == 160
     assert len(held_out) == 40
@@ -80,7 +76,7 @@ def test_the_answers_are_right_and_the_example_is_another_problem(data):
         assert sorted(example.split("=")[0]) != sorted(problem.removesuffix("="))
 
 
-def test_existing_data_is_not_overwritten(tmp_path):
+def test_existing_data_is_not_overwritten(load, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         load("data").main([str(tmp_path)])
 
@@ -107,7 +103,7 @@ def test_the_last_number_of_a_sentence_must_be_the_answer():
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("*.yaml")))
-def test_the_settings_parse_and_name_the_recipes_files(file):
+def test_the_settings_parse_and_name_the_recipes_files(load, file):
     job = parse(PPOJob, ["--config", str(FOLDER / file)])
     assert job.output == f"runs/arithmetic/{file.removesuffix('.yaml')}"
     assert job.reward.function is not None

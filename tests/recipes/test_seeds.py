@@ -1,8 +1,6 @@
 """Runs over seeds: what is run, what is not repeated, and the table."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def seeds():
-    spec = importlib.util.spec_from_file_location("recipes_seeds", ROOT / "recipes" / "seeds.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recipes_seeds"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def seeds(load_script):
+    return load_script(ROOT / "recipes" / "seeds.py")
 
 
 def test_the_table_has_scores_first_step_at_the_goal_kl_and_times(seeds):

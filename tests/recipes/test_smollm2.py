@@ -1,6 +1,5 @@
 """The command that unpacks SmolLM2: what it refuses, and that a converted model is the model of the file."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm2.py"
 
 
 @pytest.fixture
-def smollm2():
-    spec = importlib.util.spec_from_file_location("recipes_smollm2", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def smollm2(load_script):
+    return load_script(SCRIPT)
 
 
 def test_an_existing_folder_is_refused_in_one_line(tmp_path):

@@ -59,7 +59,7 @@ class Training:
         return save(run, self.state, self.weights, self.optimizer, self.accelerator, keep)
 
     def load(self, folder):
-        self.state = load(folder, self.weights, self.optimizer, self.accelerator)
+        self.state = load(folder, self.weights, self.optimizer, self.accelerator, {})
         load_generators(folder, self.accelerator)
 
     def numbers(self):

@@ -68,3 +68,12 @@ def test_new_files_have_the_permissions_of_the_umask(tmp_path):
         os.umask(mask)
     for path in (tmp_path / "folder" / "weights", tmp_path / "file"):
         assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_link_points_to_is_left_alone(tmp_path):
+    """A checkpoint's files were written through already when `latest` is pointed at them."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights").touch(mode=0o600)
+    with replacing(tmp_path / "latest") as partial:
+        partial.symlink_to("folder")
+    assert (tmp_path / "latest" / "weights").stat().st_mode & 0o777 == 0o600

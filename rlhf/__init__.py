@@ -12,6 +12,7 @@ _MODULE_OF = {
     "PPOJob": "config.jobs",
     "SFTJob": "config.jobs",
     "RewardJob": "config.jobs",
+    "DPOJob": "config.jobs",
     "EvaluateJob": "config.jobs",
     "parse": "config.parsing",
     "UserError": "errors",
@@ -22,6 +23,7 @@ _MODULE_OF = {
     "make_rollout": "rollouts.external",
     "train_sft": "trainers.sft",
     "train_reward_model": "trainers.reward_model",
+    "train_dpo": "trainers.dpo",
     "evaluate_policy": "evaluation.command",
     "write_report": "report.report",
 }

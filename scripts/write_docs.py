@@ -17,13 +17,14 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from rlhf.config.jobs import DemoJob, EvaluateJob, GenerateJob, PPOJob, ReportJob, RewardJob, SFTJob
+from rlhf.config.jobs import DemoJob, DPOJob, EvaluateJob, GenerateJob, PPOJob, ReportJob, RewardJob, SFTJob
 
 ROOT = Path(__file__).parents[1]
 JOBS: dict[str, type] = {
     "rlhf ppo": PPOJob,
     "rlhf sft": SFTJob,
     "rlhf reward": RewardJob,
+    "rlhf dpo": DPOJob,
     "rlhf evaluate": EvaluateJob,
     "rlhf generate": GenerateJob,
     "rlhf report": ReportJob,

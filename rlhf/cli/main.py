@@ -11,6 +11,7 @@ from rlhf.run.startup import prepare_libraries
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
     "reward": "train a reward model on preference pairs",
+    "dpo": "train a policy on preference pairs, without a reward model",
     "ppo": "train a policy with PPO",
     "evaluate": "evaluate a policy on held-out prompts, beside the model it started from",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
@@ -19,7 +20,6 @@ COMMANDS = {
 }
 
 OTHER_COMMANDS = {
-    "dpo": "there is no DPO here; `rlhf reward` and `rlhf ppo` train on the same preference pairs",
     "grpo": "it is `rlhf ppo --ppo.estimator grpo --ppo.samples_per_prompt 8`",
     "rloo": "it is `rlhf ppo --ppo.estimator rloo --ppo.samples_per_prompt 4`",
     "chat": "it is `rlhf generate MODEL --chat`",
@@ -91,6 +91,17 @@ def _reward(argv: list[str]) -> int:
     from rlhf.trainers.reward_model import train_reward_model
 
     return 0 if train_reward_model(job) else INTERRUPTED
+
+
+def _dpo(argv: list[str]) -> int:
+    from rlhf.config.jobs import DPOJob
+    from rlhf.config.parsing import parse
+
+    job = parse(DPOJob, argv, "rlhf dpo")
+    prepare_libraries()
+    from rlhf.trainers.dpo import train_dpo
+
+    return 0 if train_dpo(job) else INTERRUPTED
 
 
 def _ppo(argv: list[str]) -> int:

@@ -71,7 +71,7 @@ SUPERVISED_ALIASES = {
     "max_seq_length": "training.max_length",
     "eval_steps": "training.eval_every",
 }
-"""The same for `rlhf sft` and `rlhf reward`, where they have no setting of that name in `ALIASES`."""
+"""The same for `rlhf sft`, `rlhf reward` and `rlhf dpo`, where they have no setting of that name in `ALIASES`."""
 
 CONVERSIONS = {
     "gradient_accumulation_steps": (
@@ -113,7 +113,7 @@ SUPERVISED_CONVERSIONS = {
     "adam_beta2": "training.adam_betas = [adam_beta1, adam_beta2]",
     "eval_strategy": "training.eval_every = eval_steps; 0 evaluates at the end alone",
 }
-"""The same for `rlhf sft` and `rlhf reward`."""
+"""The same for `rlhf sft`, `rlhf reward` and `rlhf dpo`."""
 
 _CHANGES_DISTRIBUTION = (
     "it changes the distribution that is sampled, so that PPO's ratios and KL would not be the policy's; "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf.config.checks import check, reject_unused
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.parsing import parse, read_yaml, to_options
 from rlhf.config.ppo import CriticConfig, PPOConfig, PTXConfig
 from rlhf.config.shared import (
@@ -29,6 +30,8 @@ from rlhf.errors import UserError
 __all__ = [
     "CheckpointConfig",
     "CriticConfig",
+    "DPOConfig",
+    "DPOJob",
     "DataConfig",
     "DemoJob",
     "EvalConfig",
@@ -186,6 +189,25 @@ class RewardJob(TrainingJob):
         _check_set(self, "model.path", "data.path")
         if self.export == "adapter" and self.model.lora.rank == 0:
             raise UserError("export is adapter, but model.lora.rank is 0, so that there is no adapter; set the rank")
+
+
+@dataclass(frozen=True)
+class DPOJob(TrainingJob):
+    """Train a policy on preference pairs by direct preference optimisation; `training.lr` is 1e-6 by default."""
+
+    output: str = "runs/dpo"
+    """Run folder; must not exist unless resume is set."""
+    export: Literal["adapter", "merged"] = "adapter"
+    """With model.lora.rank, what model/ holds: the adapter, as PEFT saves it, which names the folder or hub id of its
+    base; or merged weights, which load without PEFT and base."""
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(lr=1e-6))
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_set(self, "model.path", "data.path")
+        _check_merged(self.export, self.model)
 
 
 # ------------------------------------------------------------------------------------------------------ other commands

@@ -1,4 +1,4 @@
-"""Settings of the optimizer, shared by all training, and of the supervised loop of SFT and reward modelling."""
+"""Settings of the optimizer, shared by all training, and of the supervised loop of SFT, reward modelling and DPO."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -41,7 +41,7 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig(AdamWConfig):
-    """The supervised training loop of SFT and reward modelling."""
+    """The supervised training loop of SFT, reward modelling and DPO, whose default `lr` is 1e-6."""
 
     section: ClassVar[str] = "training"
 
@@ -52,7 +52,7 @@ class TrainingConfig(AdamWConfig):
     epochs: float = 1.0
     """Passes over the training data; fractions are allowed."""
     batch_size: int = 32
-    """Examples per optimizer step, over all processes."""
+    """Examples, or preference pairs, per optimizer step, over all processes."""
     microbatch_size: int = 8
     """Examples per forward pass on one device; changes memory and speed, not the result."""
     max_length: int = 512

@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, new_value_head
 from rlhf.models.adapters import CRITIC, POLICY, has_adapters
 from rlhf.models.loading import is_adapter, load_causal_lm
-from rlhf.models.trunk import unwrap_peft
+from rlhf.models.trunk import restore_dropout
 
 VALUE_HEAD = "value_head.safetensors"
 """Beside an exported policy: its critic's value head."""
@@ -32,8 +32,7 @@ def export_policy(
 
     A critic that is an adapter over the base is left out of merged weights.
     """
-    for name, rate in dropout_rates.items():
-        setattr(unwrap_peft(policy.lm).config.get_text_config(), name, rate)
+    restore_dropout(policy.lm, dropout_rates)
     export_lm(policy.lm, tokenizer, folder, config, merged)
     if not (merged and policy.critic == "adapter"):
         _save_critic(policy, folder)

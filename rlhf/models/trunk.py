@@ -6,7 +6,7 @@ they need first (`rlhf.models.distribution`).
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,12 @@ def disable_dropout(model: Any) -> dict[str, float]:
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
     return rates
+
+
+def restore_dropout(lm: Any, rates: Mapping[str, float]) -> None:
+    """Put a config's dropout rates back, for the config that is exported."""
+    for name, rate in rates.items():
+        setattr(unwrap_peft(lm).config.get_text_config(), name, rate)
 
 
 def enable_gradient_checkpointing(model: Any, context_fn: Callable[..., Any] | None = None) -> None:

@@ -19,6 +19,9 @@ from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import write_text
 from rlhf.run.lock import LOCK, check_unlocked, lock, unlock
 
+REFERENCE_LOGPROBS = "reference_logprobs.safetensors"
+"""The file of DPO's reference, which is written before the first step."""
+
 
 class RunFolder:
     """`config.yaml`, `environment.json`, and files of one JSON object a line, flushed as they are written."""
@@ -52,7 +55,7 @@ class RunFolder:
         if not self.path.is_dir():
             return self.path.exists()
         written_at_start = {"config.yaml", "environment.json"}
-        started = {LOCK, *(f".{name}.partial" for name in written_at_start)}
+        started = {LOCK, REFERENCE_LOGPROBS, *(f".{name}.partial" for name in written_at_start)}
         names = {item.name for item in self.path.iterdir()} - started
         return bool(names) and not written_at_start <= names <= written_at_start | {"rlhf"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf.config.jobs import GenerationConfig, ModelConfig, PPOJob, SFTJob
+from rlhf.config.jobs import DPOJob, GenerationConfig, ModelConfig, PPOJob, SFTJob
 from rlhf.config.parsing import from_dict, read_yaml
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, is_critic_weight
@@ -46,7 +46,8 @@ def _load_checkpoint(folder: Path) -> tuple[Any, Any]:
     run = folder.resolve().parents[1]
     settings = read_yaml(run / "config.yaml")
     is_ppo = "ppo" in settings
-    config = from_dict(PPOJob if is_ppo else SFTJob, settings).model
+    kind = PPOJob if is_ppo else DPOJob if "dpo" in settings else SFTJob
+    config = from_dict(kind, settings).model
     if config.path is None:
         raise UserError(
             f"{folder} is a checkpoint of a model trained from scratch, whose tokenizer is saved only when the run "

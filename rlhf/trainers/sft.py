@@ -15,12 +15,11 @@ from rlhf.data.demonstrations import Demonstration, dataset_formats, encode_demo
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
 from rlhf.models.compiled_layers import compile_layers
-from rlhf.models.distribution import LogitTransform, OutputHead, check_head, token_positions
+from rlhf.models.distribution import check_head
 from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.scratch import new_lm, train_tokenizer
-from rlhf.models.token_statistics import token_statistics
-from rlhf.models.trunk import text_states
+from rlhf.models.sequence_logprobs import trained_logprobs
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -84,20 +83,8 @@ class NextTokenLoss(nn.Module):
         self.lm = lm
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], trained: Bool[Tensor, "B L"]) -> Tensor:
-        """Sum of `-log p(token)` over the trained tokens of right-padded rows; logits are computed for these alone."""
-        targets = trained[:, 1:]
-        rows, positions = targets.nonzero(as_tuple=True)
-        texts = text_states(self.lm, ids, mask.sum(-1))
-        states = texts.flat.index_select(0, texts.starts[rows] + positions)
-        statistics = token_statistics(
-            states,
-            OutputHead.of(self.lm),
-            ids[:, 1:][targets],
-            token_positions(targets),
-            LogitTransform(),
-            with_entropy=False,
-        )
-        return -statistics.logprobs.sum()
+        """Sum of `-log p(token)` over the trained tokens of right-padded rows."""
+        return -trained_logprobs(self.lm, ids, mask, trained).sum()
 
 
 @dataclass(frozen=True)

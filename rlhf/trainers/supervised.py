@@ -1,6 +1,6 @@
-"""The loop under SFT and reward modelling: batches of rows, a summed loss, and a denominator counted beforehand.
+"""The loop under SFT, reward modelling and DPO: batches of rows, a summed loss, and a denominator counted beforehand.
 
-An objective implements `SupervisedTask`; `fit` does the rest. Another one, such as DPO, needs a task and no new loop.
+An objective implements `SupervisedTask`; `fit` does the rest. Another one needs a task and no new loop.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rlhf.config.jobs import RewardJob, SFTJob, TrainingConfig
+from rlhf.config.jobs import DPOJob, RewardJob, SFTJob, TrainingConfig
 from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.run import checkpoint
@@ -54,7 +54,9 @@ class SupervisedTask(Protocol):
         ...
 
 
-def fit(task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob, run: RunFolder, accelerator: Any) -> bool:
+def fit(
+    task: SupervisedTask, model: nn.Module, *, job: SFTJob | RewardJob | DPOJob, run: RunFolder, accelerator: Any
+) -> bool:
     """Minimise a task's mean loss over its rows, with evaluations and checkpoints.
 
     Returns:

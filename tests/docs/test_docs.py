@@ -92,7 +92,7 @@ def test_commands_and_files_named_in_the_documentation_exist(page):
         return
     text = read(page)
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
-    assert set(re.findall(r"^(?:\.venv/bin/)?rlhf (\w+)", shell, flags=re.MULTILINE)) <= set(COMMANDS)
+    assert set(re.findall(r"^(?:\.venv/bin/)?rlhf ([\w-]+)", shell, flags=re.MULTILINE)) <= set(COMMANDS)
     added = {"rlhf/rewards/patterns.py", "tests/rlhf/rewards/test_patterns.py", "tabular/td/q_sigma.py"}
     paths = set(
         re.findall(r"(?<![\w./-])((?:rlhf|tabular|scripts|tests|configs|examples|recipes)/[\w/.-]+\.(?:py|yaml))", text)
@@ -115,8 +115,37 @@ def test_metrics_table_has_every_logged_metric_and_no_other(job, tmp_path):
         output = tmp_path / f"run-{i}"
         assert main(["ppo", "--config", str(config), "--output", str(output), *options]) == 0
         logged |= set(json.loads((output / "metrics.jsonl").read_text().splitlines()[0])) - {"step"}
-    rows = [line.split("|")[1] for line in read("docs/metrics.md").splitlines() if line.startswith("| `")]
-    assert {name.strip(" `") for row in rows for name in row.split(",")} == logged
+    assert documented_metrics("") == logged
+
+
+def documented_metrics(section: str) -> set[str]:
+    """The names in the first columns of a section of docs/metrics.md; "" for the page before its first section."""
+    before, *sections = read("docs/metrics.md").split("\n## ")
+    text = {part.split("\n")[0]: part for part in sections}[section] if section else before
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name.strip(" `") for row in rows for name in row.split(",")}
+
+
+def test_metrics_table_of_dpo_has_every_logged_metric_and_no_other(models, tmp_path):
+    pair = {"prompt": "the film is ", "chosen": "good", "rejected": "bad and dull"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(pair) + "\n") * 10)
+    options = [
+        "--data.path",
+        str(tmp_path / "pairs.jsonl"),
+        "--data.eval_fraction",
+        "0.2",
+        "--training.batch_size",
+        "8",
+    ]
+    output = tmp_path / "run"
+    assert main(["dpo", "--model.path", str(models("llama")), "--output", str(output), *options]) == 0
+    logged, evaluated = (
+        set(json.loads((output / f"{name}.jsonl").read_text().splitlines()[0])) - {"step"}
+        for name in ("metrics", "eval")
+    )
+    assert documented_metrics("DPO") == logged
+    assert logged - evaluated == {"grad_norm", "lr", "time/step", "memory/peak_mb"}
+    assert evaluated < logged
 
 
 # ------------------------------------------------------------------------------------------------------------ examples

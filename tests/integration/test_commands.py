@@ -231,7 +231,7 @@ def test_chat_ends_at_an_empty_line(capsys, models, monkeypatch):
     assert status == 0, output
 
 
-@pytest.mark.parametrize("script", ["train_sft.py", "train_reward.py", "train_ppo.py"])
+@pytest.mark.parametrize("script", ["train_sft.py", "train_reward.py", "train_dpo.py", "train_ppo.py"])
 def test_a_script_ends_with_one_line_for_an_unknown_setting(script, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--data.pth", "x"],
@@ -252,7 +252,6 @@ def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("dpo", "there is no DPO here; "),
         ("grpo", "it is `rlhf ppo --ppo.estimator grpo --ppo.samples_per_prompt 8`"),
         ("kto", "there is none here"),
     ],
@@ -489,6 +488,51 @@ def test_sft_without_the_right_columns(capsys, tmp_path, prompts_file, models):
 def test_reward_without_the_right_columns(capsys, tmp_path, prompts_file, models):
     base = ["reward", "--model.path", models("llama"), "--output", tmp_path / "r"]
     assert "has no column 'chosen'; it has 'prompt', 'wanted'" in refused(capsys, *base, "--data.path", prompts_file)
+
+
+def test_dpo_from_pairs_to_a_model_that_generates(capsys, tmp_path, models):
+    """A run with adapters, a checkpoint of it, its report, and the mistakes of a user."""
+    pairs = [
+        {"prompt": f"the film {w} ", "chosen": "is good", "rejected": f"is {w} bad"} for w in ("a", "of", "it", "in")
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs * 5))
+    base = ["dpo", "--model.path", models("llama"), "--data.path", data]
+    options = ["--training.batch_size", "8", "--model.lora.rank", "2", "--export", "merged", "--checkpoint.every", "1"]
+    run = tmp_path / "run"
+    status, output = rlhf(capsys, *base, "--output", run, *options, "--data.eval_fraction", "0.2")
+    assert status == 0, output
+    assert f"model in {run / 'model'}" in output
+    assert "chosen_reward" in (run / "report.html").read_text()
+    assert not (run / "model" / "adapter_config.json").exists()
+    for model in (run, run / "checkpoints" / "latest"):
+        status, output = rlhf(capsys, "generate", model, "--prompt", "the film", "--max_new_tokens", "3")
+        assert status == 0, output
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert "exists; continue it with --resume auto" in refused(capsys, *base, "--output", run, *options)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    other = ["--output", tmp_path / "other"]
+    assert "has no column 'chosen'; it has 'text'" in refused(
+        capsys, *base, *other, "--data.path", _file(tmp_path / "t.jsonl", '{"text": "a"}\n')
+    )
+    assert "row 1: 'rejected' is empty" in refused(
+        capsys, *base, *other, "--data.path", _file(tmp_path / "e.jsonl", '{"chosen": "a", "rejected": ""}\n')
+    )
+    for option, message in (
+        (["--training.batch_size", "32"], "holds 19 examples to train on, fewer than training.batch_size = 32"),
+        (["--dpo.beta", "0"], "dpo.beta is 0.0, but must be positive"),
+        (["--dpo.label_smoothing", "0.5"], "dpo.label_smoothing is 0.5, but must be at least 0 and below 0.5"),
+        (["--dpo.loss", "ipo", "--dpo.label_smoothing", "0.1"], "it has no effect because dpo.loss is ipo"),
+        (["--export", "merged"], "export is merged, but model.lora.rank is 0"),
+        (["--beta", "0.2"], "did you mean dpo.beta?"),
+    ):
+        assert message in refused(capsys, *base, *other, *option)
+    assert not (tmp_path / "other").exists()
+
+
+def _file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
 
 
 def test_a_run_killed_by_sigkill_resumes_exactly(job, change, tmp_path):

@@ -10,13 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config.jobs import LoraConfig
+from rlhf.config.jobs import DataConfig, DPOJob, LoraConfig, ModelConfig, TrainingConfig
 from rlhf.config.parsing import to_yaml
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(config: Path, output: Path, processes: int) -> subprocess.CompletedProcess[str]:
+def launch(
+    config: Path, output: Path, processes: int, script: str = "train_ppo.py"
+) -> subprocess.CompletedProcess[str]:
     """Run the script as a user would, on the CPU."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if processes == 1:
@@ -32,7 +34,7 @@ def launch(config: Path, output: Path, processes: int) -> subprocess.CompletedPr
             "--main_process_port",
             "0",
         ]
-    command = [*start, str(ROOT / "scripts" / "train_ppo.py"), "--config", str(config), "--output", str(output)]
+    command = [*start, str(ROOT / "scripts" / script), "--config", str(config), "--output", str(output)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=config.parent, timeout=300)
 
 
@@ -96,6 +98,38 @@ def test_two_processes_give_the_same_run_as_one(job, change, tmp_path, name):
     weights = [load_file(run / "model" / file) for run in (one, two)]
     for key, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][key], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_two_processes_give_the_same_dpo_run_as_one(models, tmp_path, rank):
+    words = ["good", "bad", "dull and cold", "warm", "a story with heart", "fine"]
+    pairs = [{"prompt": f"the film is {a} ", "chosen": b, "rejected": a} for a in words for b in words if a != b]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = tmp_path / "job.yaml"
+    job = DPOJob(
+        trackers=[],
+        model=ModelConfig(path=str(models("llama")), lora=LoraConfig(rank=rank)),
+        data=DataConfig(path=str(tmp_path / "pairs.jsonl"), eval_fraction=0.2),
+        training=TrainingConfig(batch_size=6, microbatch_size=2, lr=1e-2),
+    )
+    config.write_text(to_yaml(job))
+    for processes in (1, 2):
+        done = launch(config, tmp_path / str(processes), processes, "train_dpo.py")
+        assert done.returncode == 0, done.stderr
+    runs = [tmp_path / str(n) for n in (1, 2)]
+    for file in ("metrics", "eval"):
+        rows = [[json.loads(line) for line in (run / f"{file}.jsonl").read_text().splitlines()] for run in runs]
+        assert len(rows[0]) == len(rows[1]) > 0
+        for a, b in zip(*rows, strict=True):
+            names = [n for n in a if n.split("/")[0] not in ("time", "memory") and (n, a["step"]) != ("accuracy", 1)]
+            assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=1e-4, abs=1e-5)
+    name = "adapter_model.safetensors" if rank else "model.safetensors"
+    one, two = (load_file(run / "model" / name) for run in runs)
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-5)
+    one, two = (load_file(run / "reference_logprobs.safetensors") for run in runs)
+    torch.testing.assert_close(two["training"], one["training"])
 
 
 def test_a_minibatch_that_two_processes_cannot_divide_is_rejected(job, change, tmp_path):

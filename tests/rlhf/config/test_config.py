@@ -16,6 +16,7 @@ from rlhf.config.jobs import (
     CriticConfig,
     DataConfig,
     DemoJob,
+    DPOJob,
     EvalConfig,
     EvaluateJob,
     GenerateJob,
@@ -43,13 +44,14 @@ JOBS = {
     PPOJob: NEEDED,
     SFTJob: NEEDED[:4],
     RewardJob: NEEDED[:4],
+    DPOJob: NEEDED[:4],
     EvaluateJob: NEEDED[:4],
     GenerateJob: ["--model", "m", "--prompt", "p"],
     ReportJob: ["--run", "r"],
     DemoJob: [],
 }
 """Classes of jobs, with the settings that each needs."""
-TRAINING_JOBS = (PPOJob, SFTJob, RewardJob)
+TRAINING_JOBS = (PPOJob, SFTJob, RewardJob, DPOJob)
 
 
 @pytest.mark.parametrize(

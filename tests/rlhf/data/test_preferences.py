@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from rlhf.data.preferences import encode_pairs
+from rlhf.data.preferences import encode_completion_pairs, encode_pairs
 from rlhf.errors import UserError
 
 
@@ -34,3 +34,37 @@ def test_pairs_are_prompt_and_completion_with_one_end_token(tokenizer):
 def test_null_and_empty_values_are_rejected(tokenizer, columns, message):
     with pytest.raises(UserError, match=message):
         encode_pairs(tokenizer, datasets.Dataset.from_dict(columns), 100, "x")
+
+
+def test_trained_tokens_of_completion_pairs_are_the_completions_and_their_end_tokens(tokenizer):
+    rows = datasets.Dataset.from_dict(
+        {"prompt": ["the film ", "a "], "chosen": ["is good", "film"], "rejected": ["is bad", "film"]}
+    )
+    encoded = encode_completion_pairs(tokenizer, rows, 100, "x")
+    (pair,) = encoded.pairs
+    assert (encoded.equal, encoded.cut) == (1, 0)
+    assert pair.chosen == ([7, 8, 9, 11, 1], [False, False, True, True, True])
+    assert pair.rejected == ([7, 8, 9, 12, 1], [False, False, True, True, True])
+    # Without prompts, all tokens of both texts are trained.
+    (pair,) = encode_completion_pairs(tokenizer, rows.select([0]).remove_columns("prompt"), 100, "x").pairs
+    assert pair.chosen == ([9, 11, 1], [True, True, True])
+
+
+def test_messages_that_both_conversations_begin_with_are_the_prompt(tokenizer):
+    """With an earlier answer of the assistant, and beside a column with the prompt as text, as UltraFeedback has it."""
+    start = [
+        {"role": "user", "content": "the"},
+        {"role": "assistant", "content": "film"},
+        {"role": "user", "content": "is"},
+    ]
+    chosen, rejected = ([*start, {"role": "assistant", "content": word}] for word in ("good", "bad"))
+    alone = datasets.Dataset.from_dict({"chosen": [chosen], "rejected": [rejected]})
+    (pair,) = encode_completion_pairs(tokenizer, alone, 100, "x").pairs
+    # <|assistant|>, which the generation prompt ends with, is not trained; the answer and its <|end|> are.
+    assert pair.chosen.ids == [4, 7, 1, 5, 8, 1, 4, 9, 1, 5, 11, 1]
+    assert pair.chosen.trained == [False] * 10 + [True, True]
+    assert pair.rejected.trained == pair.chosen.trained
+    beside = alone.add_column("prompt", ["is"])
+    assert encode_completion_pairs(tokenizer, beside, 100, "x").pairs == [pair]
+    split = datasets.Dataset.from_dict({"prompt": [start], "chosen": [chosen[3:]], "rejected": [rejected[3:]]})
+    assert encode_completion_pairs(tokenizer, split, 100, "x").pairs == [pair]

@@ -3,10 +3,10 @@
 `rlhf.config.parsing.parse` makes them; their branches are in `shared.py`, `training.py` and `ppo.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf.config.checks import check, reject_unused
 from rlhf.config.dpo import DPOConfig
@@ -323,7 +323,8 @@ def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
         argv: options that override the run's settings.
 
     Raises:
-        UserError: the folder is not one of a PPO run, or an option is wrong.
+        UserError: the folder is not one of a PPO run, its config names a function whose file lies in it, or an option
+            is wrong.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder (it has no config.yaml); to evaluate a model use --model.path")
@@ -331,9 +332,25 @@ def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
     if "ppo" not in settings:
         raise UserError(f"{run} is no PPO run; name a model with --model.path, and the data and scores to use")
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
+    _check_functions_outside(run, shared, argv)
     model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig())}
     options = to_options({**shared, "baseline": settings["model"]["path"], "model": model})
     return parse(EvaluateJob, [*options, *argv], "rlhf evaluate")
+
+
+def _check_functions_outside(run: Path, settings: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Refuse to run code that lies in a run folder, which may come from somebody else, unless an option names it."""
+    for prefix, block in (("reward", settings["reward"]), ("eval.judge", settings["eval"].get("judge") or {})):
+        option = f"--{prefix}.function"
+        name = block.get("function")
+        if not name or any(word.split("=")[0] == option for word in argv):
+            continue
+        file = Path(name.rpartition(":")[0]).expanduser()
+        if file.suffix == ".py" and file.resolve().is_relative_to(run.resolve()):
+            raise UserError(
+                f"{run / 'config.yaml'} names the function {name}, whose file lies in the run folder; read it, and "
+                f"give it as {option} {name} to run it"
+            )
 
 
 def _check_seed(seed: int) -> None:

@@ -27,7 +27,7 @@ def load_rows(path: str, split: str) -> Any:
     Raises:
         UserError: the path does not exist, cannot be read, or has no rows.
     """
-    local_path = Path(path)
+    local_path = Path(path).expanduser()
     try:
         if local_path.is_file():
             rows = _load_file(local_path, path, split)

@@ -15,12 +15,16 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.report.charts import LARGE, curve, score_against_kl, stack
 from rlhf.report.findings import compare, evaluated_measures, metric_table, warnings
 from rlhf.report.numbers import NAN, Row, duration, finite, mean, number, parameters, percent, signed, smoothing_window
 from rlhf.report.run_files import Run, load
 from rlhf.report.samples import LEVELS, compare_samples
 from rlhf.run.files import write_bytes
+
+GENERATOR = b'<meta name="generator" content="rlhf report">'
+"""The mark of a page that this module wrote."""
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -29,13 +33,21 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     The file is replaced atomically: a reader never sees half of it, and a failure leaves the old one.
 
     Raises:
-        UserError: `run_dir` does not exist, has no metrics, or its config or environment cannot be read.
+        UserError: `run_dir` does not exist, has no metrics, its config or environment cannot be read, or `output` is
+            a file that is no report.
     """
+    if output is not None and output.exists() and not _is_report(output):
+        raise UserError(f"{output} exists and is no report; name another file with --output")
     page = render(load(run_dir))
     output = output or run_dir / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(output, page.encode("utf-8", errors="replace"))  # a sampled text may hold lone surrogates
     return output
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a path is a page of ours, which a new one may replace."""
+    return path.is_file() and GENERATOR in path.read_bytes()[:1000]
 
 
 def render(run: Run) -> str:

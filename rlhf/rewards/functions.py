@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -33,12 +34,15 @@ def _import_module(name: str) -> Any:
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
-        if not Path(name).is_file():
+        file = Path(name).expanduser()
+        if not file.is_file():
             raise UserError(f"reward function file {name} does not exist")
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        module_name = file.stem if file.stem not in sys.modules else f"reward_file_{file.stem}"
+        spec = importlib.util.spec_from_file_location(module_name, file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses look their own module up there
         spec.loader.exec_module(module)
     except UserError:
         raise

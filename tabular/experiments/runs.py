@@ -12,6 +12,7 @@ RUN/*.png, episode.gif     pictures
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -251,6 +252,10 @@ def resume(folder: Path, config: RunConfig, seed: int) -> tuple[Any, list[dict[s
     import torch
 
     try:
+        with zipfile.ZipFile(file) as archive:  # torch reads damaged numbers without a word
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} in it differs")
         state = torch.load(file, weights_only=True)
         learner.load_state_dict(_unpack(state["learner"]))
         return learner, state["evaluations"]

@@ -240,6 +240,16 @@ def test_an_evaluation_takes_its_settings_from_the_run(tmp_path):
     assert evaluation.model.lora.rank == 0
 
 
+def test_an_evaluation_runs_code_inside_the_run_folder_only_by_name(tmp_path):
+    file = tmp_path / "score.py"
+    source = ["--model.path", "m", "--data.path", "p.jsonl", "--reward.function", f"{file}:score"]
+    (tmp_path / "config.yaml").write_text(to_yaml(parse(PPOJob, source)))
+    with pytest.raises(UserError, match=r"score.py:score, whose file lies in the run folder; .*--reward.function"):
+        evaluation_of_run(tmp_path, [])
+    job = evaluation_of_run(tmp_path, ["--reward.function", f"{file}:score"])
+    assert job.reward.function == f"{file}:score"
+
+
 # ------------------------------------------------------------------------------------- every value that is rejected
 
 GROUPS = {

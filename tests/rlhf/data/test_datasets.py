@@ -77,6 +77,12 @@ def test_missing_files_are_rejected_by_name(path):
         load_rows(path, "train")
 
 
+def test_a_file_in_the_home_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "The"}\n')
+    assert [dict(row) for row in load_rows("~/rows.jsonl", "train")] == [{"prompt": "The"}]
+
+
 def test_missing_split_is_rejected_with_the_list_of_splits(tmp_path):
     write(tmp_path / "rows", "folder of splits")
     with pytest.raises(UserError, match="no split 'test'; it has train, other"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from rlhf.errors import UserError
 from rlhf.report.findings import compare, warnings
 from rlhf.report.numbers import duration, number, parameters, percent, signed
 from rlhf.report.report import write_report
@@ -341,6 +342,16 @@ def test_the_same_folder_gives_the_same_bytes(run_dir):
     first = write_report(run_dir).read_bytes()
     assert write_report(run_dir, run_dir / "elsewhere" / "page.html").read_bytes() == first
     assert [path.name for path in (run_dir / "elsewhere").iterdir()] == ["page.html"]
+
+
+def test_a_page_replaces_no_other_file(run_dir):
+    page, notes = run_dir / "page.html", run_dir / "notes.html"
+    write_report(run_dir, page)
+    write_report(run_dir, page)
+    notes.write_text("<!doctype html><title>notes</title>")
+    with pytest.raises(UserError, match=r"notes.html exists and is no report; name another file with --output"):
+        write_report(run_dir, notes)
+    assert notes.read_text() == "<!doctype html><title>notes</title>"
 
 
 def test_a_failed_write_keeps_the_old_page(run_dir, monkeypatch):

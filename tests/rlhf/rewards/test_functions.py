@@ -120,6 +120,18 @@ def test_function_is_imported_from_a_file_or_a_module(reward_file, monkeypatch):
     sys.modules.pop("my_reward")
 
 
+def test_a_file_in_the_home_folder_may_define_dataclasses(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "dataclass_reward.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\nclass Weights:\n    length: float = 0.5\n"
+        "def score(completions, **columns):\n    return [Weights().length * len(c) for c in completions]\n"
+    )
+    assert load_function("~/dataclass_reward.py:score")(completions=["four"]) == [2.0]
+    sys.modules.pop("dataclass_reward")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -1,5 +1,6 @@
 import csv
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +156,20 @@ def test_damaged_folders(tmp_path):
         runs.read_config(tmp_path)
     train(tmp_path / "run", config(seeds=(0,)))
     (tmp_path / "run" / "seed_0" / "checkpoint.pt").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        runs.resume(tmp_path / "run", config(), 0)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path):
+    train(tmp_path / "run", config(seeds=(0,)))
+    file = tmp_path / "run" / "seed_0" / "checkpoint.pt"
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    start = whole.index(entry.filename.encode()) + len(entry.filename)
+    damaged = bytearray(whole)
+    damaged[start + entry.file_size // 2] ^= 1
+    file.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         runs.resume(tmp_path / "run", config(), 0)
 

@@ -17,7 +17,17 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from rlhf.config.jobs import DemoJob, DPOJob, EvaluateJob, GenerateJob, PPOJob, ReportJob, RewardJob, SFTJob
+from rlhf.config.jobs import (
+    DemoJob,
+    DPOJob,
+    EvaluateJob,
+    GenerateJob,
+    PPOJob,
+    ReplayJob,
+    ReportJob,
+    RewardJob,
+    SFTJob,
+)
 
 ROOT = Path(__file__).parents[1]
 JOBS: dict[str, type] = {
@@ -28,6 +38,7 @@ JOBS: dict[str, type] = {
     "rlhf evaluate": EvaluateJob,
     "rlhf generate": GenerateJob,
     "rlhf report": ReportJob,
+    "rlhf replay": ReplayJob,
     "rlhf demo": DemoJob,
 }
 PACKAGES = ("rlhf", "tabular", "scripts", "examples", "configs", "recipes")

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "evaluate a policy on held-out prompts, beside the model it started from",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
     "report": "write the report of a run as one HTML page",
+    "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",
 }
 
@@ -165,6 +166,24 @@ def _report(argv: list[str]) -> int:
         print(write_report(Path(job.run), Path(job.output) if job.output is not None else None))
     except OSError as error:
         raise UserError(f"{error.filename or job.output}: {error.strerror or error}") from error
+    return 0
+
+
+def _replay(argv: list[str]) -> int:
+    from rlhf.config.jobs import ReplayJob
+    from rlhf.config.parsing import parse
+
+    job = parse(ReplayJob, argv, "rlhf replay", "dump")
+    prepare_libraries()
+    from rich.console import Console
+
+    from rlhf.cli.replay import replay_table, replay_verdict
+    from rlhf.trainers.replay import replay
+
+    assert job.dump is not None
+    result = replay(Path(job.dump))
+    Console().print(replay_table(result))
+    print(replay_verdict(result))
     return 0
 
 

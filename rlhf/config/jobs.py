@@ -44,6 +44,7 @@ __all__ = [
     "PPOConfig",
     "PPOJob",
     "PTXConfig",
+    "ReplayJob",
     "ReportJob",
     "RewardConfig",
     "RewardJob",
@@ -297,6 +298,17 @@ class ReportJob:
 
     def __post_init__(self):
         _check_set(self, "run")
+
+
+@dataclass(frozen=True)
+class ReplayJob:
+    """Compute the gradient of an optimizer step that a run skipped again, and show which responses break it."""
+
+    dump: str | None = None
+    """A folder in `dumps/` of a PPO run."""
+
+    def __post_init__(self):
+        _check_set(self, "dump")
 
 
 @dataclass(frozen=True)

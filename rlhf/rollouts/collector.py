@@ -99,7 +99,7 @@ class Collector:
 
     def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None, as_old: bool = False) -> Rollout:
         self.policy.eval()
-        with self.timer("generate"), self.accelerator.autocast():
+        with raise_on_all_ranks(self.accelerator), self.timer("generate"), self.accelerator.autocast():
             return sample_responses(self.policy, self.sampler, prompts, noise, as_old)
 
     def _compute_logprobs_and_values(

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf.config.shared import GenerationConfig, RewardConfig
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.compiled_layers import uncompiled
 from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
@@ -97,6 +98,11 @@ def sample_responses(
             max_rows=sampler.config.max_rows,
             engine=sampler.config.engine,
             value_head=policy.value_of if as_old and policy.critic == "shared" else None,
+        )
+    if not bool(sampled.logprobs.isfinite().all()):
+        raise UserError(
+            "the model gives tokens probabilities that are not finite: its weights are damaged, or training moved them "
+            "too far; resume from the newest checkpoint with a lower ppo.lr, or name another model"
         )
     completions = decode(sampler, sampled.ids, sampled.mask)
     rollout = unscored_rollout(prompts, sampled.ids, sampled.mask, sampled.truncated, completions)

@@ -21,6 +21,11 @@ def make_adamw(groups: Iterable[Iterable[nn.Parameter]], config: AdamWConfig) ->
     )
 
 
+def total_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The L2 norm of all numbers of some tensors together."""
+    return torch.nn.utils.get_total_norm([x.detach() for x in tensors])
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Float[Tensor, ""]:
     """Scale gradients down to an L2 norm of `limit` where it is larger.
 
@@ -28,7 +33,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Float[Te
         The norm before; where it is not finite, the gradients are left as they are.
     """
     parameters = list(parameters)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total_norm(p.grad for p in parameters if p.grad is not None)
     if bool(norm > limit):  # torch's own function reads and writes every gradient even to multiply it by 1
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -378,6 +378,7 @@ class PPOTrainer:
         require_space(self.run.path, 2 * all_bytes + 4 * trained_bytes, "a run with this model")
         self.accelerator.wait_for_everyone()  # all have read the folder's config before it is written anew
         self.run.start(self.job, self.state.step if self.resume_from else None, self.accelerator, self.policy)
+        self.learner.dump_folder = self.run.path / "dumps"
         self._folder_is_open = True
 
     def _eval_settings_changed(self) -> bool:

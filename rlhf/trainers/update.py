@@ -1,8 +1,10 @@
 """The update of a PPO step: epochs over a batch, minibatches, microbatches, one optimizer for policy and critic."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +19,9 @@ from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_l
 from rlhf.rollouts.microbatches import microbatches
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
+from rlhf.trainers.dump import write_dump
 from rlhf.trainers.loss import MinibatchLoss, Normalizers, ppo_loss
-from rlhf.trainers.optimizer import clip_gradients, make_adamw
+from rlhf.trainers.optimizer import clip_gradients, make_adamw, total_norm
 from rlhf.trainers.ptx import TextStream
 from tabular.core.kl import PenaltyBeta
 from tabular.core.schedules import make_schedule
@@ -93,6 +96,8 @@ class Learner:
             old_states=config.policy_loss == "kl_penalty",
             bootstrap_values=job.reward.truncated == "bootstrap",
         )
+        self.dump_folder: Path | None = None
+        """Where the first optimizer step that is skipped is written for `rlhf replay`; None: nowhere."""
         self._stored_forward: StoredForward | None = None
         self._consecutive_skips = 0
 
@@ -121,14 +126,14 @@ class Learner:
         stored_forward = self._stored_forward
         self._stored_forward = None
         history: list[Metrics] = []
-        optimizer_steps = 0
+        outcomes: list[str] = []
         for number, rows in enumerate(self.minibatches(len(batch), step)):
             metrics, outcome = self._train_on_minibatch(
                 select(batch, rows), number, context, stored_forward if number == 0 else None
             )
             stored_forward = None  # its graph is used up, and its memory free
             history.append(metrics)
-            optimizer_steps += outcome == "stepped"
+            outcomes.append(outcome)
             if outcome == "above target KL":
                 break
         means = {name: float(torch.stack([metrics[name] for metrics in history]).mean()) for name in history[0]}
@@ -136,11 +141,13 @@ class Learner:
         if "policy/sampler_mismatch" in history[0]:  # only the first minibatch is read with the weights that sampled it
             means["policy/sampler_mismatch"] = float(history[0]["policy/sampler_mismatch"])
         means |= learning_rates
-        means["policy/optimizer_steps"] = float(optimizer_steps)
+        means["policy/optimizer_steps"] = float(outcomes.count("stepped"))
+        means["policy/skipped_steps"] = float(outcomes.count("skipped"))
         if context.old_head is not None:
             kl_old_new = self._kl_old_new(batch, context)
             means |= {"policy/kl_penalty_beta": float(self.beta.beta), "policy/kl_old_new": kl_old_new}
             self.beta.update(kl_old_new)
+        self._check_weights(step)
         return means
 
     @property
@@ -268,7 +275,16 @@ class Learner:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.update()  # these gradients are dropped, but the scaler has unscaled them
             return metrics, "above target KL"
-        return metrics, self._optimizer_step(norm, context.step)
+        outcome = self._optimizer_step(norm)
+        if outcome == "skipped" and self.accelerator.scaler is None:
+            self._report_skip(minibatch, context)
+        if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
+            raise UserError(
+                f"{MAX_CONSECUTIVE_SKIPS} optimizer steps in a row had a gradient that is not finite, the last at step "
+                f"{context.step + 1}; the newest checkpoint is untouched: resume with a lower ppo.lr or "
+                "model.mixed_precision bf16"
+            )
+        return metrics, outcome
 
     def _clip_gradients(self, metrics: Metrics) -> Tensor:
         """Scale gradients down to `max_grad_norm`, and add their norms to the metrics.
@@ -325,16 +341,38 @@ class Learner:
         summed = sum_over_ranks(self.accelerator, {"kl": total})["kl"]
         return float(summed / batch.rollout.response_mask.sum())
 
-    def _optimizer_step(self, norm: Tensor, step: int) -> Literal["stepped", "skipped"]:
+    def _optimizer_step(self, norm: Tensor) -> Literal["stepped", "skipped"]:
         """Apply the gradients unless their norm is not finite; the norm is the same on all ranks, so they agree."""
         finite = bool(torch.isfinite(norm))
         if finite or self.accelerator.scaler is not None:  # a float16 scaler skips by itself, and adapts its scale
             self.optimizer.step()
         self._consecutive_skips = 0 if finite else self._consecutive_skips + 1
-        if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
-            raise UserError(
-                f"{MAX_CONSECUTIVE_SKIPS} optimizer steps in a row had a gradient that is not finite, the last at step "
-                f"{step + 1}; the newest checkpoint is untouched: resume with a lower ppo.lr or "
-                "model.mixed_precision bf16"
-            )
         return "stepped" if finite else "skipped"
+
+    def _report_skip(self, minibatch: PPOBatch, context: UpdateContext) -> None:
+        """Warn of a skipped optimizer step, and write what it was computed from the first time in a run."""
+        if not self.accelerator.is_main_process:
+            return
+        scores = minibatch.rollout.scores
+        text = (
+            f"warning: step {context.step + 1}: an optimizer step is skipped, because its gradient is not finite "
+            f"(scores from {float(scores.min()):.3g} to {float(scores.max()):.3g})"
+        )
+        if self.dump_folder is not None:
+            folder = self.dump_folder / f"step_{context.step + 1:06d}"
+            self.dump_folder = None
+            try:
+                numbers = {"step": context.step, "kl_coef": context.kl_coef, "critic_only": context.critic_only}
+                write_dump(folder, minibatch, self.weights, numbers)
+                text += f"; `rlhf replay {folder}` shows it again"
+            except OSError as error:
+                text += f"; it cannot be written to {folder}: {error}"
+        print(text, file=sys.stderr, flush=True)
+
+    def _check_weights(self, step: int) -> None:
+        """Raise UserError where an update moved weights beyond what floats hold."""
+        if not bool(torch.isfinite(total_norm(self.weights.values()))):
+            raise UserError(
+                f"the weights are no longer finite after step {step + 1}; the newest checkpoint is untouched: resume "
+                f"with a lower ppo.lr than {self.job.ppo.lr:g}"
+            )

@@ -42,7 +42,7 @@ def categorical_sample(
     """One action per row, by inverting the cumulative distribution at `uniforms` in [0, 1).
 
     One uniform per row makes the draw of a row independent of the rest of the batch. An action of probability 0 is
-    never returned.
+    never returned. A row of nan gives the last action, whose log-probability is nan too.
 
     Args:
         uniforms: the uniforms to use, for callers with one random stream per row; None draws them from `generator`.
@@ -56,7 +56,8 @@ def categorical_sample(
     if uniforms is None:
         uniforms = torch.rand(logits.shape[:-1], generator=generator, dtype=torch.float64, device=logits.device)
     # The probabilities do not sum to exactly 1 in floats: scaled by their sum, a uniform below 1 selects an action.
-    return torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    actions = torch.searchsorted(cumulative, uniforms[..., None] * cumulative[..., -1:], right=True)[..., 0]
+    return actions.clamp(max=logits.shape[-1] - 1)
 
 
 def _log_softmax(logits: Tensor, action_mask: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
+from rlhf.data.prompts import make_prompts
+from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.adapters import CRITIC
 from rlhf.models.distribution import LogitTransform, OutputHead, token_positions
@@ -396,6 +398,16 @@ def test_greedy_responses_use_no_random_numbers(models):
     assert torch.equal(one.response_ids, other.response_ids)
     noisy = sample_responses(policy, sampler, prompts, uniform_noise([1], range(4), 4, 4))
     assert noisy.response_ids.tolist() != one.response_ids.tolist()
+
+
+@pytest.mark.parametrize("noise", [None, torch.full((1, 4), 0.5)])
+def test_probabilities_that_are_not_finite_are_reported(models, noise):
+    lm, tokenizer = load_causal_lm(ModelConfig(path=str(models()))), load_tokenizer(str(models()))
+    with torch.no_grad():
+        lm.get_input_embeddings().weight.fill_(torch.nan)
+    sampler = Sampler.of(tokenizer, lm, GenerationConfig(max_new_tokens=4))
+    with pytest.raises(UserError, match=r"probabilities that are not finite: .* lower ppo.lr"):
+        sample_responses(ActorCritic(lm), sampler, make_prompts(tokenizer, ["the film"]), noise)
 
 
 def test_stop_strings_are_not_part_of_the_scored_text(models):

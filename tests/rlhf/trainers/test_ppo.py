@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.cli.main import main
+from rlhf.errors import UserError
 from rlhf.models.distribution import LogitTransform
 from rlhf.records import select
 from rlhf.run import checkpoint
 from rlhf.run import folder as run_folder
 from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.loss import Normalizers
+from rlhf.trainers.optimizer import total_norm
 from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.replay import replay
 from rlhf.trainers.update import UpdateContext
 
 FAMILIES = ["llama", "gpt2", "qwen2"]
@@ -89,6 +93,58 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(job, monkeypatch):
     trainer.step()
     with pytest.raises(ValueError, match="10 optimizer steps in a row"):
         trainer.step()
+
+
+def test_a_skipped_optimizer_step_is_reported_and_can_be_replayed(job, capsys):
+    def reward(completions, **columns):
+        calls.append(len(completions))
+        scores = [0.1 * i for i in range(len(completions))]
+        return [*scores[:2], 1e30, *scores[3:]] if len(calls) > 1 else scores
+
+    calls = []
+    job = replace(job, data=replace(job.data, eval_fraction=0.0), ppo=replace(job.ppo, ppo_epochs=1))
+    PPOTrainer(job, reward=reward).train()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "optimizer step is skipped" in line]
+    dump = Path(job.output) / "dumps" / "step_000002"
+    assert "scores from" in warnings[0]
+    assert "to 1e+30)" in warnings[0]
+    assert f"`rlhf replay {dump}` shows it again" in warnings[0]
+    assert sum("rlhf replay" in line for line in warnings) == 1
+    rows = [json.loads(line) for line in (Path(job.output) / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["policy/skipped_steps"] == 0
+    assert rows[1]["policy/skipped_steps"] == len([line for line in warnings if "step 2:" in line]) > 0
+
+    assert main(["replay", str(dump)]) == 0
+    output = capsys.readouterr().out
+    assert "1e+30" in output
+    assert "the largest score is 1e+30, in row 2" in output
+
+
+def test_a_replay_computes_the_gradient_of_the_whole_minibatch(job, change):
+    trainer = PPOTrainer(job)
+    trainer._start()
+    seen = {}
+
+    def record(metrics):
+        seen["norm"] = float(total_norm(p.grad for p in trainer.learner.weights.values() if p.grad is not None))
+        return torch.tensor(torch.inf)  # the optimizer step is skipped
+
+    trainer.learner._clip_gradients = lambda metrics: record(metrics) if not seen else torch.tensor(0.0)
+    trainer.step()
+    result = replay(Path(job.output) / "dumps" / "step_000001")
+    assert result.grad_norm == pytest.approx(seen["norm"], rel=1e-5)
+    assert result.weights == []
+    assert len(result.rows) == job.ppo.minibatch_size
+    (Path(job.output) / "dumps" / "step_000001" / "minibatch.pt").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"the dump .* is damaged"):
+        replay(Path(job.output) / "dumps" / "step_000001")
+    with pytest.raises(UserError, match="is no dump"):
+        replay(Path(job.output))
+
+
+def test_weights_that_overflow_end_the_run(job, change):
+    with pytest.raises(UserError, match=r"the weights are no longer finite after step 1; .* lower ppo.lr than 1e\+30"):
+        PPOTrainer(change(job, ppo={"lr": 1e30})).train()
 
 
 @pytest.mark.parametrize("old_logprobs", ["recomputed", "sampler"])

@@ -100,6 +100,13 @@ def test_sample_never_takes_an_action_of_probability_zero(n_actions):
         assert mask.gather(-1, actions[:, None]).all()
 
 
+def test_a_row_of_nan_gives_an_action_whose_logprob_is_nan():
+    logits = torch.tensor([[torch.nan, 0.0, 0.0], [0.0, -torch.inf, -torch.inf]])
+    actions = categorical_sample(logits, uniforms=torch.tensor([0.5, 0.5]))
+    assert actions.tolist() == [2, 0]
+    assert torch.isnan(categorical_logprob(logits, actions)).tolist() == [True, False]
+
+
 def test_sample_frequencies_and_generator():
     probabilities = torch.tensor([0.1, 0.0, 0.6, 0.3])
     logits = probabilities.log().expand(100_000, 4)

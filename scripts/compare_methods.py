@@ -25,14 +25,18 @@ from rlhf.trainers.reward_model import train_reward_model
 from rlhf.trainers.sft import train_sft
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "PPO, critic on the policy's trunk (default)": {},
+    "PPO, critic from the reward model (default)": {},
+    "PPO, critic on the policy's trunk": {"critic": {"kind": "shared"}},
     "LoRA, critic as a second adapter": {
         "model": {"lora": LoraConfig(rank=16, alpha=32.0)},
         "critic": {"kind": "adapter", "lr": 3e-3},
         "ppo": {"lr": 1e-3},
     },
-    "PPO, separate critic": {"critic": {"kind": "separate"}},
-    "KL-penalty surrogate": {"ppo": {"policy_loss": "kl_penalty"}},
+    "PPO, critic from the policy": {"critic": {"kind": "separate"}},
+    "KL-penalty surrogate, critic on the policy's trunk": {
+        "critic": {"kind": "shared"},
+        "ppo": {"policy_loss": "kl_penalty"},
+    },
     "RLOO": {"ppo": {"estimator": "rloo", "samples_per_prompt": 4}},
     "GRPO": {"ppo": {"estimator": "grpo", "samples_per_prompt": 4}},
 }

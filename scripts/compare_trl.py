@@ -27,8 +27,8 @@ from ppo_workload import peak_mb  # which keeps the hub and torch's spinning thr
 
 PEER = "trl"
 OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours, separate critic": {"critic.kind": "separate", "critic.init": "reward"},  # as TRL's
+    "ours": {},  # its critic starts from the reward model, as TRL's
+    "ours, shared critic": {"critic.kind": "shared"},
 }
 """Name of a trainer -> its settings of `rlhf ppo` beside those that all have."""
 

@@ -125,7 +125,7 @@ class PPOJob(TrainingJob):
     def _check_critic(self) -> None:
         estimator = f"ppo.estimator {self.ppo.estimator}"
         if not self.ppo.has_critic:
-            names = tuple(f.name for f in fields(self.critic))
+            names = tuple(f.name for f in fields(self.critic) if (f.name, self.critic.kind) != ("kind", "shared"))
             reject_unused(self.critic, names, f"{estimator} has no critic")
             if self.reward.truncated == "bootstrap":
                 raise UserError(

@@ -280,9 +280,10 @@ class CriticConfig:
 
     section: ClassVar[str] = "critic"
 
-    kind: Literal["shared", "separate", "adapter"] = "shared"
+    kind: Literal["auto", "shared", "separate", "adapter"] = "auto"
     """A value head on the policy's trunk (shared), on a trunk of its own (separate), or on a second adapter over the
-    policy's frozen base model (adapter; needs model.lora.rank)."""
+    policy's frozen base model (adapter; needs model.lora.rank). auto: separate, with init reward, where all weights of
+    the policy are trained against a whole reward.model with the policy's tokenizer; else shared."""
     init: str | None = None
     """Initial weights of a separate critic: null copies the policy, `reward` copies reward.model with its head, or a
     path: run folder, reward model or language model."""
@@ -308,7 +309,9 @@ class CriticConfig:
         if self.pretraining_steps == 0:
             reject_unused(self, ("pretraining_patience",), "critic.pretraining_steps is 0")
         if self.kind != "separate":
-            reject_unused(self, ("init",), f"critic.kind {self.kind} uses the policy's weights")
+            reject_unused(
+                self, ("init",), f"critic.kind is {self.kind}, and only separate starts from weights that it names"
+            )
         if self.init is not None and self.head_init != "zero":
             raise UserError(
                 f"critic.head_init is {self.head_init!r}, but critic.init = {self.init!r} includes the value head; "

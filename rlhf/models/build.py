@@ -1,6 +1,7 @@
 """The actor-critic of a job: which weights policy and critic start from, and which of them are trained."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,47 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, new_value_head
 from rlhf.models.adapters import CRITIC, checkpointing_contexts, is_adapter_weight
 from rlhf.models.export import CRITIC_TRUNK, VALUE_HEAD, load_value_head
-from rlhf.models.loading import add_lora, context_length_of, load_causal_lm, load_tokenizer, resolve
-from rlhf.models.reward_models import load_reward_model
+from rlhf.models.loading import add_lora, context_length_of, is_adapter, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.reward_models import load_reward_model, scores_every_token
 from rlhf.models.trunk import disable_dropout, enable_gradient_checkpointing, unwrap_peft
+
+
+def choose_critic(job: PPOJob, scored_by_model: bool = True) -> tuple[PPOJob, str]:
+    """The job with a kind of critic where `critic.kind` is auto, and why, as a line of the preflight.
+
+    A critic that starts from the reward model explains much of the returns' variance from the first step on (Ouyang et
+    al., 2022; measured in docs/compare_trl.md), but is one more model to hold and to train.
+
+    Args:
+        scored_by_model: False where a function replaces the reward model of the job.
+    """
+    if job.critic.kind != "auto" or not job.ppo.has_critic:
+        return job, ""
+    shared = replace(job, critic=replace(job.critic, kind="shared"))
+    if job.reward.model is None or not scored_by_model:
+        return shared, ""
+    if (reason := _no_critic_from_reward(job, job.reward.model)) is not None:
+        return shared, f"critic: on the policy's trunk, and not from the reward model, because {reason}"
+    return (
+        replace(job, critic=replace(job.critic, kind="separate", init="reward")),
+        "critic: a model of its own that starts from the reward model; --critic.kind shared saves its memory and time, "
+        "and learns less per episode",
+    )
+
+
+def _no_critic_from_reward(job: PPOJob, path: str) -> str | None:
+    """Why the reward model cannot be the start of the critic; None where it can."""
+    if job.model.lora.rank > 0 or job.model.load_in_4bit:
+        return "the policy's own weights are frozen"
+    if job.critic.head_init != "zero":
+        return "critic.head_init is set"
+    if is_adapter(path):
+        return "it is an adapter"
+    try:
+        _check_same_vocabulary(job.model, path)
+    except UserError:
+        return "it has another tokenizer"
+    return None if scores_every_token(path) else "it scores whole texts only"
 
 
 def build_policy(job: PPOJob, lm: Any) -> ActorCritic:
@@ -25,6 +64,7 @@ def build_policy(job: PPOJob, lm: Any) -> ActorCritic:
         UserError: `critic.init` cannot be a critic of this policy.
     """
     kind = job.critic.kind if job.ppo.has_critic else None
+    assert kind != "auto", "choose_critic comes first"
     value_head = critic_lm = None
     if kind == "separate":
         critic_lm, value_head = _build_separate_critic(job, lm)

@@ -65,6 +65,15 @@ def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
     return model
 
 
+def scores_every_token(path: str) -> bool:
+    """Whether a whole reward model has a head that can score the text up to any token, as decoders have."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    with torch.device("meta"):
+        return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
+
+
 def load_score_statistics(path: str) -> dict[str, Any]:
     """What `rlhf reward` measured of a reward adapter's scores: score_mean, score_std, append_eos, ..."""
     file = Path(resolve(path)) / SCORE_STATISTICS

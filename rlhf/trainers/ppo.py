@@ -16,6 +16,7 @@ from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses
 from rlhf.evaluation.summary import sample_rows, selection_score, summarise
+from rlhf.models.build import choose_critic
 from rlhf.models.export import export_policy
 from rlhf.records import PPOBatch, Prompts, Rollout
 from rlhf.rollouts.checks import check_reference_matches_policy, check_rollout
@@ -28,7 +29,7 @@ from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.preflight import preflight
-from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef
+from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef, with_critic_of_run
 from rlhf.trainers.update import Learner
 from rlhf.trainers.value_pretraining import SEED_OFFSET, pretrain_critic
 
@@ -58,7 +59,6 @@ class PPOTrainer:
         Raises:
             UserError: anything in the input that cannot work, before a model is loaded where that is possible.
         """
-        self.job = job
         if job.data.path is None and not custom_loop:
             raise UserError("data.path is not set; give it with --data.path or in a --config file")
         if not custom_loop and reward is None and job.reward.model is None and job.reward.function is None:
@@ -69,6 +69,10 @@ class PPOTrainer:
         )
         job.ppo.check_processes(self.accelerator.num_processes)
         self.resume_from = checkpoint.find(self.run.path, job.resume, self.accelerator)
+        if self.resume_from is not None:
+            job = with_critic_of_run(job, self.run.path)
+        self.job, self._critic_choice = choose_critic(job, scored_by_model=reward is None)
+        job = self.job
 
         self.data = load_data(job)
         self.models = load_models(job, self.data.tokenizer, self.accelerator.device, reward, self.data.prompt_sets)
@@ -361,6 +365,8 @@ class PPOTrainer:
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()
         self._open_folder()
         self.accelerator.print(preflight(self.job, self.data, self.models, self.accelerator.num_processes))
+        if self._critic_choice:
+            self.accelerator.print(self._critic_choice)
         if can_compare_with_start:
             self._start_scores = self.run.read("start") or None
         if self.state.step == 0 and self._start_scores is None:

@@ -1,12 +1,14 @@
 """What a PPO run is made of, checked and loaded in this order: prompts and texts first, then models and scorers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlhf.config.jobs import PPOConfig, PPOJob
+from rlhf.config.parsing import read_yaml
 from rlhf.config.shared import SourceConfig
 from rlhf.data.prompts import PromptSet, load_prompts
 from rlhf.errors import UserError
@@ -158,6 +160,16 @@ def fingerprint_inputs(data: RunData, models: RunModels) -> dict[str, str]:
     if data.prompts is not None:
         fingerprints["the prompts of data.path"] = fingerprint_rows(data.prompts.ids)
     return fingerprints
+
+
+def with_critic_of_run(job: PPOJob, run: Path) -> PPOJob:
+    """The job with the kind of critic that a resumed run has, where `critic.kind` is auto."""
+    if job.critic.kind != "auto" or not (run / "config.yaml").is_file():
+        return job
+    critic = read_yaml(run / "config.yaml").get("critic") or {}
+    if critic.get("kind") not in ("shared", "separate", "adapter"):
+        return job
+    return replace(job, critic=replace(job.critic, kind=critic["kind"], init=critic.get("init")))
 
 
 def make_kl_coef(config: PPOConfig) -> FixedKL | AdaptiveKL | ProportionalIntegralKL:

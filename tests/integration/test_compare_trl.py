@@ -123,9 +123,9 @@ def test_each_run_is_made_once_and_drawn(compare, tiny_start, monkeypatch, capsy
 
 
 def test_the_folder_of_an_interrupted_run_stays(compare, tmp_path):
-    settings = run("ours, separate critic")
+    settings = run("ours, shared critic")
     folders = [compare.free_folder(tmp_path, settings) for _ in range(2)]
-    name = "ours-separate-critic-lr0.001-kl0.1-seed0"
+    name = "ours-shared-critic-lr0.001-kl0.1-seed0"
     assert [folder.name for folder in folders] == [name, f"{name}-2"]
 
 
@@ -142,6 +142,6 @@ def test_both_trainers_run_as_the_script_starts_them(compare, tiny_start):
     python = os.environ["TRL_PYTHON"]
     compare.main([*command(tiny_start, "--seeds", "0", "--lr", "1e-3"), "--peer-python", python])
     rows = compare.read_rows(tiny_start / "results.jsonl")
-    assert [row["trainer"] for row in rows] == ["ours", "ours, separate critic", "trl"]
+    assert [row["trainer"] for row in rows] == ["ours", "ours, shared critic", "trl"]
     assert all(0 < row["kl"] < 50 and row["peak_mb"] > 100 for row in rows)
     assert len({row["score_before"] for row in rows}) == 1

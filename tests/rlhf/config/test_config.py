@@ -468,8 +468,13 @@ UNUSED = [
     ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(
-        ("critic", {"kind": kind, "init": "x"}, "init", f"critic.kind {kind} uses the policy's weights")
-        for kind in ("shared", "adapter")
+        (
+            "critic",
+            {"kind": kind, "init": "x"},
+            "init",
+            f"critic.kind is {kind}, and only separate starts from weights that it names",
+        )
+        for kind in ("auto", "shared", "adapter")
     ),
     *(
         ("ptx", {name: value}, name, "ptx.path is null")
@@ -595,7 +600,7 @@ COMBINATIONS = [
             f"remove it, or override it with its default, --critic.{name} {default}",
         )
         for name, settings, default in [
-            ("kind", {"kind": "separate"}, "shared"),
+            ("kind", {"kind": "separate"}, "auto"),
             ("head_init", {"head_init": "normal"}, "zero"),
             ("lr", {"lr": 1e-3}, "null"),
             ("warmup_steps", {"warmup_steps": 3}, "0"),

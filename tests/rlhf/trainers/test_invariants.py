@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rlhf.config.jobs import LoraConfig
+from rlhf.models.build import choose_critic
 from rlhf.records import select, trim
 from rlhf.run.metrics import sum_microbatches
 from rlhf.trainers.loss import Normalizers
@@ -425,6 +427,54 @@ def test_critics_that_do_not_fit_the_policy_are_refused(job, change, models, bui
     build.tokenizer().save_pretrained(bert)
     with pytest.raises(UserError, match="BertForSequenceClassification, which cannot value the middle of a text"):
         PPOTrainer(change(job, critic=separate | {"init": str(bert)}))
+
+
+def test_the_default_critic_starts_from_the_reward_model_where_it_can(
+    job, change, build, tmp_path, reward_folder, capsys
+):
+    from transformers import AutoModelForSequenceClassification
+
+    bert, other = tmp_path / "bert", tmp_path / "other"
+    AutoModelForSequenceClassification.from_config(build.config("bert", num_labels=1)).save_pretrained(bert)
+    build.tokenizer().save_pretrained(bert)
+    AutoModelForSequenceClassification.from_config(build.config("llama", num_labels=1)).save_pretrained(other)
+    build.tokenizer(chat=True, bos="<|start|>").save_pretrained(other)
+
+    def chosen(reward=None, **groups):
+        path = groups.pop("path", reward_folder)
+        groups["reward"] = {"function": None, "model": str(path)} if path else {}
+        changed, reason = choose_critic(change(job, **groups), scored_by_model=reward is None)
+        return changed.critic.kind, changed.critic.init, reason
+
+    assert chosen()[:2] == ("separate", "reward")
+    assert "--critic.kind shared saves its memory" in chosen()[2]
+    assert chosen(path=None) == ("shared", None, "")
+    assert chosen(reward=len) == ("shared", None, "")
+    assert chosen(critic={"kind": "shared"}) == ("shared", None, "")
+    assert "the policy's own weights are frozen" in chosen(model={"lora": LoraConfig(rank=2)})[2]
+    assert "critic.head_init is set" in chosen(critic={"head_init": "normal"})[2]
+    assert "it scores whole texts only" in chosen(path=bert)[2]
+    assert chosen(ppo={"estimator": "reinforce_pp"})[0] == "auto"
+    words = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    assert "it has another tokenizer" in chosen(path=other)[2]
+
+
+def test_a_resumed_run_has_the_critic_that_it_began_with(job, change, reward_folder, capsys):
+    scored = change(job, reward={"function": None, "model": str(reward_folder)}, checkpoint={"every": 1})
+    PPOTrainer(change(scored, critic={"kind": "shared"})).train()
+    longer = change(scored, resume="auto", ppo={"total_episodes": 32})
+    trainer = PPOTrainer(longer)
+    assert trainer.policy.critic == "shared"
+    trainer.train()
+    trainer = PPOTrainer(change(scored, output=job.output + "-new"))
+    assert trainer.policy.critic == "separate"
+    trainer.train()
+    assert "critic: a model of its own that starts from the reward model" in capsys.readouterr().out
+    config = yaml.safe_load((Path(job.output + "-new") / "config.yaml").read_text())
+    assert (config["critic"]["kind"], config["critic"]["init"]) == ("separate", "reward")
 
 
 # ------------------------------------------------------------------------- the first forward pass, stored while scoring

@@ -8,7 +8,7 @@ import torch
 from rlhf.config.jobs import LoraConfig, ModelConfig
 from rlhf.models.actor_critic import Reference
 from rlhf.models.adapters import CRITIC
-from rlhf.models.build import build_policy
+from rlhf.models.build import build_policy, choose_critic
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.reward_models import load_reward_model
 from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
@@ -26,7 +26,7 @@ def estimated(job, change):
     """`estimated(ranks, models, **groups)`: memory estimate, policy and job for the job with other settings."""
 
     def estimate(ranks=1, models=None, **groups):
-        changed = change(job, **groups)
+        changed, _ = choose_critic(change(job, **groups))
         lm = load_causal_lm(changed.model)
         policy = build_policy(changed, lm)
         models = {"reference": Reference.of(policy.lm).lm} if models is None else models

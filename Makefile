@@ -7,9 +7,9 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 
 # Tests use tiny models: more threads than one would only wait for each other.
-test test-slow test-all: export OMP_NUM_THREADS := 1
+test test-slow test-all test-faults: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-slow test-all lint format clean
+.PHONY: demo test test-slow test-all test-faults lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/rlhf demo
@@ -20,6 +20,9 @@ test: $(VENV)/.ready
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-faults: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -m faults tests/faults
 
 # Peers that are not installed are skipped by name (docs/peers.md).
 test-all: $(VENV)/.ready

@@ -108,7 +108,7 @@ class FunctionReward:
             arguments = {name: value for name, value in arguments.items() if name in named}
         try:
             scores = self.function(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             frames = traceback.extract_tb(error.__traceback__)
             frame = frames[1] if len(frames) > 1 else frames[0]  # in the user's function, whatever it called from there
             raise UserError(

@@ -25,6 +25,7 @@ def open_accelerator(
         UserError: a tracker is not installed, or the launched processes do not find each other.
     """
     keep_freed_memory()
+    _end_with_launcher()
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -48,6 +49,43 @@ def open_accelerator(
     torch.set_float32_matmul_precision(matmul_precision)
     accelerator.wait_for_everyone()  # every process has checked the run folder before one of them creates it
     return accelerator
+
+
+def _end_with_launcher() -> None:
+    """Have Linux send this process SIGTERM, which saves and ends the run, when its launcher is killed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or sys.platform != "linux":
+        return
+    import ctypes
+    import signal
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+@contextmanager
+def report_lost_processes() -> Iterator[None]:
+    """Print one line instead of a traceback where another process of the run is gone, and exit with status 1.
+
+    Raises:
+        SystemExit: after the line went to standard error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        lost = any(
+            sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+        )
+        if isinstance(error, UserError) or not lost or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        print(
+            f"error: rank {os.environ.get('RANK', '?')} stops because another process of this run ended or no "
+            f"longer answers ({text.splitlines()[0]:.200}); its own message, if it left one, is above. "
+            "--resume auto continues from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(1) from None
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 from rlhf.config.parsing import flat_settings, read_yaml, to_yaml
 from rlhf.errors import UserError
 from rlhf.run.distributed import raise_on_all_ranks
-from rlhf.run.files import write_text
+from rlhf.run.files import replacing, write_text
 from rlhf.run.lock import LOCK, check_unlocked, lock, unlock
 
 REFERENCE_LOGPROBS = "reference_logprobs.safetensors"
@@ -102,6 +104,24 @@ class RunFolder:
             accelerator.trackers = []
             accelerator.end_training()
         unlock(self.path)
+
+    @contextmanager
+    def writing_model(self) -> Iterator[Path]:
+        """Within it, write the trained model to the folder it yields, which then is `model/`, whole or not at all.
+
+        Raises:
+            UserError: it cannot be written, as on a full disk.
+        """
+        from safetensors import SafetensorError
+
+        try:
+            with replacing(self.path / "model") as partial:
+                partial.mkdir(parents=True)
+                yield partial
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the model cannot be written: {error}; fix that, and --resume auto writes it from the checkpoint"
+            ) from error
 
     def _write_texts(self) -> None:
         for name, text in self._texts.items():

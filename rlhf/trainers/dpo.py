@@ -83,7 +83,8 @@ def train_dpo(job: DPOJob) -> bool:
     if finished:
         if accelerator.is_main_process:
             restore_dropout(lm, dropout_rates)
-            export_lm(lm, tokenizer, run.path / "model", job.model, merged=job.export == "merged")
+            with run.writing_model() as folder:
+                export_lm(lm, tokenizer, folder, job.model, merged=job.export == "merged")
             print(f"model in {run.path / 'model'}")
             from rlhf.report.report import write_report
 

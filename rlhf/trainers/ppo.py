@@ -428,12 +428,8 @@ class PPOTrainer:
                     checkpoint.load_weights(path, self.learner.weights)
                 else:  # a damaged file was reported
                     best = None
-            try:
-                self.export(self.run.path / "model")
-            except OSError as error:
-                raise UserError(
-                    f"the model cannot be written: {error}; fix that, and --resume auto writes it from the checkpoint"
-                ) from error
+            with self.run.writing_model() as folder:
+                self.export(folder)
             from rlhf.report.report import write_report
 
             report = write_report(self.run.path)

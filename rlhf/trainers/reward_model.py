@@ -207,13 +207,14 @@ def save(model: Any, tokenizer: Any, run: RunFolder, statistics: dict[str, Any],
 
     An adapter is written as PEFT saves it, and its statistics in a file beside it, since it has no model config.
     """
-    if as_adapter:
-        model.save_pretrained(run.path / "model")
-        write_text(run.path / "model" / SCORE_STATISTICS, json.dumps(statistics, indent=2) + "\n")
-    else:
-        merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        for name, value in statistics.items():
-            setattr(unwrap_peft(merged).config, name, value)
-        merged.save_pretrained(run.path / "model")
-    tokenizer.save_pretrained(run.path / "model")
+    with run.writing_model() as folder:
+        if as_adapter:
+            model.save_pretrained(folder)
+            write_text(folder / SCORE_STATISTICS, json.dumps(statistics, indent=2) + "\n")
+        else:
+            merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+            for name, value in statistics.items():
+                setattr(unwrap_peft(merged).config, name, value)
+            merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     print(f"reward model in {run.path / 'model'}: " + ", ".join(f"{k} {v}" for k, v in statistics.items()))

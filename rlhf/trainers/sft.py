@@ -68,7 +68,8 @@ def train_sft(job: SFTJob) -> bool:
     finished = fit(task, NextTokenLoss(lm), job=job, run=run, accelerator=accelerator)
     if finished:
         if accelerator.is_main_process:
-            export_lm(lm, tokenizer, run.path / "model", job.model, merged=job.export == "merged")
+            with run.writing_model() as folder:
+                export_lm(lm, tokenizer, folder, job.model, merged=job.export == "merged")
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
     run.close(accelerator)

@@ -143,6 +143,8 @@ class Learner:
         means |= learning_rates
         means["policy/optimizer_steps"] = float(outcomes.count("stepped"))
         means["policy/skipped_steps"] = float(outcomes.count("skipped"))
+        if "skipped" in outcomes and self.accelerator.scaler is None:
+            self._warn_of_skips(batch, step, outcomes)
         if context.old_head is not None:
             kl_old_new = self._kl_old_new(batch, context)
             means |= {"policy/kl_penalty_beta": float(self.beta.beta), "policy/kl_old_new": kl_old_new}
@@ -277,7 +279,7 @@ class Learner:
             return metrics, "above target KL"
         outcome = self._optimizer_step(norm)
         if outcome == "skipped" and self.accelerator.scaler is None:
-            self._report_skip(minibatch, context)
+            self._dump(minibatch, context)
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise UserError(
                 f"{MAX_CONSECUTIVE_SKIPS} optimizer steps in a row had a gradient that is not finite, the last at step "
@@ -349,25 +351,29 @@ class Learner:
         self._consecutive_skips = 0 if finite else self._consecutive_skips + 1
         return "stepped" if finite else "skipped"
 
-    def _report_skip(self, minibatch: PPOBatch, context: UpdateContext) -> None:
-        """Warn of a skipped optimizer step, and write what it was computed from the first time in a run."""
-        if not self.accelerator.is_main_process:
+    def _dump(self, minibatch: PPOBatch, context: UpdateContext) -> None:
+        """Write what a skipped optimizer step was computed from, the first time in a run."""
+        if self.dump_folder is None or not self.accelerator.is_main_process:
             return
-        scores = minibatch.rollout.scores
-        text = (
-            f"warning: step {context.step + 1}: an optimizer step is skipped, because its gradient is not finite "
-            f"(scores from {float(scores.min()):.3g} to {float(scores.max()):.3g})"
-        )
-        if self.dump_folder is not None:
-            folder = self.dump_folder / f"step_{context.step + 1:06d}"
-            self.dump_folder = None
-            try:
-                numbers = {"step": context.step, "kl_coef": context.kl_coef, "critic_only": context.critic_only}
-                write_dump(folder, minibatch, self.weights, numbers)
-                text += f"; `rlhf replay {folder}` shows it again"
-            except OSError as error:
-                text += f"; it cannot be written to {folder}: {error}"
-        print(text, file=sys.stderr, flush=True)
+        folder = self.dump_folder / f"step_{context.step + 1:06d}"
+        self.dump_folder = None
+        try:
+            numbers = {"step": context.step, "kl_coef": context.kl_coef, "critic_only": context.critic_only}
+            write_dump(folder, minibatch, self.weights, numbers)
+            print(f"`rlhf replay {folder}` shows a skipped optimizer step again", file=sys.stderr)
+        except OSError as error:
+            print(f"warning: the skipped optimizer step cannot be written to {folder}: {error}", file=sys.stderr)
+
+    def _warn_of_skips(self, batch: PPOBatch, step: int, outcomes: list[str]) -> None:
+        if self.accelerator.is_main_process:
+            scores = batch.rollout.scores
+            print(
+                f"warning: step {step + 1}: {outcomes.count('skipped')} of {len(outcomes)} optimizer steps are skipped "
+                f"because their gradient is not finite (scores from {float(scores.min()):.3g} to "
+                f"{float(scores.max()):.3g})",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _check_weights(self, step: int) -> None:
         """Raise UserError where an update moved weights beyond what floats hold."""

@@ -75,6 +75,13 @@ class Rollout:
     """The critic's value of the state after a truncated response; 0 for the others."""
     baseline_scores: Float[Tensor, "B"] | None = None
     """The score of the greedy response to the same prompt (ReMax)."""
+    score_by_token: Float[Tensor, "B R"] | None = None
+    """The part of each score that a source gave to single tokens; the rest belongs to the last token. None: all of it
+    does."""
+    source_scores: dict[str, Float[Tensor, "B"]] | None = None
+    """With several reward sources, the raw scores of each; nan where it does not apply or failed."""
+    errors: list[str | None] | None = None
+    """Why a response has no score, where failures of the reward source are skipped; None for those that have one."""
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -82,6 +89,13 @@ class Rollout:
     @property
     def tokens(self) -> Tokens:
         return Tokens(self.prompts.prompt_ids, self.prompts.prompt_mask, self.response_ids, self.response_mask)
+
+    @property
+    def is_scored(self) -> Bool[Tensor, "B"]:
+        """True on the responses whose score counts; the others are left out of the loss."""
+        if self.errors is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.response_ids.device)
+        return torch.tensor([error is None for error in self.errors], device=self.response_ids.device)
 
     def token_ids(self) -> list[list[int]]:
         """The policy's tokens of each response, stop token included."""

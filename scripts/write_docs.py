@@ -28,6 +28,7 @@ from rlhf.config.jobs import (
     RewardJob,
     SFTJob,
 )
+from rlhf.config.mappings import is_mapping
 
 ROOT = Path(__file__).parents[1]
 JOBS: dict[str, type] = {
@@ -70,6 +71,8 @@ def _groups(kind: type, prefix: str = "") -> dict[str, type]:
         if is_dataclass(hint):
             groups[prefix + name] = typing.cast(type, hint)
             groups |= _groups(typing.cast(type, hint), f"{prefix}{name}.")
+        elif is_mapping(hint) and is_dataclass(typing.get_args(hint)[1]):
+            groups[f"{prefix}{name}.NAME"] = typing.get_args(hint)[1]
     return groups
 
 
@@ -119,6 +122,8 @@ def _type_text(hint: Any) -> str:
         return " or ".join(_type_text(part) for part in arguments)
     if origin is list:
         return f"list of {_type_text(arguments[0])}"
+    if origin is dict:
+        return "settings under names"
     if origin is tuple:
         return f"{len(arguments)} numbers"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[hint.__name__]

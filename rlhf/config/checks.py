@@ -4,7 +4,7 @@ All messages name the setting in full: `ppo.lr is -1.0, but must be positive`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, get_args
 
@@ -33,16 +33,18 @@ FRACTIONS_BELOW_1 = Range("at least 0 and below 1", lambda values: all(0 <= valu
 NOT_EMPTY = Range("not empty", lambda values: len(values) > 0)
 
 
-def check_ranges(settings: Any, ranges: Mapping[Range, tuple[str, ...]]) -> None:
+def check_ranges(settings: Any, ranges: Mapping[Range, tuple[str, ...]], section: str | None = None) -> None:
     """Check the values of a settings dataclass. A setting whose type allows null may always be null.
 
     Args:
-        settings: the dataclass; its `section` is its dotted name in a job, such as `eval.judge`.
+        settings: the dataclass.
         ranges: range -> the names of the settings that it holds for.
+        section: its dotted name in a job, such as `eval.judge`; None: its attribute `section`.
 
     Raises:
         UserError: a value is out of its range.
     """
+    section = section or settings.section
     types = {field.name: field.type for field in fields(settings)}
     for allowed, names in ranges.items():
         for name in names:
@@ -50,7 +52,7 @@ def check_ranges(settings: Any, ranges: Mapping[Range, tuple[str, ...]]) -> None
             if value is None:
                 continue
             null_or = "null or " if NoneType in get_args(types[name]) else ""
-            check(allowed.contains(value), f"{settings.section}.{name}", value, null_or + allowed.condition)
+            check(allowed.contains(value), f"{section}.{name}", value, null_or + allowed.condition)
 
 
 def check(holds: bool, key: str, value: object, condition: str) -> None:
@@ -58,22 +60,24 @@ def check(holds: bool, key: str, value: object, condition: str) -> None:
     require(holds, key, repr(value), condition)
 
 
-def reject_unused(settings: Any, names: tuple[str, ...], reason: str) -> None:
+def reject_unused(settings: Any, names: tuple[str, ...], reason: str, section: str | None = None) -> None:
     """Reject settings that are not at their defaults although the other settings leave them without effect.
 
     Args:
-        settings: a settings dataclass with its `section`, as for `check_ranges`.
+        settings: a settings dataclass, as for `check_ranges`.
         names: the settings that have no effect.
         reason: why, after `because`.
+        section: as for `check_ranges`.
 
     Raises:
         UserError: one of them has another value than its default.
     """
-    defaults = {field.name: field.default for field in fields(settings)}
+    section = section or settings.section
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(settings)}
     for name in names:
         value = getattr(settings, name)
         if value != defaults[name]:
-            key = f"{settings.section}.{name}"
+            key = f"{section}.{name}"
             raise UserError(
                 f"{key} is {value!r}, but it has no effect because {reason}; remove it, or override it with its "
                 f"default, --{key} {as_text(defaults[name])}"

@@ -12,17 +12,15 @@ from rlhf.config.checks import check, reject_unused
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.parsing import parse, read_yaml, to_options
 from rlhf.config.ppo import CriticConfig, PPOConfig, PTXConfig
+from rlhf.config.scores import JudgeConfig, MixConfig, RewardConfig, SourceConfig, SourceSettings, WeightedSource
 from rlhf.config.shared import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
     GenerationConfig,
-    JudgeConfig,
     LoraConfig,
     ModelConfig,
-    RewardConfig,
     ScratchConfig,
-    SourceConfig,
 )
 from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
@@ -40,6 +38,7 @@ __all__ = [
     "GenerationConfig",
     "JudgeConfig",
     "LoraConfig",
+    "MixConfig",
     "ModelConfig",
     "PPOConfig",
     "PPOJob",
@@ -51,7 +50,9 @@ __all__ = [
     "SFTJob",
     "ScratchConfig",
     "SourceConfig",
+    "SourceSettings",
     "TrainingConfig",
+    "WeightedSource",
     "evaluation_of_run",
 ]
 
@@ -346,23 +347,41 @@ def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
     _check_functions_outside(run, shared, argv)
     model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig())}
-    options = to_options({**shared, "baseline": settings["model"]["path"], "model": model})
+    options = to_options(EvaluateJob, {**shared, "baseline": settings["model"]["path"], "model": model})
     return parse(EvaluateJob, [*options, *argv], "rlhf evaluate")
 
 
 def _check_functions_outside(run: Path, settings: Mapping[str, Any], argv: Sequence[str]) -> None:
-    """Refuse to run code that lies in a run folder, which may come from somebody else, unless an option names it."""
-    for prefix, block in (("reward", settings["reward"]), ("eval.judge", settings["eval"].get("judge") or {})):
+    """Refuse what a run folder, which may come from somebody else, could do by its config unless an option names it.
+
+    That is to run code that lies in the folder, and to send a secret of this machine to a server.
+    """
+    options = {word.split("=")[0] for word in argv}
+    for prefix, block in _sources_of_run(settings):
         option = f"--{prefix}.function"
         name = block.get("function")
-        if not name or any(word.split("=")[0] == option for word in argv):
-            continue
-        file = Path(name.rpartition(":")[0]).expanduser()
-        if file.suffix == ".py" and file.resolve().is_relative_to(run.resolve()):
+        file = Path((name or "").rpartition(":")[0]).expanduser()
+        is_inside = file.suffix == ".py" and file.resolve().is_relative_to(run.resolve())
+        if name and is_inside and option not in options:
             raise UserError(
                 f"{run / 'config.yaml'} names the function {name}, whose file lies in the run folder; read it, and "
                 f"give it as {option} {name} to run it"
             )
+        token, option = block.get("token_env"), f"--{prefix}.token_env"
+        if token and option not in options:
+            raise UserError(
+                f"{run / 'config.yaml'} sends the environment variable {token} to {block.get('url')}; if that is "
+                f"right, give it as {option} {token}"
+            )
+
+
+def _sources_of_run(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(dotted name, settings) of every source in the settings of a run."""
+    reward, evaluation = settings["reward"], settings["eval"]
+    judge = evaluation.get("judge") or {}
+    groups = {"reward.sources": reward.get("sources"), "eval.judge.sources": judge.get("sources")}
+    named = [(f"{group}.{name}", block) for group, blocks in groups.items() for name, block in (blocks or {}).items()]
+    return [("reward", reward), ("eval.judge", judge), *named]
 
 
 def _check_seed(seed: int) -> None:

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,6 +18,17 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from rlhf.config.aliases import explain
+from rlhf.config.mappings import (
+    flatten,
+    is_mapping,
+    mapping_around,
+    mappings_of,
+    merge,
+    nested,
+    setting_types,
+    take,
+    type_of,
+)
 from rlhf.errors import UserError
 
 Job = TypeVar("Job")
@@ -51,6 +62,7 @@ def parse(
         hint = f"did you mean --{arguments[-1]}?" if is_pair else f"name its setting, one of `{prog} --help`"
         raise UserError(f"`{prog}` takes no argument {arguments[-1]!r}; {hint}")
     words += [f"--{positional}={argument}" for argument in arguments]
+    words, mappings = _take_mappings(kind, words)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     usage = f"{prog}{f' [{positional.upper()}]' if positional else ''} [--config FILE ...] [--SETTING VALUE ...]"
     parser = ArgumentParser(prog=prog, usage=usage, exit_on_error=False, description=kind.__doc__)
@@ -61,18 +73,18 @@ def parse(
     except ArgumentError as error:
         raise UserError(_type_message(kind, str(error))) from None
     settings.pop("config", None)
-    return _build(kind, settings.as_dict())
+    return _build(kind, settings.as_dict(), mappings)
 
 
 def from_dict(kind: type[Job], settings: dict[str, Any]) -> Job:
     """Build a job from nested settings, as `config.yaml` holds them; checks them as `parse` does."""
     _raise_all(_unknown(kind, flatten(settings)))
-    return parse(kind, to_options(settings))
+    return parse(kind, to_options(kind, settings))
 
 
-def to_options(settings: dict[str, Any]) -> list[str]:
-    """Nested settings as command-line options."""
-    return [f"--{key}={as_text(value)}" for key, value in flatten(settings).items()]
+def to_options(kind: type, settings: dict[str, Any]) -> list[str]:
+    """Nested settings of a class of jobs as command-line options."""
+    return [f"--{key}={as_text(value)}" for key, value in flatten(settings, leaves=mappings_of(kind)).items()]
 
 
 def to_yaml(job: object) -> str:
@@ -86,27 +98,7 @@ def flat_settings(job: object) -> dict[str, Any]:
     """Dotted key -> value of every setting of a job."""
     assert is_dataclass(job)
     assert not isinstance(job, type)
-    return flatten(asdict(job))
-
-
-def setting_types(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> type of every setting of a class of jobs."""
-    types: dict[str, Any] = {}
-    hints = get_type_hints(kind)
-    for item in fields(kind):
-        if is_dataclass(hints[item.name]):
-            types |= setting_types(hints[item.name], f"{prefix}{item.name}.")
-        else:
-            types[prefix + item.name] = hints[item.name]
-    return types
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return flatten(asdict(job), leaves=mappings_of(type(job)))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -159,13 +151,14 @@ def split_words(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("--"):
             arguments.append(word)
             continue
-        if not equals and types.get(key) is bool and not (waiting and waiting[0].lower() in BOOLEANS):
+        hint = type_of(types, key)
+        if not equals and hint is bool and not (waiting and waiting[0].lower() in BOOLEANS):
             value = "true"
         elif not equals and waiting and not waiting[0].startswith("--"):
             value = waiting.pop(0)
-        elif not equals and (key in types or key == "config"):
+        elif not equals and (hint is not None or key == "config"):
             raise UserError(f"option --{key} needs a value")
-        options.append(f"--{key}={_normalise(value, types.get(key))}")
+        options.append(f"--{key}={_normalise(value, hint)}")
     return arguments, options
 
 
@@ -227,11 +220,19 @@ def _raise_all(messages: Sequence[str]) -> None:
 
 def _unknown(kind: type, keys: Iterable[str]) -> list[str]:
     """A message for each of the dotted `keys` that is no setting, with the nearest one that is."""
-    valid = list(setting_types(kind))
-    return [_unknown_message(key, valid) for key in keys if key not in valid]
+    types = setting_types(kind)
+    return [_unknown_message(key, types) for key in keys if type_of(types, key) is None]
 
 
-def _unknown_message(key: str, valid: Sequence[str]) -> str:
+def _unknown_message(key: str, types: Mapping[str, Any]) -> str:
+    valid = list(types)
+    if mapping := mapping_around((name for name, hint in types.items() if is_mapping(hint)), key):
+        entry, _, setting = key.removeprefix(f"{mapping}.").partition(".")
+        inside = list(setting_types(get_args(types[mapping])[1]))
+        similar = difflib.get_close_matches(setting, inside, n=1, cutoff=0.5)
+        prefix = f"{mapping}.{entry}"
+        hint = f"did you mean {prefix}.{similar[0]}?" if similar else f"{prefix} takes {', '.join(inside)}"
+        return f"unknown setting {key}; {hint}"
     if members := [name for name in valid if name.startswith(f"{key}.")]:
         return f"{key} is a section, not a setting; it holds {', '.join(members)}"
     if explanation := explain(key, valid):
@@ -246,15 +247,85 @@ def _unknown_message(key: str, valid: Sequence[str]) -> str:
 # -------------------------------------------------------------------------------------------------- values and types
 
 
-def _build(kind: type[Job], settings: dict[str, Any], prefix: str = "") -> Job:
+def _take_mappings(kind: type, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words of a command line without those of mappings, and the mappings' values; later words win.
+
+    A file that holds one is replaced by options with its other settings.
+    """
+    mappings = mappings_of(kind)
+    values: dict[str, Any] = {}
+    others: list[str] = []
+    for word in words:
+        key, _, text = word[2:].partition("=")
+        taken: dict[str, Any] = {}
+        if (mapping := mapping_around(mappings, key)) is not None:
+            inside = key.removeprefix(mapping).removeprefix(".")
+            value = _value(text, type_of(setting_types(kind), key))
+            if not inside:
+                values.pop(mapping, None)
+            taken = {mapping: nested(inside, value) if inside else value}
+        else:
+            rest, taken = take(_content(key, text, mappings), mappings)
+            others += split_words(kind, to_options(kind, rest))[1] if taken else [word]
+        values |= {name: merge(values.get(name, {}), value) for name, value in taken.items()}
+    return others, values
+
+
+def _content(key: str, text: str, mappings: Sequence[str]) -> dict[str, Any]:
+    """What a word with a file or a whole section sets, as nested settings; {} for other words."""
+    if key == "config":
+        return read_yaml(Path(text))
+    if any(mapping.startswith(f"{key}.") for mapping in mappings):
+        whole = read_yaml(Path(text)) if Path(text).is_file() else _value(text, dict)
+        return nested(key, whole) if isinstance(whole, dict) else {}
+    return {}
+
+
+def _value(text: str, hint: Any) -> Any:
+    """An option's text inside a mapping: as YAML where anything may stand, else as it is."""
+    if hint is not Any and hint is not dict and not is_mapping(hint) and not is_dataclass(hint):
+        return None if text == "null" else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _build(
+    kind: type[Job], settings: dict[str, Any], mappings: Mapping[str, Any] | None = None, prefix: str = ""
+) -> Job:
     """A job from nested settings of the right types; the command-line library lets null pass for any type."""
     hints = get_type_hints(kind)
     values = {}
     for item in fields(kind):  # pyright: ignore[reportArgumentType]
         value, hint, key = settings[item.name], hints[item.name], prefix + item.name
+        if is_mapping(hint):
+            values[item.name] = _build_mapping(key, (mappings or {}).get(key, {}), get_args(hint)[1])
+            continue
         _check_null(key, value, hint)
-        values[item.name] = _build(hints[item.name], dict(value), f"{key}.") if is_dataclass(hint) else value
+        is_section = is_dataclass(hint)
+        section = _build(hint, dict(value), mappings, f"{key}.") if is_section else None  # pyright: ignore[reportArgumentType]
+        values[item.name] = section if is_section else value
     return kind(**values)
+
+
+def _build_mapping(key: str, entries: Any, item: Any) -> dict[str, Any]:
+    """The value of a mapping; entries that are null are left out."""
+    if not isinstance(entries, dict):
+        raise UserError(f"{key} is {entries!r}, but must be settings under names, such as {{name: ...}}")
+    if not is_dataclass(item):
+        return dict(entries)
+    built: dict[str, Any] = {}
+    for name, settings in entries.items():
+        if settings is None:
+            continue
+        if not isinstance(settings, dict):
+            raise UserError(f"{key}.{name} is {settings!r}, but must be settings, such as {{model: runs/reward}}")
+        try:
+            built[name] = parse(item, to_options(item, settings))  # pyright: ignore[reportArgumentType]
+        except UserError as error:
+            raise UserError(f"{key}.{name}.{error}") from None
+    return built
 
 
 def _check_null(key: str, value: Any, hint: Any) -> None:

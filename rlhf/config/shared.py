@@ -1,4 +1,4 @@
-"""Settings that several stages share: model, data, generation, scores, evaluation, checkpoints.
+"""Settings that several stages share: model, data, generation, evaluation, checkpoints.
 
 A dataclass checks its own values when it is made and names each setting in full, so that a mistake in a file, an option
 or a Python call gets the same message. The string under a field is its help text in `--help`.
@@ -17,6 +17,7 @@ from rlhf.config.checks import (
     divisors_near,
     reject_unused,
 )
+from rlhf.config.scores import JudgeConfig
 from rlhf.errors import UserError
 
 
@@ -189,96 +190,6 @@ class GenerationConfig:
             f"at least 0 and below generation.max_new_tokens = {self.max_new_tokens}",
         )
         check(all(self.stop_strings), "generation.stop_strings", self.stop_strings, "without empty strings")
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """A source of scores: a reward model or a Python function."""
-
-    section: ClassVar[str]
-
-    model: str | None = None
-    """Reward model: hub id, model folder or run folder of a sequence-classification model with one label."""
-    function: str | None = None
-    """Reward function, `file.py:name` or `package.module:name`; called as fn(prompts=..., completions=..., **columns)
-    with the dataset's other columns, of which it gets those that it names unless it takes **columns."""
-    batch_size: int = 64
-    """Texts per forward pass of the reward model."""
-    batch_tokens: int | None = None
-    """Tokens per forward pass of the reward model, padding included, instead of batch_size texts; null: batch_size
-    counts."""
-    normalize: bool = True
-    """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
-
-    def __post_init__(self):
-        section = self.section
-        if self.model is not None and self.function is not None:
-            raise UserError(
-                f"{section}.model and {section}.function are both set, but scores have one source; unset one, as with "
-                f"--{section}.function null"
-            )
-        check_ranges(self, {POSITIVE: ("batch_size", "batch_tokens")})
-        if self.batch_tokens is not None:
-            reject_unused(self, ("batch_size",), f"{section}.batch_tokens limits the forward passes")
-        if self.function is not None:
-            reject_unused(self, ("batch_size", "batch_tokens", "normalize"), f"{section}.function returns the scores")
-            check(":" in self.function, f"{section}.function", self.function, "of the form file.py:name or module:name")
-
-
-@dataclass(frozen=True)
-class RewardConfig(SourceConfig):
-    """The scores to maximise, and how they are changed for truncated and short responses."""
-
-    section: ClassVar[str] = "reward"
-
-    truncated: Literal["replace", "subtract", "overlong", "bootstrap", "mask"] = "replace"
-    """Responses truncated at max_new_tokens: replace their score by -missing_eos_penalty; subtract missing_eos_penalty
-    from it, as TRL does; subtract overlong_penalty near the limit, from all responses (overlong); bootstrap from the
-    critic's value at the last token; or mask them out of the loss."""
-    missing_eos_penalty: float | None = 1.0
-    """A truncated response scores minus this, whatever its reward (replace), or loses this (subtract); null keeps its
-    score."""
-    overlong_penalty: float = 1.0
-    """Subtracted from the score of a response of maximum length; grows linearly from 0 over the last overlong_buffer
-    tokens (Yu et al., 2025, DAPO)."""
-    overlong_buffer: int = 16
-    """Tokens before the limit over which overlong_penalty grows."""
-    running_scale: bool = False
-    """Divide scores by the running standard deviation of all scores, without centring (Zheng et al., 2023)."""
-    clip: float | None = None
-    """Clip scores to [-clip, clip], after scaling; null does not clip."""
-    min_length: int = 0
-    """A response with fewer tokens than this, end token included, scores -short_penalty."""
-    short_penalty: float = 1.0
-    """A response shorter than min_length scores minus this."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_ranges(self, {AT_LEAST_0: ("min_length", "overlong_penalty"), POSITIVE: ("clip", "overlong_buffer")})
-        subtracted = "at least 0, because it is subtracted"
-        check(self.short_penalty >= 0, "reward.short_penalty", self.short_penalty, subtracted)
-        penalty = self.missing_eos_penalty
-        check(penalty is None or penalty >= 0, "reward.missing_eos_penalty", penalty, f"null or {subtracted}")
-        if self.min_length == 0:
-            reject_unused(self, ("short_penalty",), "reward.min_length is 0")
-        if self.truncated not in ("replace", "subtract"):
-            reject_unused(self, ("missing_eos_penalty",), f"reward.truncated is {self.truncated}")
-        if self.truncated != "overlong":
-            unused = ("overlong_penalty", "overlong_buffer")
-            reject_unused(self, unused, f"reward.truncated is {self.truncated}")
-
-    @property
-    def has_penalties(self) -> bool:
-        """Whether the scores of truncated, overlong or short responses are changed."""
-        penalises_truncated = self.truncated in ("replace", "subtract") and self.missing_eos_penalty is not None
-        return self.min_length > 0 or self.truncated == "overlong" or penalises_truncated
-
-
-@dataclass(frozen=True)
-class JudgeConfig(SourceConfig):
-    """A second source of scores, for evaluation only; it does not influence training."""
-
-    section: ClassVar[str] = "eval.judge"
 
 
 @dataclass(frozen=True)

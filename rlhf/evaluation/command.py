@@ -14,7 +14,7 @@ from rlhf.evaluation.responses import evaluate_responses, held_out_indices
 from rlhf.evaluation.summary import sample_rows, summarise
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.loading import load_causal_lm, load_tokenizer
-from rlhf.rewards.sources import open_sources
+from rlhf.rewards.sources import open_sources, scorers_of
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder, json_safe
@@ -42,9 +42,9 @@ def evaluate_with_samples(job: EvaluateJob) -> tuple[dict[str, dict[str, float]]
     device = accelerator.device
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
     prompts = load_held_out_prompts(tokenizer, job.data, job.seed)
-    sources = open_sources({"score": job.reward, "judge": job.eval.judge}, device, prompt_sets=[prompts])
+    sources = open_sources(scorers_of(job.reward, job.eval), device, prompt_sets=[prompts])
     if not sources:
-        raise UserError("nothing to score with: set reward.model or reward.function, or eval.judge")
+        raise UserError("nothing to score with: set reward.model, reward.function or another source, or eval.judge")
 
     lm = load_causal_lm(job.model).to(device)
     warn_about_slow_weights(lm.dtype, device)

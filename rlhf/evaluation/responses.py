@@ -4,6 +4,7 @@ Every evaluation of a run uses the same prompts and the same random numbers, so 
 and a win rate compares responses pair by pair.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,19 @@ from rlhf.data.encoding import render_chat
 from rlhf.data.prompts import PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
+from rlhf.rewards.failures import check_errors
+from rlhf.rewards.mixes import score_texts
 from rlhf.rewards.penalties import apply_penalties
+from rlhf.rewards.results import Context
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.sampling import uniform_noise
-from rlhf.rollouts.stages import RequestedOutputs, Sampler, compute_logprobs_and_values, sample_responses
+from rlhf.rollouts.stages import (
+    RequestedOutputs,
+    Sampler,
+    compute_logprobs_and_values,
+    sample_responses,
+    scoring_context,
+)
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.metrics import repetition
 
@@ -43,14 +53,15 @@ class EvaluatedResponse:
     """log policy - log reference of each token, in nats; None without a reference."""
     token_logprobs: list[float]
     """log policy of each token."""
-    scores: dict[str, float]
-    """By the source's name: `score`, and `judge` where there is one."""
+    scores: dict[str, float | None]
+    """By the source's name: `score`, `reward/NAME` of each source in a mix, `judge` and `judge/NAME` where there are
+    any. None where the source does not apply, or failed and failures are skipped."""
     truncated: bool
     """Whether the length limit cut the response off."""
     repetition: float
     """Share of token pairs that occurred before in the response."""
     penalised_score: float | None = None
-    """The `score` after the penalties of training; None where there are none."""
+    """The `score` after the penalties of training; None where there are none, or no score."""
 
 
 def held_out_indices(count: int, config: EvalConfig) -> list[int]:
@@ -71,6 +82,7 @@ def evaluate_responses(
     batch_size: int,
     seed: int,
     accelerator: Any,
+    step: int = 0,
 ) -> list[EvaluatedResponse]:
     """Sample and score a response to each of the prompts `indices`, in their order.
 
@@ -78,8 +90,9 @@ def evaluate_responses(
 
     Args:
         sources: score the responses, by name.
-        reward: the penalties of training, which apply to the penalised score alone.
+        reward: the penalties of training, which apply to the penalised score alone, and whether failures are skipped.
         batch_size: responses of one forward pass on one device.
+        step: finished training steps, for sources that depend on it.
 
     Raises:
         UserError: on all ranks, where a source fails on one.
@@ -90,6 +103,7 @@ def evaluate_responses(
     if not sampler.is_greedy:
         noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
     responses: list[EvaluatedResponse] = []
+    errors: list[str | None] = []
     with raise_on_all_ranks(accelerator):
         share = range(accelerator.process_index, len(indices), ranks)
         for rows in (share[i : i + batch_size] for i in range(0, len(share), batch_size)):
@@ -101,31 +115,54 @@ def evaluate_responses(
                 rollout = compute_logprobs_and_values(
                     policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
                 )
-            texts = batch.prompts, rollout.completions, batch.columns
-            scores = {name: source(*texts) for name, source in sources.items()}
+            context = scoring_context(rollout, sampler.tokenizer, step)
+            scores, failures = _score(rollout, sources, context, reward.on_error == "skip")
+            errors += failures
             penalised = _penalised(rollout, scores, reward, sampler.config.max_new_tokens)
             responses += _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
     if ranks > 1:
-        responses = gather_object(responses)
+        responses, errors = gather_object(responses), gather_object(errors)
+    check_errors(errors, reward)
     return sorted(responses, key=lambda response: response.index)
 
 
+def _score(
+    rollout: Rollout, sources: Mapping[str, RewardSource], context: Context, skip: bool
+) -> tuple[dict[str, list[float | None]], list[str | None]]:
+    """The scores by each source, and why a response has no `score`."""
+    batch = rollout.prompts
+    scores: dict[str, list[float | None]] = {}
+    failures: list[str | None] = []
+    for name, source in sources.items():
+        mixed = score_texts(source, batch.prompts, rollout.completions, batch.columns, context, skip)
+        pairs = zip(mixed.totals, mixed.errors, strict=True)
+        scores[name] = [total if error is None else None for total, error in pairs]
+        if name == "score":
+            failures = mixed.errors
+            for part, values in mixed.by_source.items():
+                scores[f"reward/{part}"] = [None if math.isnan(value) else value for value in values]
+    return scores, failures
+
+
 def _penalised(
-    rollout: Rollout, scores: Mapping[str, list[float]], reward: RewardConfig, max_new_tokens: int
-) -> list[float] | None:
+    rollout: Rollout, scores: Mapping[str, list[float | None]], reward: RewardConfig, max_new_tokens: int
+) -> list[float | None] | None:
     """The scores after the penalties; None without scores or without penalties."""
     if "score" not in scores or not reward.has_penalties:
         return None
     lengths, truncated = rollout.response_mask.sum(-1).cpu(), rollout.truncated.cpu()
-    return apply_penalties(torch.tensor(scores["score"]), lengths, truncated, reward, max_new_tokens).tolist()
+    numbers = torch.tensor([score or 0.0 for score in scores["score"]])
+    penalised = apply_penalties(numbers, lengths, truncated, reward, max_new_tokens).tolist()
+    pairs = zip(penalised, scores["score"], strict=True)
+    return [None if score is None else value for value, score in pairs]
 
 
 def _evaluated(
     rollout: Rollout,
     tokenizer: Any,
     indices: Sequence[int],
-    scores: Mapping[str, list[float]],
-    penalised: list[float] | None,
+    scores: Mapping[str, list[float | None]],
+    penalised: list[float | None] | None,
 ) -> list[EvaluatedResponse]:
     batch = rollout.prompts
     repeated = repetition(rollout.response_ids, rollout.response_mask)

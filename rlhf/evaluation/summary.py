@@ -1,6 +1,6 @@
 """Statistics of evaluated responses, and the rows of `samples.jsonl`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from tabular.core.statistics import bootstrap_interval
 
 
 def summarise(
-    responses: Sequence[EvaluatedResponse], start_scores: Sequence[dict[str, float]] | None = None
+    responses: Sequence[EvaluatedResponse], start_scores: Sequence[Mapping[str, float | None]] | None = None
 ) -> dict[str, float]:
     """Means over responses, with 95% bootstrap intervals of the scores.
 
@@ -20,14 +20,13 @@ def summarise(
 
     Args:
         start_scores: the scores of the policy before training on the same prompts; adds the win rate against them,
-            by the judge where there is one, else by the reward source. A tie is half a win.
+            by the first judge where there is one, else by the reward source. A tie is half a win.
     """
     lengths = [len(r.tokens) for r in responses]
     summary: dict[str, float] = {"prompts": float(len(responses))}
     for name in responses[0].scores:
-        summary |= _mean_with_interval(name, [r.scores[name] for r in responses])
-    if all(r.penalised_score is not None for r in responses):
-        summary |= _mean_with_interval("penalised_score", [r.penalised_score or 0.0 for r in responses])
+        summary |= _mean_with_interval(name, _present(r.scores[name] for r in responses))
+    summary |= _mean_with_interval("penalised_score", _present(r.penalised_score for r in responses))
     if all(r.token_kl is not None for r in responses):
         summary["kl"] = float(np.mean([sum(r.token_kl or []) for r in responses]))
     words = [r.response.split() for r in responses]
@@ -40,11 +39,17 @@ def summarise(
         "entropy": float(-sum(sum(r.token_logprobs) for r in responses) / sum(lengths)),
     }
     if start_scores is not None:
-        name = "judge" if "judge" in responses[0].scores else "score"
-        now = np.array([r.scores[name] for r in responses])
-        start = np.array([scores[name] for scores in start_scores])
-        summary |= _mean_with_interval("win_rate", ((now > start) + 0.5 * (now == start)).tolist())
+        name = next((name for name in responses[0].scores if name.startswith("judge")), "score")
+        # A missing score is nan here, and no comparison with it counts.
+        now = np.array([r.scores[name] for r in responses], dtype=float)
+        start = np.array([scores[name] for scores in start_scores], dtype=float)
+        wins = ((now > start) + 0.5 * (now == start))[~np.isnan(now - start)]
+        summary |= _mean_with_interval("win_rate", wins.tolist())
     return summary
+
+
+def _present(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def selection_score(summary: Mapping[str, float]) -> float:
@@ -53,6 +58,8 @@ def selection_score(summary: Mapping[str, float]) -> float:
 
 
 def _mean_with_interval(name: str, values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
     interval = bootstrap_interval(values)
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 

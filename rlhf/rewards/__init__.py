@@ -1,7 +1,8 @@
-"""Sources of scores: Python functions, reward models and reward adapters, and the rules applied to their scores.
+"""Sources of scores: functions, rules, reward models and adapters, their weighted mixes, and penalties.
 
-`sources` defines what a source is and opens the one that a config names; `functions`, `models` and `adapters` each
-hold a kind of source; `rules` applies penalties. Mixtures of sources and reward servers belong here.
+`sources` defines what a source is and opens those that a config names; `functions`, `rules`, `models` and `adapters`
+each hold a kind of source; `mixes` sums several; `results` has what a source may return; `failures` and `penalties`
+apply a run's limits and penalties.
 
 May import: rlhf.data, rlhf.models, rlhf.config, rlhf.records, rlhf.errors.
 """

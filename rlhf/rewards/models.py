@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rlhf.data.batching import group_by_length
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
-from rlhf.errors import UserError
 from rlhf.models.loading import context_length_of, load_tokenizer
 from rlhf.models.reward_models import load_reward_model
 from rlhf.models.trunk import sequence_scores
+from rlhf.rewards.results import TEXTS_ONLY, Context, Failure, Score, as_numbers, describe_row
 
 _UNBOUNDED = 1_000_000
 """Length limit in tokens for a model without a context length."""
@@ -61,26 +61,35 @@ class ScoringModel:
         """Raw scores of right-padded texts."""
         raise NotImplementedError
 
-    @torch.no_grad()
+    def __str__(self) -> str:
+        return f"reward model {self.path}"
+
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
         """One score for each completion.
 
         Raises:
             UserError: a score is not finite.
         """
+        return as_numbers(self.score(prompts, completions, columns), str(self), prompts, completions)
+
+    @torch.no_grad()
+    def score(
+        self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]], context: Context = TEXTS_ONLY
+    ) -> list[Score]:
+        """One score for each completion; a Failure where it is not finite."""
         encoded = encode_for_scoring(self.tokenizer, prompts, completions, self.append_eos, self.max_length)
         scores = torch.empty(len(encoded))
         for rows in group_by_length([len(ids) for ids in encoded], self.batch_size, self.batch_tokens):
             ids, mask = pad([encoded[i] for i in rows], padding_id(self.tokenizer), "right")
             scores[rows] = self.forward(ids.to(self.device), mask.to(self.device)).cpu()
         scores = (scores - self.mean) / self.std
-        if not bool(scores.isfinite().all()):
-            bad = int((~scores.isfinite()).nonzero()[0])
-            raise UserError(
-                f"reward model {self.path} gives the completion {completions[bad]!r:.120} the score "
-                f"{float(scores[bad])}, which is not finite (score_mean is {self.mean}, score_std is {self.std})"
+        numbers: list[Score] = scores.tolist()
+        for row in (~scores.isfinite()).nonzero().flatten().tolist():
+            numbers[row] = Failure(
+                f"{self} gives {describe_row(row, prompts, completions)} the score {numbers[row]}, which is not finite "
+                f"(score_mean is {self.mean}, score_std is {self.std})"
             )
-        return scores.tolist()
+        return numbers
 
 
 class ModelReward(ScoringModel):

@@ -34,3 +34,9 @@ def apply_penalties(
         free = max_new_tokens - config.overlong_buffer
         scores = scores - config.overlong_penalty * ((lengths - free) / config.overlong_buffer).clamp(0, 1)
     return scores
+
+
+def is_replaced(lengths: Int[Tensor, "B"], truncated: Bool[Tensor, "B"], config: RewardConfig) -> Bool[Tensor, "B"]:
+    """True on the responses whose score a penalty replaces, with all that single tokens earned."""
+    replaces = config.truncated == "replace" and config.missing_eos_penalty is not None
+    return (lengths < config.min_length) | (truncated & replaces)

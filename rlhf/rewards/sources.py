@@ -5,17 +5,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rlhf.config.jobs import ModelConfig, SourceConfig
+from rlhf.config.jobs import EvalConfig, MixConfig, ModelConfig, RewardConfig, SourceSettings
 from rlhf.data.prompts import PromptSet
 from rlhf.models.reward_models import is_compatible_adapter
 from rlhf.rewards.adapters import AdapterReward
-from rlhf.rewards.functions import FunctionReward, load_function
+from rlhf.rewards.functions import FunctionReward, load_function, open_rule
+from rlhf.rewards.mixes import Mix
 from rlhf.rewards.models import ModelReward
 
 
 @runtime_checkable
 class RewardSource(Protocol):
-    """Anything that scores completions."""
+    """Anything that scores completions.
+
+    Our sources also have `score`, which takes a `Context` too and gives rewards by token, None and failures
+    (`rlhf.rewards.results`); `rlhf.rewards.mixes.score_texts` reads both.
+    """
 
     def __call__(self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]) -> list[float]:
         """One finite score for each completion.
@@ -28,10 +33,21 @@ class RewardSource(Protocol):
         ...
 
 
+def scorers_of(reward: RewardConfig, evaluation: EvalConfig) -> dict[str, SourceSettings]:
+    """The sources of a job: `score`, `judge`, and `judge/NAME` for each of `eval.judge.sources`."""
+    return {
+        "score": reward,
+        "judge": evaluation.judge,
+        **{f"judge/{name}": settings for name, settings in evaluation.judge.sources.items()},
+    }
+
+
 def open_source(
-    config: SourceConfig, device: torch.device | str, prompt_sets: Sequence[PromptSet] = ()
+    config: SourceSettings,
+    device: torch.device | str,
+    prompt_sets: Sequence[PromptSet] = (),
 ) -> RewardSource | None:
-    """Open the source that a config names; None where it names none.
+    """Open the one source that a config names; None where it names none.
 
     Args:
         prompt_sets: the prompts that it will score, whose columns a function is checked against.
@@ -40,58 +56,109 @@ def open_source(
         UserError: it cannot be opened.
     """
     if config.function is not None:
-        return open_function(load_function(config.function), config.function, prompt_sets)
+        function = load_function(config.function)
+        return open_function(function, config.function, prompt_sets, config.parameters, config.timeout)
+    if config.rule is not None:
+        source = open_rule(config.rule, config.parameters, config.timeout)
+        return _checked(source, prompt_sets)
     if config.model is not None:
         return ModelReward(config.model, device, config.batch_size, config.batch_tokens, config.normalize)
     return None
 
 
-def open_function(function: Callable[..., Any], name: str, prompt_sets: Sequence[PromptSet]) -> FunctionReward:
-    """A function as a source.
+def open_function(
+    function: Callable[..., Any],
+    name: str,
+    prompt_sets: Sequence[PromptSet],
+    parameters: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> FunctionReward:
+    """A function, a class or an object of one as a source.
 
     Raises:
-        UserError: it cannot be called with the columns of the prompts that it will score.
+        UserError: it cannot be called with these parameters, or with the columns of the prompts that it will score.
     """
-    source = FunctionReward(function, name)
+    return _checked(FunctionReward(function, name, parameters, timeout), prompt_sets)
+
+
+def _checked(source: FunctionReward, prompt_sets: Sequence[PromptSet]) -> FunctionReward:
     for prompts in prompt_sets:
         source.check_columns(prompts.columns, prompts.path)
     return source
 
 
 def open_sources(
-    configs: Mapping[str, SourceConfig],
-    device: torch.device | str,
-    policy: ModelConfig | None = None,
-    prompt_sets: Sequence[PromptSet] = (),
+    configs: Mapping[str, SourceSettings], device: torch.device | str, prompt_sets: Sequence[PromptSet] = ()
 ) -> dict[str, RewardSource]:
     """Open sources under their names, those that no config sets left out.
 
-    Functions are opened first, so that a mistake in one is reported before a model is loaded.
+    Args:
+        prompt_sets: the prompts that they will score, whose columns functions are checked against.
+    """
+    return combine(configs, open_apart(configs, device, None, prompt_sets))
+
+
+def open_apart(
+    configs: Mapping[str, SourceSettings],
+    device: torch.device | str,
+    policy: ModelConfig | None,
+    prompt_sets: Sequence[PromptSet] = (),
+) -> dict[str, RewardSource]:
+    """Open each source alone, those of a mix as `NAME.SOURCE`; `combine` makes mixes of them.
+
+    Models are opened last, so that a mistake in another source is reported before one is loaded.
 
     Args:
         policy: leave out the sources that share this policy's base; `attach_sources` opens them on the loaded policy.
-        prompt_sets: the prompts that they will score, whose columns functions are checked against.
     """
+    parts = _parts(configs)
     opened: dict[str, RewardSource] = {}
-    for name in sorted(configs, key=lambda n: configs[n].function is None):
-        if policy is None or not shares_base(configs[name], policy):
-            source = open_source(configs[name], device, prompt_sets)
+    for name in sorted(parts, key=lambda n: parts[n].model is not None):
+        if policy is None or not shares_base(parts[name], policy):
+            source = open_source(parts[name], device, prompt_sets)
             if source is not None:
                 opened[name] = source
-    return {name: opened[name] for name in configs if name in opened}
+    return opened
 
 
 def attach_sources(
-    configs: Mapping[str, SourceConfig], device: torch.device | str, policy: ModelConfig, policy_lm: Any
+    configs: Mapping[str, SourceSettings], device: torch.device | str, policy: ModelConfig, policy_lm: Any
 ) -> dict[str, RewardSource]:
-    """Open the sources that `open_sources` left out, as adapters on the policy's language model."""
+    """Open the sources that `open_apart` left out, as adapters on the policy's language model."""
     return {
         name: AdapterReward(config.model, policy_lm, device, config.batch_size, config.batch_tokens, config.normalize)
-        for name, config in configs.items()
+        for name, config in _parts(configs).items()
         if config.model is not None and shares_base(config, policy)
     }
 
 
-def shares_base(config: SourceConfig, policy: ModelConfig) -> bool:
+def combine(configs: Mapping[str, SourceSettings], opened: Mapping[str, RewardSource]) -> dict[str, RewardSource]:
+    """Sources that were opened apart, with those of `reward.sources` as one mix; in the order of the configs."""
+    combined: dict[str, RewardSource] = {}
+    for name, config in configs.items():
+        if isinstance(config, MixConfig) and config.sources:
+            weights = {part: source.weight for part, source in config.sources.items()}
+            combined[name] = Mix({part: opened[f"{name}.{part}"] for part in config.sources}, weights)
+        elif name in opened:
+            combined[name] = opened[name]
+    return combined
+
+
+def _parts(configs: Mapping[str, SourceSettings]) -> dict[str, SourceSettings]:
+    """The configs of single sources, those of a mix as `NAME.SOURCE`."""
+    parts: dict[str, SourceSettings] = {}
+    for name, config in configs.items():
+        mixed = config.sources if isinstance(config, MixConfig) else {}
+        parts |= {f"{name}.{part}": source for part, source in mixed.items()} or {name: config}
+    return parts
+
+
+def models_of(source: RewardSource | None) -> list[Any]:
+    """The models of a source, or of those in a mix."""
+    sources = source.sources.values() if isinstance(source, Mix) else [source]
+    return [model for part in sources if (model := getattr(part, "model", None)) is not None]
+
+
+def shares_base(config: SourceSettings, policy: ModelConfig) -> bool:
     """Whether the source is a reward adapter on the base of this adapted policy."""
-    return config.function is None and config.model is not None and is_compatible_adapter(config.model, policy)
+    return config.model is not None and is_compatible_adapter(config.model, policy)

@@ -16,6 +16,7 @@ from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Prompts, Rollout, interleave, select, to_device
+from rlhf.rewards.failures import check_errors
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.microbatches import first_epoch_microbatches
 from rlhf.rollouts.stages import (
@@ -74,15 +75,28 @@ class Collector:
         rows = self._own_rows(len(rollout))
         return self._gather(self._compute_logprobs_and_values(select(rollout, rows), self.requested))
 
-    def score(self, rollout: Rollout) -> Rollout:
-        """The rollout with its scores, and for ReMax those of the greedy responses to its prompts."""
+    def score(self, rollout: Rollout, step: int = 0) -> Rollout:
+        """The rollout with its scores, and for ReMax those of the greedy responses to its prompts.
+
+        Args:
+            step: finished training steps, for sources that depend on it.
+        """
         rows = self._own_rows(len(rollout))
         with self.timer("score"):
-            own = self._score(select(rollout, rows))
+            own = self._score(select(rollout, rows), step)
             if self.job.ppo.estimator == "remax":
-                own = replace(own, baseline_scores=self._greedy_scores(rollout.prompts, rows))
+                own = self._with_greedy_scores(own, rollout.prompts, rows, step)
         scored = self._gather(own)
-        return replace(rollout, scores=scored.scores, baseline_scores=scored.baseline_scores)
+        check_errors(scored.errors, self.job.reward)
+        by_token = scored.score_by_token
+        return replace(
+            rollout,
+            scores=scored.scores,
+            baseline_scores=scored.baseline_scores,
+            score_by_token=by_token if by_token is not None and bool(by_token.any()) else None,
+            source_scores=scored.source_scores,
+            errors=scored.errors,
+        )
 
     def _own_rows(self, count: int) -> Int[Tensor, "_"]:
         """The rows of a batch that this process computes."""
@@ -120,15 +134,21 @@ class Collector:
                 first_forward if covers_minibatch else None,
             )
 
-    def _score(self, rollout: Rollout) -> Rollout:
+    def _score(self, rollout: Rollout, step: int) -> Rollout:
         assert self.source is not None
+        max_new_tokens, tokenizer = self.job.generation.max_new_tokens, self.sampler.tokenizer
         with raise_on_all_ranks(self.accelerator):
-            return score_rollout(rollout, self.source, self.job.reward, self.job.generation.max_new_tokens)
+            return score_rollout(rollout, self.source, self.job.reward, max_new_tokens, tokenizer, step)
 
-    def _greedy_scores(self, prompts: Prompts, rows: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-        """The scores of the greedy responses to the prompts of some rows; each prompt is answered once."""
+    def _with_greedy_scores(self, own: Rollout, prompts: Prompts, rows: Int[Tensor, "N"], step: int) -> Rollout:
+        """Some rows with the scores of the greedy responses to their prompts; each prompt is answered once."""
         group_size = self.job.ppo.samples_per_prompt
         groups, group_of_row = (rows // group_size).unique(return_inverse=True)
         batch = to_device(select(prompts, groups * group_size), self.accelerator.device)
-        greedy = self._sample(batch, None)
-        return self._score(greedy).scores[group_of_row.to(self.accelerator.device)]
+        greedy = self._score(self._sample(batch, None), step)
+        scores = greedy.scores[group_of_row.to(self.accelerator.device)]
+        if own.errors is None or greedy.errors is None:
+            return replace(own, baseline_scores=scores)
+        of_greedy = [greedy.errors[group] for group in group_of_row.tolist()]
+        errors = [error or other for error, other in zip(own.errors, of_greedy, strict=True)]
+        return replace(own, baseline_scores=scores, errors=errors)

@@ -11,17 +11,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.config.shared import GenerationConfig, RewardConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import GenerationConfig
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.compiled_layers import uncompiled
 from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
 from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, select, trim
-from rlhf.rewards.penalties import apply_penalties
+from rlhf.rewards.mixes import score_texts
+from rlhf.rewards.penalties import apply_penalties, is_replaced
+from rlhf.rewards.results import Context
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.engines import check_engine
 from rlhf.rollouts.sampling import sample
 from rlhf.rollouts.stopping import StopStrings, make_logit_transform, resolve_stop_ids
+from rlhf.rollouts.token_ends import token_ends
 
 FirstForward = Callable[[Tokens], PolicyOutput]
 """Computes the policy's output of a rollout's first group."""
@@ -215,12 +219,53 @@ def bootstrap_values(policy: ActorCritic, rollout: Rollout, groups: Sequence[Int
     return values
 
 
-def score_rollout(rollout: Rollout, source: RewardSource, config: RewardConfig, max_new_tokens: int) -> Rollout:
-    """The rollout with the source's score of each response, penalties applied."""
-    scores = source(rollout.prompts.prompts, rollout.completions, rollout.prompts.columns)
-    scores = torch.tensor(scores, dtype=torch.float32, device=rollout.response_ids.device)
-    lengths = rollout.response_mask.sum(-1)
-    return replace(rollout, scores=apply_penalties(scores, lengths, rollout.truncated, config, max_new_tokens))
+def score_rollout(
+    rollout: Rollout,
+    source: RewardSource,
+    config: RewardConfig,
+    max_new_tokens: int,
+    tokenizer: Any = None,
+    step: int = 0,
+) -> Rollout:
+    """The rollout with the source's score of each response, penalties applied.
+
+    Args:
+        tokenizer: decoded the responses; None where rewards by token need not be aligned.
+        step: finished training steps.
+
+    Raises:
+        UserError: the source fails, unless `reward.on_error` skips the rows that it fails on.
+    """
+    prompts, completions = rollout.prompts, rollout.completions
+    skip = config.on_error == "skip"
+    context = scoring_context(rollout, tokenizer, step)
+    mixed = score_texts(source, prompts.prompts, completions, prompts.columns, context, skip)
+    device, mask = rollout.response_ids.device, rollout.response_mask
+    scores = torch.tensor(mixed.totals, dtype=torch.float32, device=device)
+    lengths = mask.sum(-1)
+    by_token = torch.zeros(mask.shape, device=device)
+    for row, rewards in enumerate(mixed.by_token):
+        if rewards is not None:
+            by_token[row, mask[row]] = torch.tensor(rewards, device=device)
+    replaced = is_replaced(lengths, rollout.truncated, config).unsqueeze(-1)
+    by_source = {name: torch.tensor(values, device=device) for name, values in mixed.by_source.items()}
+    return replace(
+        rollout,
+        scores=apply_penalties(scores, lengths, rollout.truncated, config, max_new_tokens),
+        score_by_token=torch.where(replaced, 0, by_token),
+        source_scores=by_source or None,
+        errors=mixed.errors if skip else None,
+    )
+
+
+def scoring_context(rollout: Rollout, tokenizer: Any, step: int) -> Context:
+    """What sources may use of a rollout besides texts and columns."""
+    ids = rollout.token_ids()
+
+    def ends(row: int) -> list[int]:
+        return token_ends(tokenizer, ids[row], rollout.completions[row])
+
+    return Context(step, ids, None if tokenizer is None else ends)
 
 
 def decode(sampler: Sampler, ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> list[str]:

@@ -49,9 +49,10 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) ->
     """Statistics of a rollout batch; those of a response are sums over its tokens, averaged over responses."""
     rollout, mask = batch.rollout, batch.rollout.response_mask
     responses = len(rollout)
+    is_scored = rollout.is_scored
     values = {
-        "objective/score": rollout.scores.mean(),
-        "objective/reward": masked_sum(batch.rewards, mask) / responses,
+        "objective/score": rollout.scores[is_scored].mean(),
+        "objective/reward": masked_sum(batch.rewards[is_scored], mask[is_scored]) / is_scored.sum(),
         "objective/entropy": -masked_sum(rollout.old_logprobs, mask) / responses,
         "response/length": mask.sum() / responses,
         "response/eos_fraction": 1 - rollout.truncated.float().mean(),
@@ -65,12 +66,24 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float, has_critic: bool = True) ->
             "objective/kl_k3": masked_sum(k3, mask) / responses,
         }
     if has_critic:
-        values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, mask)
+        scored_mask = mask & is_scored.unsqueeze(-1)
+        values["value/explained_variance"] = explained_variance(rollout.old_values, batch.returns, scored_mask)
         values["value/mean"] = masked_mean(rollout.old_values, mask)
     if rollout.sampler_logprobs is not None:
         mismatch = (rollout.sampler_logprobs - rollout.old_logprobs).abs()
         values["policy/sampler_mismatch"] = masked_mean(mismatch, mask)
+    if rollout.errors is not None:
+        values["reward/errors"] = (~is_scored).sum()
+    for name, scores in (rollout.source_scores or {}).items():
+        values |= source_statistics(name, scores)
     return {name: float(value) for name, value in values.items()} | {"objective/kl_coef": float(kl_coef)}
+
+
+def source_statistics(name: str, scores: Float[Tensor, "B"]) -> dict[str, Tensor]:
+    """Mean and deviation of one source's raw scores, over the responses that it applies to; nan where there is none."""
+    scores = scores[~scores.isnan()].double()
+    std = scores.std(correction=0) if len(scores) else scores.mean()
+    return {f"reward/{name}/mean": scores.mean(), f"reward/{name}/std": std}
 
 
 def repetition(ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf.config.ppo import PPOConfig
-from rlhf.config.shared import RewardConfig
+from rlhf.config.scores import RewardConfig
 from rlhf.records import PPOBatch, Rollout, last_index
 from tabular.core.kl import kl_estimate
 from tabular.core.masked import masked_whiten, unit_scale
@@ -90,13 +90,22 @@ def make_batch(
     """Rewards, advantages and returns of a whole rollout batch."""
     mask = loss_mask = rollout.response_mask
     scores = scale_and_clip(rollout.scores, reward, scale)
+    by_token = None
+    if rollout.score_by_token is not None:
+        # Clipping and penalties change the rest of the score, which belongs to the last token.
+        by_token = rollout.score_by_token if scale is None else rollout.score_by_token / scale.std
+        scores = scores - by_token.sum(-1)
     if reward.truncated == "bootstrap":
         # A truncated response is unfinished: the critic's value of its last state replaces the score.
         assert rollout.bootstrap_values is not None
         scores = torch.where(rollout.truncated, config.gamma * rollout.bootstrap_values, scores)
     if reward.truncated == "mask":
         loss_mask = mask & ~rollout.truncated.unsqueeze(-1)
+    if rollout.errors is not None:
+        loss_mask = loss_mask & rollout.is_scored.unsqueeze(-1)
     rewards = token_rewards(rollout, scores, kl_coef if config.kl_placement == "reward" else 0.0, config.kl_estimator)
+    if by_token is not None:
+        rewards = rewards + by_token
     if config.whiten_rewards:
         rewards = rewards * unit_scale(rewards, loss_mask)  # the scale of the tokens in the loss, applied to all
     baselines = None if rollout.baseline_scores is None else scale_and_clip(rollout.baseline_scores, reward, scale)
@@ -112,14 +121,15 @@ def estimate(
     """Advantages and returns by `ppo.estimator`, before whitening."""
     mask = rollout.response_mask
     size = config.samples_per_prompt
+    is_scored = None if rollout.errors is None else rollout.is_scored
     if config.estimator == "gae":
         return gae_estimates(rewards, rollout.old_values, mask, config)
     if config.estimator == "rloo":
-        return broadcast_over_tokens(rloo(sum_over_tokens(rewards, mask), size), mask), returns_to_go(
+        return broadcast_over_tokens(rloo(sum_over_tokens(rewards, mask), size, is_scored), mask), returns_to_go(
             rewards, mask, 1.0
         )
     if config.estimator == "grpo":
-        advantages = grpo(sum_over_tokens(rewards, mask), size, config.grpo_divide_by_std)
+        advantages = grpo(sum_over_tokens(rewards, mask), size, config.grpo_divide_by_std, is_scored)
         return broadcast_over_tokens(advantages, mask), returns_to_go(rewards, mask, 1.0)
     returns = returns_to_go(rewards, mask, config.gamma)
     if config.estimator == "reinforce_pp":
@@ -147,28 +157,51 @@ def gae_estimates(
     return advantages, torch.where(mask, targets + values, 0)
 
 
-def rloo(rewards: Float[Tensor, "B"], size: int) -> Float[Tensor, "B"]:
+def rloo(rewards: Float[Tensor, "B"], size: int, is_scored: Bool[Tensor, "B"] | None = None) -> Float[Tensor, "B"]:
     """Each response's reward less the mean of the others to its prompt (Ahmadian et al., 2024, arXiv 2402.14740).
 
     As in the paper, in TRL and in verl, the reward includes the KL penalty of the whole response. OpenRLHF compares the
     scores alone and adds to each token the KL penalties from itself on, without a baseline: unbiased, but not RLOO.
+
+    Args:
+        is_scored: False on responses without a score, which count in no mean; None: all have one. A response without
+            others to compare with gets 0.
     """
     groups = rewards.view(-1, size)
-    others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
-    return (groups - others).flatten()
+    if is_scored is None:
+        others = (groups.sum(-1, keepdim=True) - groups) / (size - 1)
+        return (groups - others).flatten()
+    scored = is_scored.view(-1, size)
+    groups = torch.where(scored, groups, 0)
+    count = scored.sum(-1, keepdim=True)
+    others = (groups.sum(-1, keepdim=True) - groups) / (count - 1).clamp(min=1)
+    return torch.where(scored & (count > 1), groups - others, 0).flatten()
 
 
-def grpo(rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True) -> Float[Tensor, "B"]:
+def grpo(
+    rewards: Float[Tensor, "B"], size: int, divide_by_std: bool = True, is_scored: Bool[Tensor, "B"] | None = None
+) -> Float[Tensor, "B"]:
     """Each response's reward less its group's mean, over the group's (unbiased) deviation.
 
     Shao et al. (2024), arXiv 2402.03300. Without the division prompts of every difficulty count alike (Liu et al.,
     2025, arXiv 2503.20783). TRL, verl and OpenRLHF compute the same but for what they add to the deviation: 1e-4, 1e-6
     (as here) and 1e-9, which matters only where scores hardly differ.
+
+    Args:
+        is_scored: as for `rloo`.
     """
     groups = rewards.double().view(-1, size)  # in float32 the mean of equal scores need not equal the score
-    advantages = groups - groups.mean(-1, keepdim=True)
+    if is_scored is None:
+        advantages = groups - groups.mean(-1, keepdim=True)
+        std = groups.std(-1, keepdim=True)
+    else:
+        scored = is_scored.view(-1, size)
+        count = scored.sum(-1, keepdim=True)
+        mean = torch.where(scored, groups, 0).sum(-1, keepdim=True) / count.clamp(min=1)
+        advantages = torch.where(scored, groups - mean, 0)
+        std = (advantages.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     if divide_by_std:
-        advantages = advantages / (groups.std(-1, keepdim=True) + GROUP_STD_EPS)
+        advantages = advantages / (std + GROUP_STD_EPS)
     return advantages.flatten().to(rewards.dtype)
 
 

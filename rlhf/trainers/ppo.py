@@ -61,7 +61,7 @@ class PPOTrainer:
         """
         if job.data.path is None and not custom_loop:
             raise UserError("data.path is not set; give it with --data.path or in a --config file")
-        if not custom_loop and reward is None and job.reward.model is None and job.reward.function is None:
+        if not custom_loop and reward is None and not job.reward.is_set:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         self.run = RunFolder(job.output, job.resume)
         self.accelerator = open_accelerator(
@@ -98,7 +98,7 @@ class PPOTrainer:
         self.kl_coef = make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
         self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
-        self._start_scores: list[dict[str, float]] | None = None
+        self._start_scores: list[dict[str, float | None]] | None = None
         self._generate_calls = 0
         self._folder_is_open = False
 
@@ -220,7 +220,7 @@ class PPOTrainer:
         if self.source is None:
             raise UserError("no score: set reward.model or reward.function, or fill in the rollout's scores yourself")
         try:
-            return self.collector.score(rollout)
+            return self.collector.score(rollout, self.state.step)
         except UserError:
             if self.state.step > 0:
                 self.save()
@@ -232,7 +232,7 @@ class PPOTrainer:
         if not bool(rollout.old_logprobs[rollout.response_mask].isfinite().all()):
             rollout = self.compute_logprobs_and_values(rollout)
         if self.reward_scale is not None:
-            self.reward_scale.update(rollout.scores)
+            self.reward_scale.update(rollout.scores[rollout.is_scored])
         return make_batch(rollout, self.job.ppo, self.kl_coef.coef, self.job.reward, self.reward_scale)
 
     def update(self, batch: PPOBatch) -> dict[str, float]:
@@ -295,6 +295,7 @@ class PPOTrainer:
             batch_size=self.job.eval.batch_size,
             seed=self.job.seed,
             accelerator=self.accelerator,
+            step=self.state.step,
         )
         summary = summarise(responses, self._start_scores)
         state = self.state

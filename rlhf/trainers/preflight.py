@@ -10,6 +10,7 @@ from rlhf.config.jobs import PPOJob
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.token_statistics import token_statistics_bytes
 from rlhf.models.trunk import unwrap_peft
+from rlhf.rewards.sources import models_of
 from rlhf.rollouts.generation_config import ignored_generation_settings
 from rlhf.trainers.setup import RunData, RunModels
 
@@ -20,8 +21,8 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     """What a run with this data and these models will do, and its memory."""
     longest = data.longest_prompt + job.generation.max_new_tokens
     others = {} if models.reference is None else {"reference": models.reference.lm}
-    if (reward_model := getattr(models.scorers.get("score"), "model", None)) is not None:
-        others["reward model"] = reward_model
+    reward_models = models_of(models.scorers.get("score"))
+    others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
     return describe_run(
         job,
         ranks=ranks,

@@ -9,7 +9,6 @@ import torch
 
 from rlhf.config.jobs import PPOConfig, PPOJob
 from rlhf.config.parsing import read_yaml
-from rlhf.config.shared import SourceConfig
 from rlhf.data.prompts import PromptSet, load_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import held_out_indices
@@ -19,7 +18,7 @@ from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.distribution import check_head
 from rlhf.models.loading import check_causal, context_length_of, load_causal_lm, load_tokenizer, resolve
 from rlhf.models.trunk import disable_dropout
-from rlhf.rewards.sources import RewardSource, attach_sources, open_function, open_sources
+from rlhf.rewards.sources import RewardSource, attach_sources, combine, open_apart, open_function, scorers_of
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
 from rlhf.run.precision import warn_about_slow_weights
@@ -70,7 +69,7 @@ class RunModels:
     """None with `ppo.use_reference: false`."""
     sampler: Sampler
     scorers: Mapping[str, RewardSource]
-    """`score`, the source that is trained on, and `judge`, a second one for evaluations; each where there is one."""
+    """`score`, the source that is trained on, and for evaluations `judge` and `judge/NAME`; each where there is one."""
     dropout_rates: dict[str, float]
     """The policy's original dropout rates, for its exported config."""
 
@@ -125,20 +124,20 @@ def load_models(
     Raises:
         UserError: a model, a reward function or a setting that depends on them cannot work.
     """
+    configs = scorers_of(job.reward, job.eval)
     sources: dict[str, RewardSource] = {}
-    configs: dict[str, SourceConfig] = {"judge": job.eval.judge}
-    if reward is None:
-        configs["score"] = job.reward
-    else:
-        sources["score"] = open_function(reward, getattr(reward, "__name__", "reward"), prompt_sets)
-    sources |= open_sources(configs, device, job.model, prompt_sets)
+    if reward is not None:
+        del configs["score"]
+        name = getattr(reward, "__name__", type(reward).__name__)
+        sources["score"] = open_function(reward, name, prompt_sets)
+    sources |= open_apart(configs, device, job.model, prompt_sets)
     lm = load_causal_lm(job.model)
     warn_about_slow_weights(lm.dtype, device)
     sampler = Sampler.of(tokenizer, lm, job.generation)
     dropout_rates = disable_dropout(lm)
     check_head(lm)
     policy = build_policy(job, lm)
-    sources |= attach_sources(configs, device, job.model, policy.lm)
+    sources |= combine(configs, sources | attach_sources(configs, device, job.model, policy.lm))
     reference = Reference.of(policy.lm).to(device) if job.ppo.use_reference else None
     if job.model.compile:
         # The reference too: before the first update it must compute exactly the numbers of the policy.
@@ -148,7 +147,7 @@ def load_models(
         policy=policy,
         reference=reference,
         sampler=sampler,
-        scorers={name: sources[name] for name in ("score", "judge") if name in sources},
+        scorers={name: sources[name] for name in ("score", *configs) if name in sources},
         dropout_rates=dropout_rates,
     )
 

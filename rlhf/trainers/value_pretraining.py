@@ -49,9 +49,10 @@ def pretrain_critic(
     for number in range(config.pretraining_steps):
         rollout = collect(number)
         if reward_scale is not None:
-            reward_scale.update(rollout.scores)
+            reward_scale.update(rollout.scores[rollout.is_scored])
         batch = make_batch(rollout, monte_carlo, kl_coef, job.reward, reward_scale)
-        explained = float(explained_variance(rollout.old_values, batch.returns, rollout.response_mask))
+        scored_mask = rollout.response_mask & rollout.is_scored.unsqueeze(-1)
+        explained = float(explained_variance(rollout.old_values, batch.returns, scored_mask))
         metrics = learner.update(batch, number, kl_coef, critic_only=True, lr=job.ppo.lr)
         yield PretrainingResult(number + 1, explained, metrics["value/loss"])
         if explained > best + MIN_IMPROVEMENT:

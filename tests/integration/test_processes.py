@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from rlhf.config.jobs import DataConfig, DPOJob, LoraConfig, ModelConfig, TrainingConfig
 from rlhf.config.parsing import to_yaml
+from rlhf.config.scores import WeightedSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,16 +62,38 @@ VARIANTS = {
     "token budget, unequal numbers of forward passes, no reference": {
         "ppo": {"microbatch_size": 16, "microbatch_tokens": 20, "kl_coef": 0.0, "use_reference": False}
     },
+    "mix, rewards by token, skipped responses": {
+        "reward": {
+            "function": None,
+            "sources": {
+                "words": WeightedSource(function="{functions}:by_word"),
+                "picky": WeightedSource(function="{functions}:picky", weight=0.1),
+                "length": WeightedSource(rule="length_target", parameters={"target": 3}, weight=0.0),
+            },
+            "on_error": "skip",
+            "max_error_fraction": 0.9,
+        },
+        "ppo": {"estimator": "rloo", "samples_per_prompt": 2},
+    },
     "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2, "target_kl": 1e-4}},
 }
 
 
+SLOW = ("remax", "adapters, exact KL in the loss", "mix, rewards by token, skipped responses")
+
+FUNCTIONS = """
+def by_word(completions):
+    return [[(len(text), 0.5), (0, 0.25)] for text in completions]
+
+
+def picky(completions, wanted):
+    return [float("nan") if w == "film" else float(len(c)) for c, w in zip(completions, wanted)]
+"""
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("remax", "adapters, exact KL in the loss") else [])
-        for n in VARIANTS
-    ],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS],
 )
 def test_two_processes_give_the_same_run_as_one(job, change, tmp_path, name):
     settings = {group: dict(values) for group, values in VARIANTS[name].items()}
@@ -80,7 +103,8 @@ def test_two_processes_give_the_same_run_as_one(job, change, tmp_path, name):
         texts.write_text("".join(json.dumps({"text": f"the film is {w}"}) + "\n" for w in words))
         settings["ptx"]["path"] = str(texts)
     config = tmp_path / "job.yaml"
-    config.write_text(to_yaml(change(job, **settings)))
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    config.write_text(to_yaml(change(job, **settings)).replace("{functions}", str(tmp_path / "functions.py")))
     for processes in (1, 2):
         done = launch(config, tmp_path / str(processes), processes)
         assert done.returncode == 0, done.stderr

@@ -5,12 +5,12 @@ import math
 import re
 from pathlib import Path
 from types import NoneType
-from typing import get_args
+from typing import get_args, get_origin
 
 import pytest
 import yaml
 
-from rlhf.config import checks, jobs, ppo, shared
+from rlhf.config import checks, jobs, ppo, scores, shared
 from rlhf.config.jobs import (
     CheckpointConfig,
     CriticConfig,
@@ -32,7 +32,9 @@ from rlhf.config.jobs import (
     RewardJob,
     ScratchConfig,
     SFTJob,
+    SourceSettings,
     TrainingConfig,
+    WeightedSource,
     evaluation_of_run,
 )
 from rlhf.config.parsing import from_dict, parse, setting_types, to_yaml
@@ -217,6 +219,118 @@ def test_settings_of_generate_are_checked(settings, message):
     assert rejection(GenerateJob, {"model": "m", "prompt": "p", **settings}) == message
 
 
+MIX = """
+reward:
+  clip: 3.0
+  sources:
+    style: {rule: pattern, parameters: {pattern: "12"}, weight: 0.5}
+    quality: {model: runs/reward, batch_size: 16}
+"""
+MODEL_AND_DATA = ["--model.path", "m", "--data.path", "d"]
+STYLE = WeightedSource(rule="pattern", parameters={"pattern": "12"}, weight=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        ([], {"style": STYLE, "quality": WeightedSource(model="runs/reward", batch_size=16)}),
+        (
+            ["--reward.sources.quality.weight", "0", "--reward.sources.quality.batch_size=8"],
+            {"style": STYLE, "quality": WeightedSource(model="runs/reward", batch_size=8, weight=0.0)},
+        ),
+        (["--reward.sources.quality", "null"], {"style": STYLE}),
+        (["--reward.sources={new: {function: a.py:b}}"], {"new": WeightedSource(function="a.py:b")}),
+        (
+            ["--reward.sources.quality=null", "--reward.sources.style.parameters.pattern", "a|b"],
+            {"style": WeightedSource(rule="pattern", parameters={"pattern": "a|b"}, weight=0.5)},
+        ),
+        (["--reward={sources: {quality: null}}"], {"style": STYLE}),
+        (
+            [
+                "--reward.sources.quality=null",
+                "--reward.sources.n.rule=repetition",
+                "--reward.sources.n.parameters.n=2",
+            ],
+            {"style": STYLE, "n": WeightedSource(rule="repetition", parameters={"n": 2})},
+        ),
+    ],
+)
+def test_a_mix_is_set_in_files_and_options_of_which_later_ones_win(options, sources, tmp_path):
+    (tmp_path / "mix.yaml").write_text(MIX)
+    job = parse(PPOJob, [*MODEL_AND_DATA, "--config", str(tmp_path / "mix.yaml"), *options])
+    assert job.reward == RewardConfig(clip=3.0, sources=sources)
+    assert from_dict(PPOJob, yaml.safe_load(to_yaml(job))) == job
+
+
+def test_a_later_file_adds_to_a_mix_or_removes_it(tmp_path):
+    (tmp_path / "mix.yaml").write_text(MIX)
+    (tmp_path / "more.yaml").write_text("reward: {sources: {style: {weight: 2}, third: {rule: repetition}}}")
+    (tmp_path / "none.yaml").write_text("reward: {sources: {}, model: r}")
+    files = [word for name in ("mix", "more") for word in ("--config", str(tmp_path / f"{name}.yaml"))]
+    sources = parse(PPOJob, [*MODEL_AND_DATA, *files]).reward.sources
+    assert {name: source.weight for name, source in sources.items()} == {"style": 2.0, "quality": 1.0, "third": 1.0}
+    reward = parse(PPOJob, [*MODEL_AND_DATA, *files, "--config", str(tmp_path / "none.yaml")]).reward
+    assert (reward.sources, reward.model) == ({}, "r")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--reward.sources.a.wieght", "1"],
+            "unknown setting reward.sources.a.wieght; did you mean reward.sources.a.we",
+        ),
+        (
+            ["--reward.sources.a.b.c", "1"],
+            "unknown setting reward.sources.a.b.c; reward.sources.a takes model, function",
+        ),
+        (["--reward.sources.a.weight", "x"], "reward.sources.a.weight is x, but must be a finite number"),
+        (["--reward.sources.a.weight", "1"], "reward.sources.a has no source; set one of its model, function, rule"),
+        (
+            ["--reward.sources.a b.rule", "pattern"],
+            "reward.sources has a source named 'a b', but names are letters, dig",
+        ),
+        (["--reward.sources", "[1]"], "reward.sources is [1], but must be settings under names, such as {name: ...}"),
+        (["--reward.sources.a", "3"], "reward.sources.a is 3, but must be settings, such as {model: runs/reward}"),
+        (["--reward.sources.a.rule"], "option --reward.sources.a.rule needs a value"),
+        (
+            ["--reward.sources.a.rule", "pattern", "--reward.sources.a.weight", "0"],
+            "every weight in reward.sources is 0, so that there is no score; give one a weight",
+        ),
+        (
+            ["--reward.sources.a.rule", "pattern", "--reward.sources.a.model", "r"],
+            "reward.sources.a.model and reward.sources.a.rule are both set, but scores have one source; unset one, as ",
+        ),
+        (["--reward.sources.a.model", "r", "--reward.sources.a.timeout", "0"], "reward.sources.a.timeout is 0.0, but "),
+        (
+            ["--eval.judge.sources.x.batch_size", "8"],
+            "eval.judge.sources.x has no source; set one of its model, function, rule",
+        ),
+        (
+            ["--reward.rule", "pattern", "--reward.parameters", "3"],
+            "reward.parameters is 3, but must be settings under",
+        ),
+    ],
+)
+def test_mistakes_in_mappings_are_named_in_full(options, message):
+    with pytest.raises(UserError) as error:
+        parse(PPOJob, [*MODEL_AND_DATA, *options])
+    assert str(error.value).startswith(message)
+
+
+def test_code_and_secrets_named_by_a_run_folder_need_an_option(tmp_path):
+    """In every source of a mix and in every judge."""
+    reward = tmp_path / "reward.py"
+    reward.write_text("def f(completions):\n    return [0.0 for _ in completions]\n")
+    for option in ("--reward.sources.a.function", "--eval.judge.sources.b.function"):
+        score = [] if option.startswith("--reward") else ["--reward.model", "r"]
+        job = parse(PPOJob, [*MODEL_AND_DATA, *score, option, f"{reward}:f"])
+        (tmp_path / "config.yaml").write_text(to_yaml(job))
+        with pytest.raises(UserError, match=rf"names the function .*reward.py:f.*give it as {option} .*reward.py:f"):
+            evaluation_of_run(tmp_path, [])
+        assert evaluation_of_run(tmp_path, [f"{option}={reward}:f"]).reward == job.reward
+
+
 def test_a_section_may_be_set_as_a_whole(tmp_path):
     (tmp_path / "ppo.yaml").write_text("lr: 0.5\n")
     for value in ("{lr: 0.5}", str(tmp_path / "ppo.yaml")):
@@ -308,8 +422,8 @@ POSITIVE = {
 }
 NULL_OR_POSITIVE = {
     "generation": ("max_rows",),
-    "reward": ("clip", "batch_tokens"),
-    "eval.judge": ("batch_tokens",),
+    "reward": ("clip", "batch_tokens", "timeout"),
+    "eval.judge": ("batch_tokens", "timeout"),
     "checkpoint": ("keep",),
     "critic": ("lr",),
     "ppo": (
@@ -388,6 +502,10 @@ VALUES = [
         for bad in (-1, 64, 65)
     ),
     ("generation", {"stop_strings": ["a", ""]}, "stop_strings", "without empty strings"),
+    *(
+        ("reward", {"on_error": "skip", "max_error_fraction": bad}, "max_error_fraction", "at least 0 and below 1")
+        for bad in (1.0, -0.1)
+    ),
     ("reward", {"min_length": 1, "short_penalty": -1.0}, "short_penalty", "at least 0, because it is subtracted"),
     ("reward", {"missing_eos_penalty": -1.0}, "missing_eos_penalty", "null or at least 0, because it is subtracted"),
     *(
@@ -408,6 +526,13 @@ def test_every_value_out_of_range_is_rejected(group, settings, name, condition):
 WITHOUT_CRITIC = {"rloo": {"samples_per_prompt": 2}, "grpo": {"samples_per_prompt": 2}, "reinforce_pp": {}, "remax": {}}
 OTHER = {"lam": 0.5, "lam_critic": 0.5, "lam_length_alpha": 0.05, "vf_coef": 0.2, "clip_range_value": None}
 """Values that are not the defaults."""
+SOURCES = {"reward": WeightedSource(rule="pattern"), "eval.judge": SourceSettings(rule="pattern")}
+OF_ONE_SOURCE = {
+    **{"model": "r", "function": "f.py:g", "rule": "pattern", "parameters": {"n": 2}, "timeout": 3.0},
+    **{"batch_size": 8, "batch_tokens": 8, "normalize": False},
+}
+"""Settings of one source, at other values than their defaults."""
+
 UNUSED = [
     *(
         (group, {"batch_tokens": 512, "batch_size": 8}, "batch_size", f"{group}.batch_tokens limits the forward passes")
@@ -461,6 +586,22 @@ UNUSED = [
     ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
     ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
+    ("reward", {"max_error_fraction": 0.5}, "max_error_fraction", "reward.on_error is stop"),
+    *(
+        (group, {"model": "r", name: value}, name, f"only {group}.function and {group}.rule read it")
+        for group in ("reward", "eval.judge")
+        for name, value in {"parameters": {"n": 2}, "timeout": 5.0}.items()
+    ),
+    *(
+        (group, {"rule": "pattern", name: value}, name, f"only {group}.model reads it")
+        for group in ("reward", "eval.judge")
+        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False}.items()
+    ),
+    *(
+        (group, {"sources": {"a": source}, name: value}, name, f"{group}.sources names the sources")
+        for group, source in SOURCES.items()
+        for name, value in OF_ONE_SOURCE.items()
+    ),
     *(
         (group, {"function": "f.py:g", name: value}, name, f"{group}.function returns the scores")
         for group in ("reward", "eval.judge")
@@ -727,15 +868,15 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
             violated.add((key, generic(condition)))
             raise UserError(key)
 
-    def reject_unused(group, names, reason):
-        evaluated.update((f"{group.section}.{name}", generic(reason)) for name in names)
+    def reject_unused(group, names, reason, section=None):
+        evaluated.update((f"{section or group.section}.{name}", generic(reason)) for name in names)
         try:
-            original_reject_unused(group, names, reason)
+            original_reject_unused(group, names, reason, section)
         except UserError as error:
             violated.add((str(error).split(" is ")[0], generic(reason)))
             raise
 
-    for module in (checks, shared, ppo, jobs):
+    for module in (checks, shared, scores, ppo, jobs):
         monkeypatch.setattr(module, "check", check)
         monkeypatch.setattr(module, "reject_unused", reject_unused)
     cases = [(GROUPS[group], settings) for group, settings, *_ in VALUES + UNUSED]
@@ -744,7 +885,8 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
     # These need another setting, which is rejected before them.
     never_violated = {(f"critic.{name}", "ppo.estimator * has no critic") for name in ("init", "pretraining_patience")}
     never_violated |= {("ppo.kl_placement", "ppo.kl_coef is *, which the adaptive controller cannot raise")}
-    assert evaluated - violated == never_violated
+    of_named_sources = {(key, reason) for key, reason in evaluated if ".sources." in key}  # as those of one source
+    assert evaluated - violated - of_named_sources == never_violated
     assert len(violated) > 90
 
 
@@ -778,7 +920,9 @@ def test_time_scale_of_the_adaptive_kl_coefficient():
 def test_null_for_a_setting_that_may_not_be_null_is_reported(kind, tmp_path):
     """In a YAML file the command-line library lets null pass for any type."""
     may_not_be_null = {
-        key: hint for key, hint in setting_types(kind).items() if NoneType not in (hint, *get_args(hint))
+        key: hint
+        for key, hint in setting_types(kind).items()
+        if NoneType not in (hint, *get_args(hint)) and get_origin(hint) is not dict  # of which null takes everything
     }
     assert len(may_not_be_null) >= 30
     for key in may_not_be_null:

@@ -1,6 +1,8 @@
 """Reward functions: what they are called with, what they may return, and how they are imported."""
 
+import asyncio
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.rewards.functions import FunctionReward, load_function
+from rlhf.rewards.results import Context
 from rlhf.rewards.sources import RewardSource
 
 
@@ -84,14 +87,22 @@ def test_numbers_of_every_type_are_accepted(returned):
     [
         ([1.0], "my_reward returned 1 scores for 2 completions"),
         ([1.0, 2.0, 3.0], "my_reward returned 3 scores for 2 completions"),
-        ([1.0, float("nan")], "my_reward returned nan for the completion 'right', but a score must be a finite number"),
+        (
+            [1.0, float("nan")],
+            r"returned nan for the completion 'right' \(row 1, prompt 'p'\), but a score must be a finite",
+        ),
         ([float("-inf"), 1.0], "my_reward returned -inf for the completion 'left'"),
         (torch.tensor([torch.nan, 1.0]), "my_reward returned nan for the completion 'left'"),
         (["good", 1.0], "my_reward returned 'good' for the completion 'left'"),
-        ([1.0, None], "my_reward returned None for the completion 'right'"),
-        ([[1.0], [2.0]], r"my_reward returned \[1.0\] for the completion 'left'"),
-        (torch.ones(2, 1), r"my_reward returned \[1.0\] for the completion 'left'"),
-        ([torch.ones(2), torch.ones(2)], "my_reward returned tensor.* for the completion 'left'"),
+        ([1.0, None], r"my_reward has no score \(None\) for the completion 'right' \(row 1, prompt 'p'\)"),
+        ([[1.0, "a"], 0], r"my_reward returned \[1.0, 'a'\] for the completion 'left'.*a reward by token must be a fi"),
+        ([0, [(2, 1.0), 3]], r"my_reward returned \[\(2, 1.0\), 3\] for the completion 'right'.*numbers, or pairs"),
+        (
+            [[(9, 1.0)], 0],
+            r"my_reward returned \[\(9, 1.0\)\] for the completion 'left'.*number from 0 to 4, the compl",
+        ),
+        ([[(1.5, 1.0)], 0], "an end offset must be a whole number from 0 to 4"),
+        ([[(2, float("inf"))], 0], "a reward by token must be a finite number"),
         (None, "my_reward returned None, but must return a list of numbers"),
         (1.0, "my_reward returned 1.0, but must return a list"),
         (torch.tensor(1.0), "my_reward returned 1.0, but must return a list"),
@@ -103,6 +114,100 @@ def test_numbers_of_every_type_are_accepted(returned):
 def test_other_return_values_are_rejected_and_shown(returned, message):
     with pytest.raises(UserError, match=message):
         score_with(returned)
+
+
+@pytest.mark.parametrize("returned", [[[1.0, 2.5], 3], [torch.tensor([1.0, 2.5]), 3.0], [[(1, 1.0), (4, 2.5)], [3]]])
+def test_rewards_by_token_are_read_and_their_sum_is_the_number(returned):
+    assert score_with(returned) == [3.5, 3.0]
+    by_token = FunctionReward(lambda **_: returned, "my_reward").score(["p", "p"], ["left", "right"], {})[0]
+    assert by_token.values == [1.0, 2.5]
+    assert by_token.ends in (None, [1, 4])
+
+
+def test_none_means_that_there_is_no_score():
+    assert FunctionReward(lambda **_: [None, 1], "f").score(["p", "p"], ["left", "right"], {}) == [None, 1.0]
+
+
+def test_only_functions_that_name_the_step_and_the_token_ids_get_them():
+    context = Context(step=7, completion_ids=[[3, 4]])
+
+    def named(completions, step, completion_ids):
+        return [100.0 * step + sum(completion_ids[0])]
+
+    def unnamed(completions, **columns):
+        return [float(len(columns))]
+
+    assert FunctionReward(named, "named").score(["p"], ["c"], {"n": [1]}, context) == [707.0]
+    assert FunctionReward(unnamed, "unnamed").score(["p"], ["c"], {"n": [1]}, context) == [2.0]  # prompts and n
+    with pytest.raises(
+        UserError, match="has a column 'step', but reward functions such as named get the step of the run"
+    ):
+        FunctionReward(named, "named").check_columns(["step"], "data.jsonl")
+    FunctionReward(unnamed, "unnamed").check_columns(["step"], "data.jsonl")
+
+
+def test_parameters_are_passed_and_win_over_columns():
+    source = FunctionReward(lambda completions, scale, n: [scale * n[0]], "f", {"scale": 3.0})
+    source.check_columns(["n"], "data.jsonl")
+    assert source([""], ["c"], {"n": [2], "scale": [99]}) == [6.0]
+    with pytest.raises(UserError, match="reward function f takes no parameter 'scal'; it takes scale, n besides texts"):
+        FunctionReward(lambda completions, scale, n: [], "f", {"scal": 3.0})
+
+
+def test_a_class_is_made_once_with_its_parameters():
+    class Counter:
+        def __init__(self, start):
+            self.calls = start
+
+        def __call__(self, completions):
+            self.calls += 1
+            return [self.calls] * len(completions)
+
+    source = FunctionReward(Counter, "Counter", {"start": 5})
+    assert [source([""], ["c"], {}) for _ in range(2)] == [[6.0], [7.0]]
+    assert FunctionReward(Counter(0), "counter")([""], ["c"], {}) == [1.0]
+    with pytest.raises(UserError, match=r"reward function Counter cannot be made: TypeError: .*start"):
+        FunctionReward(Counter, "Counter")
+    with pytest.raises(UserError, match="reward function object is a class without __call__"):
+        FunctionReward(object, "object")
+
+
+def test_async_functions_are_awaited_even_inside_a_running_event_loop():
+    async def later(completions):
+        await asyncio.sleep(0)
+        return [len(text) for text in completions]
+
+    async def notebook():
+        return FunctionReward(later, "later")([""] * 2, ["a", "bb"], {})
+
+    assert asyncio.run(notebook()) == [1.0, 2.0]
+
+    async def boom(completions):
+        raise KeyError("x")
+
+    with pytest.raises(UserError, match=r"reward function boom raised KeyError: 'x' \(.*test_functions.py, line \d+\)"):
+        FunctionReward(boom, "boom")([""], ["a"], {})
+
+
+def test_a_function_above_its_time_limit_is_an_error():
+    never = threading.Event()
+
+    async def hanging(completions):
+        await asyncio.Event().wait()
+
+    for function in (lambda completions: never.wait(), hanging):
+        with pytest.raises(UserError, match=r"function slow took longer than its time limit of 0.05 s"):
+            FunctionReward(function, "slow", timeout=0.05)([""], ["a"], {})
+    never.set()
+    assert FunctionReward(lambda completions: [1], "fast", timeout=60.0)([""], ["a"], {}) == [1.0]
+
+
+def test_an_async_function_may_raise_a_timeout_of_its_own():
+    async def client(completions):
+        raise TimeoutError("server")
+
+    with pytest.raises(UserError, match="reward function client raised TimeoutError: server"):
+        FunctionReward(client, "client")([""], ["a"], {})
 
 
 def test_error_of_a_function_is_reported_with_its_name():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.config.jobs import PPOConfig, RewardConfig
-from rlhf.records import Prompts, Rollout, mask_up_to_last
+from rlhf.records import Prompts, Rollout, mask_up_to_last, select
 from rlhf.trainers.advantages import (
     RunningScale,
     broadcast_over_tokens,
@@ -545,3 +545,59 @@ def test_grpo_adds_its_epsilon_to_a_small_deviation():
     expected = 1 / (2**0.5 + 1)
     advantages = grpo(torch.tensor([0.0, 2e-6], dtype=torch.float64), 2)
     assert advantages.tolist() == pytest.approx([-expected, expected])
+
+
+# ------------------------------------------------------------------------------------- rewards by token, and no score
+
+
+def test_rewards_by_token_are_paid_where_they_belong_and_the_rest_on_the_last_token():
+    """Score 5, of which 1 and 2.5 belong to the first two tokens: 1.5 is left for the third."""
+    mask = lengths(3, 2)
+    rollout = rollout_of(mask, scores=[5.0, 4.0], score_by_token=torch.tensor([[1.0, 2.5, 0.0], [0.0, 0.0, 0.0]]))
+    batch = make_batch(rollout, ppo(samples_per_prompt=1), 0.0, PLAIN)
+    assert batch.rewards.tolist() == [[1.0, 2.5, 1.5], [0.0, 4.0, 0.0]]
+
+
+def test_scale_and_clip_hold_for_the_sum_of_rewards_by_token():
+    rollout = rollout_of(lengths(3), scores=[6.0], score_by_token=torch.tensor([[4.0, 2.0, 0.0]]))
+    scale = RunningScale(count=2.0, mean=0.0, squares=8.0)  # a deviation of 2
+    assert make_batch(rollout, ppo(), 0.0, PLAIN, scale).rewards.tolist() == [[2.0, 1.0, 0.0]]
+    clipped = make_batch(rollout, ppo(), 0.0, RewardConfig(clip=5.0))
+    assert clipped.rewards.tolist() == [[4.0, 2.0, -1.0]]
+    assert float(clipped.rewards.sum()) == 5.0
+
+
+def test_a_response_level_estimator_sums_the_rewards_by_token():
+    by_token = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    rollout = rollout_of(lengths(2, 2), scores=[3.0, 1.0], score_by_token=by_token)
+    config = ppo(estimator="rloo", samples_per_prompt=2, whiten_advantages=False)
+    assert make_batch(rollout, config, 0.0, PLAIN).advantages.tolist() == [[2.0, 2.0], [-2.0, -2.0]]
+
+
+def test_responses_without_a_score_count_in_no_groups_mean():
+    """Of [3, x, 3] the others' means are 3 and 3; of [4, 2, x] 2 and 4; x is left out."""
+    is_scored = torch.tensor([T, F, T, T, T, F])
+    rewards = torch.tensor([3.0, 99.0, 3.5, 4.0, 2.0, -99.0])
+    assert rloo(rewards, 3, is_scored).tolist() == [-0.5, 0.0, 0.5, 2.0, -2.0, 0.0]
+    assert grpo(rewards, 3, False, is_scored).tolist() == [-0.25, 0.0, 0.25, 1.0, -1.0, 0.0]
+    deviations = [0.5 / 2**0.5, 2 / 2**0.5]
+    expected = [-0.25 / deviations[0], 0, 0.25 / deviations[0], 1 / deviations[1], -1 / deviations[1], 0]
+    assert grpo(rewards, 3, True, is_scored).tolist() == pytest.approx(expected, rel=1e-5)
+    alone = torch.tensor([T, F, F])
+    assert rloo(rewards[:3], 3, alone).tolist() == grpo(rewards[:3], 3, True, alone).tolist() == [0.0, 0.0, 0.0]
+    everyone = torch.ones(6, dtype=torch.bool)
+    torch.testing.assert_close(rloo(rewards, 3, everyone), rloo(rewards, 3))
+    torch.testing.assert_close(grpo(rewards, 3, True, everyone), grpo(rewards, 3))
+
+
+@pytest.mark.parametrize("settings", [{"estimator": "gae"}, {"estimator": "reinforce_pp"}])
+def test_responses_without_a_score_are_out_of_the_loss_and_of_whitening(settings):
+    """The others get the advantages that they have without them."""
+    rollout = rollout_of(lengths(3, 2, 3), scores=[1.0, 2.0, 3.0], errors=[None, "broken", None])
+    batch = make_batch(rollout, ppo(**settings), 0.1, PLAIN)
+    assert batch.loss_mask.tolist() == [[T, T, T], [F, F, F], [T, T, T]]
+    rows = torch.tensor([0, 2])
+    others = make_batch(replace(select(rollout, rows), errors=None), ppo(**settings), 0.1, PLAIN)
+    torch.testing.assert_close(batch.advantages[rows], others.advantages)
+    assert Normalizers.of(batch).tokens == 6
+    assert Normalizers.of(batch).responses == 2

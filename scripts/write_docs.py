@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from rlhf.config.jobs import (
+    BestOfNJob,
     DemoJob,
     DPOJob,
     EvaluateJob,
@@ -37,6 +38,7 @@ JOBS: dict[str, type] = {
     "rlhf reward": RewardJob,
     "rlhf dpo": DPOJob,
     "rlhf evaluate": EvaluateJob,
+    "rlhf best-of-n": BestOfNJob,
     "rlhf generate": GenerateJob,
     "rlhf report": ReportJob,
     "rlhf replay": ReplayJob,

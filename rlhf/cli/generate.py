@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from rlhf.models.loading import context_length_of
 from rlhf.records import Prompts
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.rollouts.stages import Sampler, sample_responses
+from rlhf.run.files import new_file
 from rlhf.run.saved_policy import generation_of_run, load_policy
 
 BATCH_SIZE = 64
@@ -34,7 +34,7 @@ def generate(job: GenerateJob) -> None:
     Raises:
         UserError: the model or the file cannot be used, or the output file exists.
     """
-    output = None if job.output is None else _new_file(job.output)
+    output = None if job.output is None else new_file(job.output)
     generator = Generator(job)
     if job.chat:
         chat(generator)
@@ -180,12 +180,3 @@ def _prompts(job: GenerateJob, tokenizer: Any) -> list[Any]:
         return [job.prompt]
     config = DataConfig(path=job.file, max_prompt_length=10**9)  # the context length is the only limit
     return prepare_prompts(tokenizer, load_rows(job.file, "train"), config, padding_id(tokenizer)).prompts
-
-
-def _new_file(name: str) -> Path:
-    """The path of a file that does not exist yet, in a folder that does."""
-    path = Path(name)
-    if path.exists():
-        raise UserError(f"output file {name} exists; name another with --output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

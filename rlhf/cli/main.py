@@ -4,16 +4,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf.errors import INTERRUPTED, UserError, report_user_errors
 from rlhf.run.startup import prepare_libraries
+
+if TYPE_CHECKING:
+    from rlhf.config.jobs import EvaluateJob
 
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
     "reward": "train a reward model on preference pairs",
     "dpo": "train a policy on preference pairs, without a reward model",
     "ppo": "train a policy with PPO",
-    "evaluate": "evaluate a policy on held-out prompts, beside the model it started from",
+    "evaluate": "evaluate a policy beside the model it started from, or several policies, on held-out prompts",
+    "best-of-n": "sample n responses to each prompt and take the best, as a baseline or as data for sft",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
     "report": "write the report of a run as one HTML page",
     "replay": "show again why a run skipped an optimizer step",
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: rlhf COMMAND [options]\n\ncommands:")
-        print("\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
         print("\n`rlhf COMMAND --help` lists a command's settings; --config file.yaml reads them from a file")
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
@@ -69,7 +74,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         similar = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {hint}")
-    return globals()[f"_{name}"]
+    return globals()[f"_{name.replace('-', '_')}"]
 
 
 def _sft(argv: list[str]) -> int:
@@ -119,14 +124,23 @@ def _ppo(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    """`rlhf evaluate RUN` takes its settings from the run, and options override them; RUN may be left out."""
-    from rlhf.config.jobs import EvaluateJob, evaluation_of_run
+    """`rlhf evaluate RUN` takes its settings from the run, and options override them; RUN may be left out.
+
+    With several words, or --best_of, policies are compared.
+    """
+    from rlhf.config.jobs import EvaluateJob, comparison_of_policies, evaluation_of_run
     from rlhf.config.parsing import parse, split_words
 
-    runs, options = split_words(EvaluateJob, argv)
-    from_run = len(runs) == 1
-    job = evaluation_of_run(Path(runs[0]), options) if from_run else parse(EvaluateJob, argv, "rlhf evaluate")
+    policies, options = split_words(EvaluateJob, argv)
+    if len(policies) > 1:
+        job = comparison_of_policies(policies, options)
+    else:
+        job = evaluation_of_run(Path(policies[0]), options) if policies else parse(EvaluateJob, argv, "rlhf evaluate")
     prepare_libraries()
+    return _print_comparison(job) if job.compares else _print_evaluation(job)
+
+
+def _print_evaluation(job: "EvaluateJob") -> int:
     import json
 
     from rich.console import Console
@@ -139,6 +153,48 @@ def _evaluate(argv: list[str]) -> int:
     console.print(summary_table(result.get("before"), result["after"]))
     console.print(responses_table(samples, step=1))
     print(json.dumps(result))
+    return 0
+
+
+def _print_comparison(job: "EvaluateJob") -> int:
+    import json
+
+    from rich.console import Console
+
+    from rlhf.evaluation.comparison import compare_policies
+    from rlhf.evaluation.tables import comparison_table
+    from rlhf.report.comparison import write_comparison
+
+    result = compare_policies(job)
+    Console().print(comparison_table(result))
+    if job.output is not None:
+        print(f"page in {write_comparison(Path(job.output))}")
+    print(json.dumps(result))
+    return 0
+
+
+def _best_of_n(argv: list[str]) -> int:
+    """`rlhf best-of-n RUN` takes its settings from a PPO run, and options override them; or MODEL and settings."""
+    from rlhf.config.jobs import BestOfNJob, best_of_n_of_run, is_ppo_run
+    from rlhf.config.parsing import parse, split_words
+
+    models, options = split_words(BestOfNJob, argv)
+    from_run = len(models) == 1 and is_ppo_run(Path(models[0]))
+    if from_run:
+        job = best_of_n_of_run(Path(models[0]), options)
+    else:
+        job = parse(BestOfNJob, argv, "rlhf best-of-n", "model.path")
+    prepare_libraries()
+    import json
+
+    from rich.console import Console
+
+    from rlhf.evaluation.best_of_n import run_best_of_n
+    from rlhf.evaluation.tables import statistics_table
+
+    summary = run_best_of_n(job)
+    Console().print(statistics_table(f"{summary['prompts']:.0f} prompts", {f"best of {job.n}": summary}))
+    print(json.dumps(summary))
     return 0
 
 

@@ -26,6 +26,7 @@ from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 
 __all__ = [
+    "BestOfNJob",
     "CheckpointConfig",
     "CriticConfig",
     "DPOConfig",
@@ -53,7 +54,10 @@ __all__ = [
     "SourceSettings",
     "TrainingConfig",
     "WeightedSource",
+    "best_of_n_of_run",
+    "comparison_of_policies",
     "evaluation_of_run",
+    "is_ppo_run",
 ]
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -217,17 +221,23 @@ class DPOJob(TrainingJob):
 
 @dataclass(frozen=True)
 class EvaluateJob:
-    """Evaluate a policy on held-out prompts, beside the model it started from.
+    """Evaluate a policy on held-out prompts, beside the model it started from, or several policies side by side.
 
-    `rlhf evaluate RUN` takes all settings from a PPO run, and options override them.
+    `rlhf evaluate RUN` takes all settings from a PPO run, and options override them. `rlhf evaluate POLICY POLICY ...`
+    compares policies, with the settings of the first PPO run among them.
     """
 
     output: str | None = None
-    """Folder to write evaluation.json and samples.jsonl to; null: only print."""
+    """Folder to write evaluation.json and samples.jsonl to, and with several policies comparison.html; null: only
+    print."""
     seed: int = 0
     """Seed of sampling, and of the split if held-out examples are a fraction of the training examples."""
     baseline: str | None = None
-    """Model to compare with, and the reference of the KL; null: no comparison."""
+    """Model to compare with, and the reference of the KL; null: none, and with several policies the first of them."""
+    policies: list[str] = field(default_factory=list)
+    """Further policies to compare on the same prompts with the same random numbers: run folders, models or hub ids."""
+    best_of: list[int] = field(default_factory=list)
+    """Compare also with the best of this many responses of the baseline, by the reward: 4, or [4, 16]."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -237,6 +247,59 @@ class EvaluateJob:
     def __post_init__(self):
         _check_seed(self.seed)
         _check_set(self, "model.path", "data.path")
+        check(all(n > 1 for n in self.best_of), "best_of", self.best_of, "a list of numbers of at least 2")
+        if self.best_of and not self.reward.is_set:
+            raise UserError(
+                "best_of needs a reward that decides which is the best: set reward.model or reward.function"
+            )
+        if self.best_of and self.generation.temperature == 0:
+            raise UserError(
+                "best_of is set, but generation.temperature is 0, so that all responses are equal; raise it"
+            )
+
+    @property
+    def compares(self) -> bool:
+        """Whether several policies are compared, beyond one and its start."""
+        return bool(self.policies or self.best_of)
+
+
+@dataclass(frozen=True)
+class BestOfNJob:
+    """Sample n responses to each prompt and take the best one: as a baseline, or as a data set for `rlhf sft`.
+
+    `rlhf best-of-n RUN` takes all settings from a PPO run, and options override them.
+    """
+
+    output: str | None = None
+    """Write the best responses to this jsonl file, which must not exist, with the columns prompt, completion and score;
+    null: only print how good they are."""
+    n: int = 16
+    """Responses per prompt, of which the one with the best score after penalties is taken."""
+    prompts: Literal["held_out", "train"] | None = None
+    """The prompts that are answered: held-out ones, or those to train on; null: those to train on if output is set."""
+    limit: int | None = None
+    """Maximum number of prompts; null: eval.prompts held-out ones, or all to train on."""
+    candidates: bool = False
+    """Also write all n responses to each prompt with their scores, as the column candidates."""
+    seed: int = 0
+    """Seed of sampling, and of the split if held-out examples are a fraction of the training examples."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self):
+        _check_seed(self.seed)
+        _check_set(self, "model.path", "data.path")
+        check(self.n > 0, "n", self.n, "positive")
+        check(self.limit is None or self.limit > 0, "limit", self.limit, "null or positive")
+        temperature = self.generation.temperature
+        check(temperature > 0, "generation.temperature", temperature, "positive, because the n responses should differ")
+        if self.candidates and self.output is None:
+            raise UserError("candidates is true, but output is not set; name the file to write with --output")
+        if not self.reward.is_set:
+            raise UserError("nothing decides which response is the best: set reward.model or reward.function")
 
 
 @dataclass(frozen=True)
@@ -328,6 +391,11 @@ class DemoJob:
         check(self.kl_coef is None or self.kl_coef >= 0, "kl_coef", self.kl_coef, "null or at least 0")
 
 
+def is_ppo_run(folder: Path) -> bool:
+    """Whether a folder is that of a PPO run."""
+    return (folder / "config.yaml").is_file() and "ppo" in read_yaml(folder / "config.yaml")
+
+
 def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
     """The evaluation of a finished PPO run: its model against the model it started from, on its held-out prompts.
 
@@ -341,14 +409,43 @@ def evaluation_of_run(run: Path, argv: Sequence[str]) -> EvaluateJob:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder (it has no config.yaml); to evaluate a model use --model.path")
-    settings = read_yaml(run / "config.yaml")
-    if "ppo" not in settings:
+    if not is_ppo_run(run):
         raise UserError(f"{run} is no PPO run; name a model with --model.path, and the data and scores to use")
+    return parse(
+        EvaluateJob, [*_options_of_run(run, argv, EvaluateJob), *_baseline_of_run(run), *argv], "rlhf evaluate"
+    )
+
+
+def comparison_of_policies(policies: Sequence[str], argv: Sequence[str]) -> EvaluateJob:
+    """The comparison of several policies, with the data, scores and baseline of the first PPO run among them.
+
+    Args:
+        policies: run folders, models or hub ids.
+        argv: options that override the run's settings, or that set them where no policy is a PPO run.
+    """
+    run = next((Path(policy) for policy in policies if is_ppo_run(Path(policy))), None)
+    settings = [] if run is None else [*_options_of_run(run, argv, EvaluateJob), *_baseline_of_run(run)]
+    first, *others = policies
+    named = to_options(EvaluateJob, {"model": {"path": first}, "policies": others})
+    return parse(EvaluateJob, [*settings, *named, *argv], "rlhf evaluate")
+
+
+def _baseline_of_run(run: Path) -> list[str]:
+    return to_options(EvaluateJob, {"baseline": read_yaml(run / "config.yaml")["model"]["path"]})
+
+
+def best_of_n_of_run(run: Path, argv: Sequence[str]) -> BestOfNJob:
+    """The best of n responses of a PPO run's model to its prompts, by its reward; `argv` overrides its settings."""
+    return parse(BestOfNJob, [*_options_of_run(run, argv, BestOfNJob), *argv], "rlhf best-of-n")
+
+
+def _options_of_run(run: Path, argv: Sequence[str], kind: type) -> list[str]:
+    """A PPO run's model, seed, data, sampling, reward and evaluation as options, to which `argv` will be added."""
+    settings = read_yaml(run / "config.yaml")
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
     _check_functions_outside(run, shared, argv)
     model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig())}
-    options = to_options(EvaluateJob, {**shared, "baseline": settings["model"]["path"], "model": model})
-    return parse(EvaluateJob, [*options, *argv], "rlhf evaluate")
+    return to_options(kind, {**shared, "model": model})
 
 
 def _check_functions_outside(run: Path, settings: Mapping[str, Any], argv: Sequence[str]) -> None:

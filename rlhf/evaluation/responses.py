@@ -83,6 +83,7 @@ def evaluate_responses(
     seed: int,
     accelerator: Any,
     step: int = 0,
+    noise_key: Sequence[int] = (),
 ) -> list[EvaluatedResponse]:
     """Sample and score a response to each of the prompts `indices`, in their order.
 
@@ -93,6 +94,7 @@ def evaluate_responses(
         reward: the penalties of training, which apply to the penalised score alone, and whether failures are skipped.
         batch_size: responses of one forward pass on one device.
         step: finished training steps, for sources that depend on it.
+        noise_key: numbers that give further samples of the same prompts random numbers of their own.
 
     Raises:
         UserError: on all ranks, where a source fails on one.
@@ -101,7 +103,9 @@ def evaluate_responses(
     ranks = accelerator.num_processes
     noise = None
     if not sampler.is_greedy:
-        noise = uniform_noise([seed, _NOISE_KEY], range(len(indices)), len(indices), sampler.config.max_new_tokens)
+        noise = uniform_noise(
+            [seed, _NOISE_KEY, *noise_key], range(len(indices)), len(indices), sampler.config.max_new_tokens
+        )
     responses: list[EvaluatedResponse] = []
     errors: list[str | None] = []
     with raise_on_all_ranks(accelerator):

@@ -39,13 +39,32 @@ def summarise(
         "entropy": float(-sum(sum(r.token_logprobs) for r in responses) / sum(lengths)),
     }
     if start_scores is not None:
-        name = next((name for name in responses[0].scores if name.startswith("judge")), "score")
-        # A missing score is nan here, and no comparison with it counts.
-        now = np.array([r.scores[name] for r in responses], dtype=float)
-        start = np.array([scores[name] for scores in start_scores], dtype=float)
-        wins = ((now > start) + 0.5 * (now == start))[~np.isnan(now - start)]
-        summary |= _mean_with_interval("win_rate", wins.tolist())
+        summary |= win_rate([r.scores for r in responses], start_scores)
     return summary
+
+
+def preference_name(scores: Mapping[str, float | None]) -> str:
+    """The source that decides which of two responses is better: the first judge where there is one, else the reward."""
+    return next((name for name in scores if name.startswith("judge")), "score")
+
+
+def win_rate(
+    scores: Sequence[Mapping[str, float | None]], others: Sequence[Mapping[str, float | None]]
+) -> dict[str, float]:
+    """The share of prompts on which the first response is better than the other one, with its interval.
+
+    A tie is half a win.
+
+    Args:
+        scores: of one response to each prompt, by source.
+        others: of the other policy's responses to the same prompts.
+    """
+    name = preference_name(scores[0])
+    # A missing score is nan here, and no comparison with it counts.
+    ours = np.array([row[name] for row in scores], dtype=float)
+    theirs = np.array([row[name] for row in others], dtype=float)
+    wins = ((ours > theirs) + 0.5 * (ours == theirs))[~np.isnan(ours - theirs)]
+    return _mean_with_interval("win_rate", wins.tolist())
 
 
 def _present(values: Iterable[float | None]) -> list[float]:

@@ -1,26 +1,55 @@
 """Evaluations as tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def summary_table(before: dict[str, float] | None, after: dict[str, float]) -> Any:
+def summary_table(before: Mapping[str, float] | None, after: Mapping[str, float]) -> Any:
     """A row for each statistic, with its interval; columns before and after training, or now alone."""
+    columns = {"now": after} if before is None else {"before": before, "after": after}
+    return statistics_table(f"held-out evaluation, {after['prompts']:.0f} prompts", columns)
+
+
+def statistics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Any:
+    """A row for each statistic, with its interval where it has one; a column for each summary, by its name."""
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"held-out evaluation, {after['prompts']:.0f} prompts", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in ("before", "after") if before is not None else ("now",):
-        table.add_column(name, justify="right")
-    for name in after:
+    for name in columns:
+        table.add_column(escape(name), justify="right")
+    for name in dict.fromkeys(name for summary in columns.values() for name in summary):
         if name == "prompts" or name.endswith(("_low", "_high")):
             continue
-        cells = [_cell(summary, name) for summary in (before, after) if summary is not None]
-        table.add_row(name.replace("_", " "), *cells)
+        table.add_row(escape(name.replace("_", " ")), *(_cell(summary, name) for summary in columns.values()))
     return table
 
 
-def _cell(summary: dict[str, float], name: str) -> str:
+def comparison_table(result: Mapping[str, Any]) -> Any:
+    """Several policies as columns: their statistics, and their win rates against each other.
+
+    Args:
+        result: of `compare_policies`.
+    """
+    from rich.markup import escape
+
+    summaries: Mapping[str, Mapping[str, float]] = result["policies"]
+    first = next(iter(summaries))
+    prompts = f"{summaries[first]['prompts']:.0f} held-out prompts"
+    columns = {
+        name: {key: value for key, value in summary.items() if not key.startswith("win_rate")}
+        for name, summary in summaries.items()
+    }
+    table = statistics_table(f"{prompts}; wins by the {result['by']}", columns)
+    table.add_section()
+    for other in summaries:
+        cells = ["" if name == other else _cell(result["win_rates"][name][other], "win_rate") for name in summaries]
+        table.add_row(f"wins against {escape(other)}", *cells)
+    return table
+
+
+def _cell(summary: Mapping[str, float], name: str) -> str:
     if name not in summary:
         return ""
     interval = f"  [{summary[name + '_low']:.3f}, {summary[name + '_high']:.3f}]" if name + "_low" in summary else ""

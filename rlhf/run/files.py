@@ -6,6 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf.errors import UserError
+
+
+def new_file(name: str) -> Path:
+    """The path of a file that does not exist yet, in a folder that does.
+
+    Raises:
+        UserError: it exists, or its folder cannot be created.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        raise UserError(f"output file {name} exists; name another with --output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output file {name} cannot be created: {error.strerror}") from None
+    return path
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

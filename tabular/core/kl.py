@@ -52,6 +52,19 @@ def categorical_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, 
     return (p_logprobs.exp() * log_ratio).sum(-1)
 
 
+def best_of_n_kl_bound(n: int) -> float:
+    """`log n - (n - 1) / n`, an upper bound on the KL of the best of n samples to the distribution they are drawn from.
+
+    In nats per sample. It is the KL itself where no two samples have equal scores, as with densities; for discrete
+    distributions it is a bound, whatever scores them. Beirami et al. (2024), arXiv 2401.01879, theorem 3.1.
+
+    Raises:
+        ValueError: n is not positive.
+    """
+    check_positive(n=n)
+    return math.log(n) - (n - 1) / n
+
+
 def gaussian_kl(
     p_mean: Float[Tensor, "*batch D"],
     p_log_std: Float[Tensor, "*batch D"],

@@ -530,6 +530,58 @@ def test_dpo_from_pairs_to_a_model_that_generates(capsys, tmp_path, models):
     assert not (tmp_path / "other").exists()
 
 
+def test_best_of_n_of_a_model_and_of_a_run(capsys, config, job, tmp_path, models):
+    """As a baseline, and as a data set that sft takes."""
+    options = ["--data.path", job.data.path, "--reward.function", job.reward.function, "--n", "3"]
+    length = ["--generation.max_new_tokens", "12", "--eval.prompts", "4"]
+    status, output = rlhf(capsys, "best-of-n", models("llama"), *options, *length)
+    assert status == 0, output
+    assert "best of 3" in output
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["kl_bound"] == pytest.approx(0.431946, abs=1e-6)  # log 3 - 2/3
+    file = tmp_path / "best.jsonl"
+    status, output = rlhf(capsys, "best-of-n", models("llama"), *options, *length, "--output", file)
+    assert status == 0, output
+    assert f"with the best of 3 responses in {file}" in output
+    assert "exists; name another with --output" in refused(
+        capsys, "best-of-n", models("llama"), *options, *length, "--output", file
+    )
+    sft = ["sft", "--model.path", models("llama"), "--data.path", file, "--output", tmp_path / "sft"]
+    status, output = rlhf(capsys, *sft, "--training.batch_size", "4", "--trackers", "[]")
+    assert status == 0, output
+    assert rlhf(capsys, "ppo", "--config", config)[0] == 0
+    status, output = rlhf(capsys, "best-of-n", job.output, "--n", "2")
+    assert status == 0, output
+    assert json.loads(output.splitlines()[-1])["prompts"] == 4  # eval.prompts of the run
+    assert "set reward.model or reward.function" in refused(
+        capsys, "best-of-n", models("llama"), "--data.path", job.data.path
+    )
+
+
+def test_evaluate_compares_policies_with_the_settings_of_a_run(capsys, config, job, tmp_path, models):
+    """A run, the model it started from by another path, and the best of two responses: one table and one page."""
+    assert rlhf(capsys, "ppo", "--config", config)[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(models("llama"), other)
+    folder = tmp_path / "comparison"
+    status, output = rlhf(capsys, "evaluate", job.output, other, "--best_of", "[2]", "--output", folder)
+    assert status == 0, output
+    assert f"page in {folder / 'comparison.html'}" in output
+    result = json.loads(output.splitlines()[-1])
+    assert list(result["policies"]) == ["start", "best of 2", "run", "other"]
+    assert result["win_rates"]["other"]["start"]["win_rate"] == 0.5
+    assert "wins against best of 2" in output
+    assert sorted(p.name for p in folder.iterdir()) == ["comparison.html", "evaluation.json", "samples.jsonl"]
+    assert "comparison exists" in refused(capsys, "evaluate", job.output, other, "--output", folder)
+    options = ["--data.path", job.data.path, "--reward.function", job.reward.function, "--eval.prompts", "4"]
+    status, output = rlhf(capsys, "evaluate", models("llama"), other, *options)  # no run among them
+    assert status == 0, output
+    status, output = rlhf(capsys, "evaluate", job.output, "--best_of", "[2]")
+    assert status == 0, output
+    assert list(json.loads(output.splitlines()[-1])["policies"]) == ["start", "best of 2", "run"]
+    assert "data.path is not set" in refused(capsys, "evaluate", models("llama"), other)
+
+
 def _file(path: Path, text: str) -> Path:
     path.write_text(text)
     return path

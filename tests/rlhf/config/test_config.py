@@ -12,6 +12,7 @@ import yaml
 
 from rlhf.config import checks, jobs, ppo, scores, shared
 from rlhf.config.jobs import (
+    BestOfNJob,
     CheckpointConfig,
     CriticConfig,
     DataConfig,
@@ -48,6 +49,7 @@ JOBS = {
     RewardJob: NEEDED[:4],
     DPOJob: NEEDED[:4],
     EvaluateJob: NEEDED[:4],
+    BestOfNJob: NEEDED,
     GenerateJob: ["--model", "m", "--prompt", "p"],
     ReportJob: ["--run", "r"],
     DemoJob: [],

@@ -82,6 +82,8 @@ class Rollout:
     """With several reward sources, the raw scores of each; nan where it does not apply or failed."""
     errors: list[str | None] | None = None
     """Why a response has no score, where failures of the reward source are skipped; None for those that have one."""
+    task_scores: Float[Tensor, "B"] | None = None
+    """The reward source's score of each response before penalties."""
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -195,6 +197,25 @@ def interleave(parts: list[Rollout]) -> Rollout:
     return _interleave(padded)
 
 
+def concatenate(parts: list[Rollout]) -> Rollout:
+    """The rows of several rollouts one after the other, padded to the longest prompt and the longest response."""
+    width = max(part.response_ids.shape[1] for part in parts)
+    prompt_width = max(part.prompts.prompt_ids.shape[1] for part in parts)
+    padded: list[Rollout] = []
+    for part in parts:
+        left = prompt_width - part.prompts.prompt_ids.shape[1]
+        prompts = replace(
+            part.prompts,
+            prompt_ids=torch.nn.functional.pad(part.prompts.prompt_ids, (left, 0)),
+            prompt_mask=torch.nn.functional.pad(part.prompts.prompt_mask, (left, 0)),
+        )
+        if part.score_by_token is None and any(other.score_by_token is not None for other in parts):
+            part = replace(part, score_by_token=torch.zeros_like(part.old_logprobs))
+        per_token = {name: pad_to_width(value, width) for name, value in _per_token(part).items()}
+        padded.append(replace(part, prompts=prompts, **per_token))
+    return _combine(padded, torch.cat, lambda lists: [item for items in lists for item in items])
+
+
 def pad_to_width(x: Tensor, width: int) -> Tensor:
     """The tensor [B, R, ...] with zeros up to `width` columns."""
     return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 2) + (0, width - x.shape[1]))
@@ -206,19 +227,31 @@ def _per_token(rollout: Rollout) -> dict[str, Tensor]:
     return {name: x for name, x in values.items() if isinstance(x, Tensor) and x.dim() > 1}
 
 
-def _interleave(parts: list[Any]) -> Any:
+def _interleave(parts: list[Rollout]) -> Rollout:
+    return _combine(
+        parts,
+        lambda tensors: torch.stack(tensors, dim=1).flatten(0, 1),
+        lambda lists: [item for row in zip(*lists, strict=True) for item in row],
+    )
+
+
+def _combine(
+    parts: list[Any], on_tensors: Callable[[list[Tensor]], Tensor], on_lists: Callable[[list[list[Any]]], list[Any]]
+) -> Any:
+    """Records of one kind as one, field by field, those of nested records included."""
     first = parts[0]
     if is_dataclass(first):
         names = [f.name for f in fields(first)]
-        return type(first)(**{name: _interleave([getattr(part, name) for part in parts]) for name in names})  # pyright: ignore
+        values = {name: _combine([getattr(part, name) for part in parts], on_tensors, on_lists) for name in names}
+        return type(first)(**values)  # pyright: ignore
     if isinstance(first, Tensor):
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        return on_tensors(parts)
     if first is None:
         return None
     if isinstance(first, dict):
         columns = cast(dict[str, Any], first)
-        return {key: _interleave([part[key] for part in parts]) for key in columns}
-    return [item for row in zip(*parts, strict=True) for item in row]
+        return {key: _combine([part[key] for part in parts], on_tensors, on_lists) for key in columns}
+    return on_lists(parts)
 
 
 def _map_fields(record: Any, on_tensor: Callable[[Tensor], Tensor], on_list: Callable[[list[Any]], list[Any]]) -> Any:

@@ -107,6 +107,12 @@ class PPOJob(TrainingJob):
         _check_set(self, "model.path")
         _check_merged(self.export, self.model)
         self._check_critic()
+        if self.model.lora.rank > 0 and self.ppo.reference_update_rate != 1:
+            raise UserError(
+                f"ppo.reference_update_rate is {self.ppo.reference_update_rate}, but must be 1 with model.lora.rank, "
+                "because an average of two adapters' factors is not the average of the weights that they stand for; "
+                "raise ppo.reference_update_steps instead"
+            )
         check(
             self.generation.temperature > 0,
             "generation.temperature",

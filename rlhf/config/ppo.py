@@ -73,6 +73,12 @@ class PPOConfig(AdamWConfig):
     """Lambda = 1 - 1 / (alpha * length) for each response, instead of lam (Yue et al., 2025, VAPO: 0.05)."""
     grpo_divide_by_std: bool = True
     """Divide GRPO's advantages by the standard deviation of a prompt's scores (Shao et al., 2024); Dr. GRPO: false."""
+    skip_equal_groups: bool = False
+    """With rloo and grpo: leave prompts out of the loss whose responses all have the same score before penalties (Yu et
+    al., 2025, DAPO)."""
+    refill_rounds: int = 0
+    """With skip_equal_groups: how many times a step draws further prompts to replace those that it would leave out;
+    their responses do not count towards total_episodes."""
     whiten_advantages: bool | None = None
     """Whiten a batch's advantages to mean 0 and deviation 1 over its tokens; null: with gae and reinforce_pp only."""
     whiten_rewards: bool = False
@@ -126,6 +132,12 @@ class PPOConfig(AdamWConfig):
     use_reference: bool = True
     """Hold the initial policy as the reference, and measure the KL to it; false, which needs kl_coef 0, saves its
     memory and its forward passes."""
+    reference_update_steps: int | None = None
+    """Steps between updates of the reference, which then moves by reference_update_rate towards the policy; null: it
+    stays the initial policy. KLs, those of evaluations included, are to the reference of the moment."""
+    reference_update_rate: float = 1.0
+    """Share of the way to the policy that an update of the reference goes: 1 copies the policy; a small one with
+    reference_update_steps 1 makes the reference an exponential average of the policies."""
     kl_placement: Literal["reward", "loss"] = "reward"
     """Subtract the KL from the token rewards, or add it to the loss with its gradient (k2, k3, full)."""
 
@@ -140,15 +152,25 @@ class PPOConfig(AdamWConfig):
     def _check_values(self) -> None:
         counts = ("total_episodes", "rollout_batch_size", "minibatch_size", "microbatch_size", "ppo_epochs")
         clips = ("clip_range", "clip_range_high", "clip_range_value", "log_ratio_clamp")
-        kl = ("kl_penalty_beta", "kl_penalty_target", "kl_target", "kl_horizon", "target_kl")
+        kl = (
+            "kl_penalty_beta",
+            "kl_penalty_target",
+            "kl_target",
+            "kl_horizon",
+            "target_kl",
+            "reference_update_steps",
+            "reference_update_rate",
+        )
         ranges = {
             POSITIVE: (*counts, "microbatch_tokens", "samples_per_prompt", *clips, *kl, "lam_length_alpha"),
-            AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef", "kl_gain"),
+            AT_LEAST_0: ("vf_coef", "ent_coef", "kl_coef", "kl_gain", "refill_rounds"),
             FRACTION: ("gamma", "lam", "lam_critic"),
             ABOVE_1: ("dual_clip",),
         }
         check_ranges(self, ranges)
         check(self.clip_range < 1, "ppo.clip_range", self.clip_range, "below 1")
+        rate = self.reference_update_rate
+        check(rate <= 1, "ppo.reference_update_rate", rate, "at most 1")
 
     def _check_batches(self) -> None:
         if self.microbatch_tokens is not None:
@@ -176,10 +198,14 @@ class PPOConfig(AdamWConfig):
 
     def _check_estimator(self) -> None:
         estimator = f"ppo.estimator {self.estimator}"
-        if self.estimator in ("rloo", "grpo"):
+        if self.compares_groups:
             condition = f"at least 2 with {estimator}, which compares the responses to a prompt"
             check(self.samples_per_prompt > 1, "ppo.samples_per_prompt", self.samples_per_prompt, condition)
             reject_unused(self, ("gamma",), f"{estimator} rewards whole responses")
+        else:
+            reject_unused(self, ("skip_equal_groups",), f"{estimator} does not compare the responses to a prompt")
+        if not self.skip_equal_groups:
+            reject_unused(self, ("refill_rounds",), "ppo.skip_equal_groups is false")
         if not self.has_critic:
             reject_unused(self, CRITIC_SETTINGS, f"{estimator} has no critic")
         if self.estimator != "grpo":
@@ -212,6 +238,10 @@ class PPOConfig(AdamWConfig):
             self.use_reference,
             "true unless ppo.kl_coef is 0, because the KL penalty needs the reference",
         )
+        if not self.use_reference:
+            reject_unused(self, ("reference_update_steps",), "ppo.use_reference is false")
+        if self.reference_update_steps is None:
+            reject_unused(self, ("reference_update_rate",), "ppo.reference_update_steps is null")
         if self.kl_coef == 0:
             reason = "ppo.kl_coef is 0, which the adaptive controller cannot raise"
             reject_unused(self, ("kl_target", "kl_estimator", "kl_placement"), reason)
@@ -234,6 +264,11 @@ class PPOConfig(AdamWConfig):
     def has_critic(self) -> bool:
         """Whether the advantages need values; the other estimators build and store no critic."""
         return self.estimator == "gae"
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether advantages compare the responses to a prompt with each other."""
+        return self.estimator in ("rloo", "grpo")
 
     @property
     def whitens(self) -> bool:

@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlhf.models.adapters import CRITIC, POLICY, active_adapter, has_adapters, is_adapter_weight
+from rlhf.models.adapters import (
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    active_adapter,
+    adapter_weights,
+    add_frozen_copy,
+    has_adapters,
+    is_adapter_weight,
+)
 from rlhf.models.distribution import (
     FixedDistribution,
     LogitTransform,
@@ -146,17 +155,45 @@ def new_value_head(features: int, init: str = "zero", seed: int = 0) -> nn.Linea
 
 
 class Reference:
-    """The policy before training, frozen: a copy of the model, or the adapted model with its adapters off."""
+    """The frozen policy that KLs are measured to: a copy of the model, or the adapted model through another adapter.
 
-    def __init__(self, lm: Any):
+    It is the policy before training, and stays that unless it is moved. With adapters it is the model without them, or
+    a frozen copy of the policy's adapter where it is to move.
+    """
+
+    def __init__(self, lm: Any, adapter: str | None = None):
         self.lm = lm
+        self.adapter = adapter
         if not has_adapters(lm):
             lm.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, lm: Any) -> "Reference":
-        """The reference of a policy that is about to be trained; a copy unless adapters leave its weights unchanged."""
-        return cls(lm if has_adapters(lm) else copy.deepcopy(lm))
+    def of(cls, lm: Any, moves: bool = False) -> "Reference":
+        """The reference of a policy that is about to be trained.
+
+        Args:
+            moves: `move_towards` will be called.
+        """
+        if not has_adapters(lm):
+            return cls(copy.deepcopy(lm))
+        if moves:
+            add_frozen_copy(lm, REFERENCE)
+        return cls(lm, REFERENCE if moves else None)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Name -> weight of all that moves."""
+        return dict(self.lm.named_parameters()) if self.adapter is None else adapter_weights(self.lm, self.adapter)
+
+    @torch.no_grad()
+    def move_towards(self, lm: Any, rate: float) -> None:
+        """`reference <- reference + rate * (policy - reference)`, weight by weight; at rate 1 exactly the policy."""
+        policy = dict(lm.named_parameters()) if self.adapter is None else adapter_weights(lm, POLICY)
+        for name, weight in self.weights.items():
+            if rate == 1:
+                weight.copy_(policy[name])
+            else:
+                weight.lerp_(policy[name].to(weight.dtype), rate)
 
     def to(self, device: torch.device) -> "Reference":
         self.lm.to(device)
@@ -165,18 +202,18 @@ class Reference:
     @torch.no_grad()
     def states(self, tokens: Tokens) -> Float[Tensor, "N H"]:
         """The trunk's states before the N response tokens."""
-        with active_adapter(self.lm, None):
+        with active_adapter(self.lm, self.adapter):
             return response_states(self.lm, tokens)
 
     @torch.no_grad()
     def logprobs(self, states: Float[Tensor, "N H"], tokens: Tokens, transform: LogitTransform) -> Float[Tensor, "B R"]:
         """Log-probability of every response token, from the reference's states; 0 where `response_mask` is False."""
-        with active_adapter(self.lm, None):
+        with active_adapter(self.lm, self.adapter):
             statistics = _response_statistics(self.lm, states, tokens, transform, with_entropy=False)
         return scatter_to_mask(statistics.logprobs, tokens.response_mask)
 
     @torch.no_grad()
     def head(self, states: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """The reference's logits of its states."""
-        with active_adapter(self.lm, None):
+        with active_adapter(self.lm, self.adapter):
             return OutputHead.of(self.lm)(states)

@@ -1,6 +1,7 @@
 """Several adapters over one frozen base, and which of them a forward pass goes through.
 
-The policy's adapter is PEFT's `default`, the critic's is `critic`, and the base without an adapter is the reference.
+The policy's adapter is PEFT's `default`, the critic's is `critic`, and the base without an adapter is the reference; a
+reference that moves is a third adapter, `reference`.
 PEFT's own switches also freeze the adapters that they deactivate, and a frozen weight gets no gradient, not even in the
 backward pass of a forward that used it. The switches here leave `requires_grad` as it is.
 """
@@ -11,6 +12,7 @@ from typing import Any
 
 POLICY = "default"
 CRITIC = "critic"
+REFERENCE = "reference"
 
 
 def has_adapters(lm: Any) -> bool:
@@ -20,6 +22,26 @@ def has_adapters(lm: Any) -> bool:
 def is_adapter_weight(parameter_name: str, adapter: str) -> bool:
     """Whether a parameter belongs to the adapter of that name."""
     return f".{adapter}." in parameter_name
+
+
+def add_frozen_copy(lm: Any, name: str) -> None:
+    """Add a frozen adapter with the settings and the weights of the policy's."""
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    lm.add_adapter(name, lm.peft_config[POLICY])
+    for parameter_name, p in lm.named_parameters():
+        if is_adapter_weight(parameter_name, name):
+            p.requires_grad_(False)
+    for p in trained:  # PEFT freezes the other adapters
+        p.requires_grad_(True)
+    policy = adapter_weights(lm, POLICY)
+    for key, weight in adapter_weights(lm, name).items():
+        weight.data.copy_(policy[key].data)
+
+
+def adapter_weights(lm: Any, adapter: str) -> dict[str, Any]:
+    """The weights of an adapter, by names that are the same for every adapter."""
+    names = ((name, p) for name, p in lm.named_parameters() if is_adapter_weight(name, adapter))
+    return {name.replace(f".{adapter}.", "."): p for name, p in names}
 
 
 @contextmanager

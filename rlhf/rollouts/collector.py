@@ -96,6 +96,7 @@ class Collector:
             score_by_token=by_token if by_token is not None and bool(by_token.any()) else None,
             source_scores=scored.source_scores,
             errors=scored.errors,
+            task_scores=scored.task_scores,
         )
 
     def _own_rows(self, count: int) -> Int[Tensor, "_"]:

@@ -255,6 +255,7 @@ def score_rollout(
         score_by_token=torch.where(replaced, 0, by_token),
         source_scores=by_source or None,
         errors=mixed.errors if skip else None,
+        task_scores=scores,
     )
 
 

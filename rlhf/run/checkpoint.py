@@ -26,6 +26,8 @@ from rlhf.run.fingerprint import describe_changes
 from rlhf.run.manifest import MANIFEST, find_damage, write_manifest
 
 WEIGHTS = "weights.safetensors"
+REFERENCE = "reference.safetensors"
+"""The weights of a reference that moves; a checkpoint of another run has no such file."""
 OPTIMIZER_SETTINGS = ("betas", "eps", "weight_decay", "fused", "foreach")
 """Entries of AdamW's parameter groups that come from a run's settings."""
 _PARTS = (WEIGHTS, "optimizer.pt", "rng.pt", "state.json")
@@ -38,7 +40,9 @@ class TrainState:
     step: int = 0
     """Finished steps."""
     episodes: int = 0
-    """Responses sampled so far: the position in the stream of prompts."""
+    """Responses trained on so far; with `extra_prompts`, the position in the stream of prompts."""
+    extra_prompts: int = 0
+    """Prompts drawn so far in place of others whose responses all had the same score."""
     kl_coef: dict[str, float] = field(default_factory=dict)
     """State of the KL coefficient's controller."""
     beta: dict[str, float] = field(default_factory=dict)
@@ -62,11 +66,13 @@ def save(
     optimizer: Any,
     accelerator: Any,
     keep: int | None = None,
+    reference: dict[str, nn.Parameter] | None = None,
 ) -> Path | None:
     """Write `checkpoints/step_XXXXXX` and point `checkpoints/latest` at it. Called on every rank; rank 0 writes.
 
     Args:
         keep: delete all but this many of the newest checkpoints.
+        reference: weights of a reference that moves.
 
     Returns:
         The checkpoint's folder; None on other ranks, and after a warning where it cannot be written, so that a full
@@ -80,6 +86,8 @@ def save(
         with replacing(folder) as partial:
             partial.mkdir(parents=True)
             save_weights(weights, partial / WEIGHTS)
+            if reference is not None:
+                save_weights(reference, partial / REFERENCE)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             with _os_errors():
                 torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf.config.ppo import PPOConfig
 from rlhf.config.scores import RewardConfig
 from rlhf.records import PPOBatch, Rollout, last_index
+from rlhf.trainers.equal_groups import equal_groups
 from tabular.core.kl import kl_estimate
 from tabular.core.masked import masked_whiten, unit_scale
 from tabular.core.returns import gae
@@ -103,6 +104,9 @@ def make_batch(
         loss_mask = mask & ~rollout.truncated.unsqueeze(-1)
     if rollout.errors is not None:
         loss_mask = loss_mask & rollout.is_scored.unsqueeze(-1)
+    if config.skip_equal_groups:
+        size = config.samples_per_prompt
+        loss_mask = loss_mask & ~equal_groups(rollout, size).repeat_interleave(size).unsqueeze(-1)
     rewards = token_rewards(rollout, scores, kl_coef if config.kl_placement == "reward" else 0.0, config.kl_estimator)
     if by_token is not None:
         rewards = rewards + by_token

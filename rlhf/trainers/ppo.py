@@ -28,6 +28,7 @@ from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
+from rlhf.trainers.equal_groups import equal_groups, refill
 from rlhf.trainers.preflight import preflight
 from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef, with_critic_of_run
 from rlhf.trainers.update import Learner
@@ -148,9 +149,12 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
         with self._measured_step() as metrics:
-            rollout = self.collect(self.next_prompts(), for_update=True)
+            if self.job.ppo.refill_rounds:
+                rollout, drawn = self._collect_unequal()
+            else:
+                rollout, drawn = self.collect(self.next_prompts(), for_update=True), {}
             batch = self.make_batch(rollout)
-            metrics |= self.update(batch)
+            metrics |= self.update(batch) | drawn
             self._update_kl_coef(metrics, len(batch))
         return metrics
 
@@ -169,13 +173,39 @@ class PPOTrainer:
 
     def next_prompts(self) -> Prompts:
         """The prompts of the next step, each repeated `samples_per_prompt` times."""
-        return self._prompts_at(self.state.episodes // self.job.ppo.samples_per_prompt, self.job.seed)
+        return self._prompts_at(self._prompts_drawn, self.job.seed)
 
-    def _prompts_at(self, first: int, seed: int) -> Prompts:
+    @property
+    def _prompts_drawn(self) -> int:
+        return self.state.episodes // self.job.ppo.samples_per_prompt + self.state.extra_prompts
+
+    def _collect_unequal(self) -> tuple[Rollout, dict[str, float]]:
+        """A step's rollout, whose groups of equal scores are replaced by those of further prompts; and its metrics."""
+        config = self.job.ppo
+        first = self._prompts_drawn
+
+        def collect(number: int, count: int) -> Rollout:
+            start = first + config.prompts_per_step + number
+            return self.collect(self._prompts_at(start, self.job.seed, count))
+
+        rollout = self.collect(self.next_prompts())
+        ranks = self.accelerator.num_processes
+        refilled = refill(rollout, config.samples_per_prompt, config.refill_rounds, ranks, collect)
+        self.state.extra_prompts += refilled.prompts - config.prompts_per_step
+        rollout = refilled.rollout
+        if config.old_logprobs == "recomputed":  # in the microbatches of the update, so that the first ratio is 1
+            rollout = self.compute_logprobs_and_values(rollout)
+        metrics = {
+            "objective/equal_groups": refilled.equal / refilled.prompts,
+            "objective/prompts_drawn": float(refilled.prompts),
+        }
+        return rollout, metrics
+
+    def _prompts_at(self, first: int, seed: int, count: int | None = None) -> Prompts:
         config = self.job.ppo
         if self.data.prompts is None:
             raise UserError("data.path is not set, so there are no prompts; pass prompts to generate()")
-        indices = self.data.prompts.stream(first, config.prompts_per_step, seed)
+        indices = self.data.prompts.stream(first, count or config.prompts_per_step, seed)
         return self.data.prompts.batch([i for i in indices for _ in range(config.samples_per_prompt)])
 
     def collect(self, prompts: Prompts, for_update: bool = False) -> Rollout:
@@ -242,10 +272,17 @@ class PPOTrainer:
             Statistics of the rollout and metrics of the update.
         """
         metrics = rollout_metrics(batch, self.kl_coef.coef, has_critic=self.policy.critic is not None)
+        if self.job.ppo.compares_groups:
+            equal = equal_groups(batch.rollout, self.job.ppo.samples_per_prompt)
+            metrics["objective/equal_groups"] = float(equal.float().mean())
+        if self.job.ppo.skip_equal_groups:
+            metrics["objective/prompts_drawn"] = float(self.job.ppo.prompts_per_step)
         with self.timer("update"):
             metrics |= self.learner.update(batch, self.state.step, self.kl_coef.coef)
         self.state.step += 1
         self.state.episodes += len(batch)
+        if self.reference is not None and is_due(self.job.ppo.reference_update_steps or 0, self.state.step):
+            self.reference.move_towards(self.policy.lm, self.job.ppo.reference_update_rate)
         return metrics
 
     def _update_kl_coef(self, metrics: dict[str, float], responses: int) -> None:
@@ -329,7 +366,14 @@ class PPOTrainer:
             self.learner.optimizer,
             self.accelerator,
             self.job.checkpoint.keep,
+            self._moving_reference,
         )
+
+    @property
+    def _moving_reference(self) -> dict[str, Any] | None:
+        """The weights of a reference that moves; None for one that stays the initial policy."""
+        moves = self.reference is not None and self.job.ppo.reference_update_steps is not None
+        return self.reference.weights if self.reference is not None and moves else None
 
     def load(self) -> None:
         """Restore the checkpoint that `resume` names; `train()` calls it."""
@@ -337,6 +381,9 @@ class PPOTrainer:
             return
         weights, optimizer = self.learner.weights, self.learner.optimizer
         self.state = checkpoint.load(self.resume_from, weights, optimizer, self.accelerator, self.state.inputs)
+        reference = self._moving_reference
+        if reference is not None and (self.resume_from / checkpoint.REFERENCE).exists():
+            checkpoint.load_weights(self.resume_from / checkpoint.REFERENCE, reference)
         checkpoint.load_generators(self.resume_from, self.accelerator)
         self.kl_coef.load_state_dict(self.state.kl_coef)
         self.learner.beta.load_state_dict(self.state.beta)

@@ -138,7 +138,9 @@ def load_models(
     check_head(lm)
     policy = build_policy(job, lm)
     sources |= combine(configs, sources | attach_sources(configs, device, job.model, policy.lm))
-    reference = Reference.of(policy.lm).to(device) if job.ppo.use_reference else None
+    reference = None
+    if job.ppo.use_reference:
+        reference = Reference.of(policy.lm, moves=job.ppo.reference_update_steps is not None).to(device)
     if job.model.compile:
         # The reference too: before the first update it must compute exactly the numbers of the policy.
         others = [None if reference is None else reference.lm, policy.critic_lm]

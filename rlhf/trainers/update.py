@@ -247,7 +247,7 @@ class Learner:
         number: int,
         context: UpdateContext,
         stored_forward: StoredForward | None = None,
-    ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL"]]:
+    ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL", "empty"]]:
         """One optimizer step: gradients of this process's microbatches, summed over processes, clipped, applied."""
         config = self.job.ppo
         normalizers = Normalizers.of(minibatch)
@@ -273,10 +273,12 @@ class Learner:
         metrics = sum_microbatches(parts) | (sum_microbatches(ptx_parts) if ptx_parts else {})
         metrics = sum_over_ranks(self.accelerator, metrics)
         norm = self._clip_gradients(metrics)
-        if config.target_kl is not None and metrics["policy/approx_kl"] > config.target_kl:
+        above = config.target_kl is not None and bool(metrics["policy/approx_kl"] > config.target_kl)
+        empty = config.skip_equal_groups and not ptx_parts and not bool(minibatch.loss_mask.any())
+        if above or empty:  # without gradients, a step would move weights by momentum alone
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.update()  # these gradients are dropped, but the scaler has unscaled them
-            return metrics, "above target KL"
+            return metrics, "above target KL" if above else "empty"
         outcome = self._optimizer_step(norm)
         if outcome == "skipped" and self.accelerator.scaler is None:
             self._dump(minibatch, context)

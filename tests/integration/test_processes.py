@@ -75,11 +75,21 @@ VARIANTS = {
         },
         "ppo": {"estimator": "rloo", "samples_per_prompt": 2},
     },
+    "groups of equal reward, moving reference": {
+        "ppo": {"estimator": "grpo", "samples_per_prompt": 2, "skip_equal_groups": True, "refill_rounds": 2}
+        | {"reference_update_steps": 1, "reference_update_rate": 0.5},
+        "generation": {"max_new_tokens": 3},
+    },
     "remax": {"ppo": {"estimator": "remax", "samples_per_prompt": 2, "target_kl": 1e-4}},
 }
 
 
-SLOW = ("remax", "adapters, exact KL in the loss", "mix, rewards by token, skipped responses")
+SLOW = (
+    "remax",
+    "adapters, exact KL in the loss",
+    "mix, rewards by token, skipped responses",
+    "groups of equal reward, moving reference",
+)
 
 FUNCTIONS = """
 def by_word(completions):

@@ -9,6 +9,7 @@ from rlhf.records import (
     PPOBatch,
     Prompts,
     Rollout,
+    concatenate,
     interleave,
     last_index,
     mask_up_to_last,
@@ -216,3 +217,17 @@ def test_select_and_to_device_keep_missing_fields_none():
     assert to_device(rollout, "cpu").old_states is None
     assert interleave([rollout, rollout]).bootstrap_values is None
     assert select(full_rollout(), torch.tensor([2])).old_states.tolist() == full_rollout().old_states[2:3].tolist()
+
+
+def test_concatenated_rollouts_are_padded_and_trimmed_back():
+    one, two = ragged([3, 1], [1, 2]), ragged([2, 4, 1], [4, 1, 3])
+    both = concatenate([one, two])
+    assert len(both) == 5
+    assert both.response_ids.shape == (5, 4)
+    assert both.prompts.prompt_ids.shape == (5, 4)
+    assert both.completions == [*one.completions, *two.completions]
+    assert both.prompts.columns["number"] == [0, 1, 0, 1, 2]
+    assert both.ref_logprobs is not None
+    assert_same(trim(select(both, torch.tensor([0, 1]))), one)
+    assert_same(trim(select(both, torch.tensor([2, 3, 4]))), two)
+    assert concatenate([replace(part, ref_logprobs=None) for part in (one, two)]).ref_logprobs is None

@@ -417,7 +417,7 @@ POSITIVE = {
     "ppo": (
         *("total_episodes", "rollout_batch_size", "minibatch_size", "microbatch_size", "ppo_epochs"),
         *("samples_per_prompt", "lr", "max_grad_norm", "adam_eps", "clip_range", "log_ratio_clamp"),
-        *("kl_penalty_beta", "kl_penalty_target"),
+        *("kl_penalty_beta", "kl_penalty_target", "reference_update_rate"),
     ),
     "critic": ("pretraining_patience",),
     "ptx": ("coef", "batch_size"),
@@ -430,7 +430,7 @@ NULL_OR_POSITIVE = {
     "critic": ("lr",),
     "ppo": (
         *("microbatch_tokens", "clip_range_value", "kl_target", "kl_horizon", "target_kl", "clip_range_high"),
-        "lam_length_alpha",
+        *("lam_length_alpha", "reference_update_steps"),
     ),
 }
 NOT_NEGATIVE = {
@@ -439,7 +439,7 @@ NOT_NEGATIVE = {
     "eval": ("every", "samples"),
     "checkpoint": ("every",),
     "training": ("warmup_steps", "weight_decay", "eval_every"),
-    "ppo": ("warmup_steps", "weight_decay", "vf_coef", "ent_coef", "kl_coef", "kl_gain"),
+    "ppo": ("warmup_steps", "weight_decay", "vf_coef", "ent_coef", "kl_coef", "kl_gain", "refill_rounds"),
     "critic": ("warmup_steps", "pretraining_steps"),
 }
 
@@ -463,6 +463,7 @@ VALUES = [
     *(("ppo", {n: math.nan}, n, "positive") for n in ("lr", "clip_range", "kl_penalty_target")),
     *(("ppo", {"dual_clip": bad}, "dual_clip", "null or above 1") for bad in (0.0, 1.0)),
     ("ppo", {"clip_range": 1.0}, "clip_range", "below 1"),
+    ("ppo", {"reference_update_rate": 1.5}, "reference_update_rate", "at most 1"),
     *(("ppo", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
     (
         *("ppo", {"use_reference": False}, "use_reference"),
@@ -571,6 +572,19 @@ UNUSED = [
         ("ppo", {"policy_loss": "kl_penalty", name: value}, name, "ppo.policy_loss is kl_penalty")
         for name, value in {"clip_range": 0.1, "clip_range_high": 0.28, "dual_clip": 3.0}.items()
     ),
+    *(
+        (
+            *("ppo", {"estimator": e, "skip_equal_groups": True}, "skip_equal_groups"),
+            f"ppo.estimator {e} does not compare the responses to a prompt",
+        )
+        for e in ("gae", "reinforce_pp", "remax")
+    ),
+    ("ppo", {"refill_rounds": 2}, "refill_rounds", "ppo.skip_equal_groups is false"),
+    (
+        *("ppo", {"use_reference": False, "kl_coef": 0.0, "reference_update_steps": 2}, "reference_update_steps"),
+        "ppo.use_reference is false",
+    ),
+    ("ppo", {"reference_update_rate": 0.5}, "reference_update_rate", "ppo.reference_update_steps is null"),
     ("ppo", {"kl_horizon": 5000}, "kl_horizon", "ppo.kl_target is null"),
     ("ppo", {"kl_gain": 1.0}, "kl_gain", "ppo.kl_target is null"),
     ("ppo", {"kl_controller": "ziegler"}, "kl_controller", "ppo.kl_target is null"),

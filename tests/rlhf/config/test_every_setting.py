@@ -102,6 +102,12 @@ CASES = {
     "ppo.lam_critic": ({}, 0.1),
     "ppo.lam_length_alpha": ({}, 0.3),
     "ppo.grpo_divide_by_std": ({"ppo.estimator": "grpo", "ppo.samples_per_prompt": 4}, False),
+    "ppo.skip_equal_groups": ({"ppo.estimator": "grpo", "ppo.samples_per_prompt": 4}, True),
+    "ppo.refill_rounds": (
+        {"ppo.estimator": "rloo", "ppo.samples_per_prompt": 2, "ppo.skip_equal_groups": True}
+        | {"generation.max_new_tokens": 1},
+        2,
+    ),
     "ppo.whiten_advantages": ({}, False),
     "ppo.whiten_rewards": ({"ppo.whiten_advantages": False}, True),
     "ppo.policy_loss": ({}, "kl_penalty"),
@@ -124,6 +130,8 @@ CASES = {
     "ppo.kl_horizon": ({"ppo.kl_target": 0.01}, 50),
     "ppo.kl_estimator": ({"ppo.kl_coef": 3.0}, "full"),
     "ppo.use_reference": ({"ppo.kl_coef": 0.0}, False),
+    "ppo.reference_update_steps": ({}, 1),
+    "ppo.reference_update_rate": ({"ppo.reference_update_steps": 1}, 0.5),
     "ppo.kl_placement": ({"ppo.kl_coef": 3.0, "ppo.kl_estimator": "k2"}, "loss"),
     "critic.kind": ({}, "separate"),
     "critic.init": ({"critic.kind": "separate"}, "{gpt2}"),

@@ -178,6 +178,7 @@ class SFTJob(TrainingJob):
 
     def __post_init__(self):
         super().__post_init__()
+        reject_unused(self.data, ("more",), "rlhf sft trains on one dataset")
         _check_set(self, "data.path")
         _check_merged(self.export, self.model)
         if (self.model.path is None) == (self.scratch.model_type is None):
@@ -198,6 +199,7 @@ class RewardJob(TrainingJob):
 
     def __post_init__(self):
         super().__post_init__()
+        reject_unused(self.data, ("more",), "rlhf reward trains on one dataset")
         _check_set(self, "model.path", "data.path")
         if self.export == "adapter" and self.model.lora.rank == 0:
             raise UserError("export is adapter, but model.lora.rank is 0, so that there is no adapter; set the rank")
@@ -218,6 +220,7 @@ class DPOJob(TrainingJob):
 
     def __post_init__(self):
         super().__post_init__()
+        reject_unused(self.data, ("more",), "rlhf dpo trains on one dataset")
         _check_set(self, "model.path", "data.path")
         _check_merged(self.export, self.model)
 

@@ -134,6 +134,11 @@ class DataConfig:
     path: str | None = None
     """Dataset: hub id, json, jsonl, csv, tsv or parquet file, txt file with a prompt or text a line, or folder written
     by `save_to_disk`."""
+    more: list[str] = field(default_factory=list)
+    """With `rlhf ppo`: further datasets of prompts, each as `path` takes it. Scores are logged for each, and prompts
+    get the column `data_set` with the name of theirs."""
+    shares: list[float] = field(default_factory=list)
+    """Share of the prompts that each dataset gives, path first, then more; []: in proportion to their sizes."""
     split: str = "train"
     """Training split of a hub dataset or saved folder."""
     eval_path: str | None = None
@@ -150,6 +155,13 @@ class DataConfig:
 
     def __post_init__(self):
         check_ranges(self, {FRACTION_BELOW_1: ("eval_fraction",), POSITIVE: ("max_prompt_length",)})
+        if not self.more:
+            reject_unused(self, ("shares",), "data.more is empty")
+        count = 1 + len(self.more)
+        shares = self.shares
+        check(not shares or len(shares) == count, "data.shares", shares, f"a list of {count} numbers, one a dataset")
+        fits = all(share >= 0.001 for share in shares) and abs(sum(shares) - 1) < 1e-6
+        check(not shares or fits, "data.shares", shares, "a list of shares of at least 0.001 that add up to 1")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Tokenised prompts and batches of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from rlhf.config.jobs import DataConfig
@@ -16,9 +17,12 @@ from rlhf.data.datasets import (
     split_indices,
 )
 from rlhf.data.encoding import encode_prompts, pad, padding_id
-from rlhf.data.streams import ShuffledStream
+from rlhf.data.streams import MixedStream, ShuffledStream
 from rlhf.errors import UserError
 from rlhf.records import Prompts
+
+DATA_SET = "data_set"
+"""The column with the name of a prompt's data set, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class PromptSet:
     """The file, folder or data set that they come from."""
     dropped: int = 0
     """How many other prompts were left out, because they are too long."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Prompts of each data set that this one consists of, by their names and in their order; empty for a single one."""
+    shares: tuple[float, ...] = ()
+    """Share of the stream of prompts that each of them has."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,10 +54,12 @@ class PromptSet:
         return Prompts(ids, mask, [self.prompts[i] for i in indices], columns)
 
     def select(self, indices: Sequence[int]) -> "PromptSet":
-        """The prompts with these indices as a set of their own, from which none was dropped."""
+        """The prompts with these indices as a single set of their own, from which none was dropped."""
         return replace(
             self,
             dropped=0,
+            counts={},
+            shares=(),
             prompts=[self.prompts[i] for i in indices],
             ids=[self.ids[i] for i in indices],
             columns={name: [values[i] for i in indices] for name, values in self.columns.items()},
@@ -57,7 +67,34 @@ class PromptSet:
 
     def stream(self, start: int, count: int, seed: int) -> list[int]:
         """Indices `start` to `start + count` of the endless shuffled stream of prompts."""
+        if self.counts:
+            return MixedStream(tuple(self.counts.values()), self.shares, seed).take(start, count)
         return ShuffledStream(len(self), seed).take(start, count)
+
+    @classmethod
+    def mixed(cls, sets: Mapping[str, "PromptSet"], shares: Sequence[float]) -> "PromptSet":
+        """Several sets as one, with a column `data_set`; columns that a set does not have are None there.
+
+        Args:
+            shares: of the stream, for each set; empty: in proportion to their sizes.
+        """
+        parts = list(sets.values())
+        columns = dict.fromkeys(name for part in parts for name in part.columns)
+        total = sum(map(len, parts))
+        return cls(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            ids=[ids for part in parts for ids in part.ids],
+            columns={
+                name: [value for part in parts for value in part.columns.get(name, [None] * len(part))]
+                for name in columns
+            }
+            | {DATA_SET: [name for name, part in sets.items() for _ in range(len(part))]},
+            pad_id=parts[0].pad_id,
+            path=", ".join(part.path or "" for part in parts),
+            dropped=sum(part.dropped for part in parts),
+            counts={name: len(part) for name, part in sets.items()},
+            shares=tuple(shares) or tuple(len(part) / total for part in parts),
+        )
 
 
 def prepare_prompts(
@@ -127,8 +164,11 @@ def _read_prompts(rows: Any, path: str | None) -> tuple[list[Any], str | None]:
 def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptSet, PromptSet | None]:
     """Training prompts, and held-out prompts or None where nothing is held out.
 
-    Prompts that are too long are dropped before a fraction of the others is held out.
+    Prompts that are too long are dropped before a fraction of the others is held out. Of several data sets each holds
+    out its fraction, unless the held-out prompts are a file or a split of their own.
     """
+    if config.more:
+        return _load_mixture(tokenizer, config, seed)
     pad_id = padding_id(tokenizer)
     prompts = prepare_prompts(tokenizer, load_rows(config.path or "", config.split), config, pad_id)
     if has_held_out_rows(config):
@@ -138,6 +178,45 @@ def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptS
     if not held_out:
         return prompts, None
     return replace(prompts.select(training), dropped=prompts.dropped), prompts.select(held_out)
+
+
+def _load_mixture(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptSet, PromptSet | None]:
+    """The data sets of `data.path` and `data.more` as one."""
+    paths = [config.path or "", *config.more]
+    fraction = 0.0 if has_held_out_rows(config) else config.eval_fraction
+    sets: dict[str, PromptSet] = {}
+    held_out: dict[str, PromptSet] = {}
+    for name, path in zip(_data_set_names(paths), paths, strict=True):
+        single = DataConfig(
+            path=path,
+            split=config.split if path == config.path else "train",
+            eval_fraction=fraction,
+            max_prompt_length=config.max_prompt_length,
+            too_long=config.too_long,
+        )
+        sets[name], test = load_prompts(tokenizer, single, seed)
+        if DATA_SET in sets[name].columns:
+            raise UserError(
+                f"{path} has a column {DATA_SET!r}, which names the data set where there are several; rename it"
+            )
+        if test is not None:
+            held_out[name] = test
+    prompts = PromptSet.mixed(sets, config.shares)
+    if has_held_out_rows(config):
+        return prompts, load_held_out_prompts(tokenizer, config, seed)
+    return prompts, PromptSet.mixed(held_out, ()) if held_out else None
+
+
+def _data_set_names(paths: Sequence[str]) -> list[str]:
+    """The file's name without its ending for each path; whole paths where two names are equal."""
+    names = [Path(path).stem for path in paths]
+    names = [path if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+    for path in paths:
+        if names.count(path) > 1:
+            raise UserError(
+                f"data.path and data.more name {path} twice; name each data set once, and give it its share"
+            )
+    return names
 
 
 def load_held_out_prompts(tokenizer: Any, config: DataConfig, seed: int) -> PromptSet:

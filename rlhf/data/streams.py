@@ -1,7 +1,11 @@
-"""The order in which a run uses its data: endless shuffled passes that are a function of the seed alone."""
+"""The order in which a run uses its data: endless shuffled passes that are a function of the seed alone.
+
+Several data sets are mixed in fixed shares, each in passes of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -53,3 +57,47 @@ class ShuffledStream:
 
     def _generator(self, pass_number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *self.key, pass_number])
+
+
+_PERIOD = 1000
+"""Items after which the pattern of a mixture repeats: shares are exact to a thousandth."""
+
+
+@dataclass(frozen=True)
+class MixedStream:
+    """Item numbers of several data sets that stand one behind the other, in fixed shares, each in shuffled passes."""
+
+    counts: tuple[int, ...]
+    """Items of each set."""
+    shares: tuple[float, ...]
+    """Of the stream, for each set; they add up to 1."""
+    seed: int
+
+    @cached_property
+    def pattern(self) -> np.ndarray:
+        """[1000] the set of each item of a period: always the one that is furthest behind its share."""
+        shares = np.array(self.shares)
+        taken = np.zeros(len(shares))
+        sets = np.zeros(_PERIOD, dtype=int)
+        for position in range(_PERIOD):
+            sets[position] = (shares * (position + 1) - taken).argmax()
+            taken[sets[position]] += 1
+        return sets
+
+    def take(self, start: int, count: int) -> list[int]:
+        """Items `start` to `start + count` of the stream."""
+        sets = self.pattern[np.arange(start, start + count) % _PERIOD]
+        items = np.zeros(count, dtype=int)
+        first = 0
+        for number, size in enumerate(self.counts):
+            places = (sets == number).nonzero()[0]
+            stream = ShuffledStream(size, self.seed, key=(number,))
+            items[places] = np.array(stream.take(self._before(number, start), len(places)), dtype=int) + first
+            first += size
+        return items.tolist()
+
+    def _before(self, number: int, position: int) -> int:
+        """How many of the first `position` items come from a set."""
+        periods, offset = divmod(position, _PERIOD)
+        from_set = self.pattern == number
+        return periods * int(from_set.sum()) + int(from_set[:offset].sum())

@@ -96,7 +96,7 @@ def best_of(responses: Sequence[EvaluatedResponse]) -> EvaluatedResponse:
 
 
 def with_judge_scores(evaluator: Evaluator, responses: Sequence[EvaluatedResponse]) -> list[EvaluatedResponse]:
-    """Responses with the scores of the judges, where there are any."""
+    """Responses with the scores of each judge, where there is one."""
     size = evaluator.job.eval.batch_size
     scores: dict[str, list[float]] = {name: [] for name in evaluator.sources if name != "score"}
     for start in range(0, len(responses), size):

@@ -6,7 +6,7 @@ and a win rate compares responses pair by pair.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from rlhf.config.jobs import EvalConfig, RewardConfig
 from rlhf.data.encoding import render_chat
-from rlhf.data.prompts import PromptSet
+from rlhf.data.prompts import DATA_SET, PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
 from rlhf.rewards.failures import check_errors
@@ -62,6 +62,8 @@ class EvaluatedResponse:
     """Share of token pairs that occurred before in the response."""
     penalised_score: float | None = None
     """The `score` after the penalties of training; None where there are none, or no score."""
+    data_set: str | None = None
+    """The name of the prompt's data set, where there are several."""
 
 
 def held_out_indices(count: int, config: EvalConfig) -> list[int]:
@@ -123,7 +125,10 @@ def evaluate_responses(
             scores, failures = _score(rollout, sources, context, reward.on_error == "skip")
             errors += failures
             penalised = _penalised(rollout, scores, reward, sampler.config.max_new_tokens)
-            responses += _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
+            evaluated = _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
+            if prompts.counts:
+                evaluated = [replace(r, data_set=prompts.columns[DATA_SET][r.index]) for r in evaluated]
+            responses += evaluated
     if ranks > 1:
         responses, errors = gather_object(responses), gather_object(errors)
     check_errors(errors, reward)

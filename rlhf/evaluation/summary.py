@@ -16,7 +16,8 @@ def summarise(
     """Means over responses, with 95% bootstrap intervals of the scores.
 
     Lengths are in tokens, distinct-n in words. A key `NAME_low` and `NAME_high` hold the interval of NAME. Scores are
-    those of the sources; `penalised_score`, where training has penalties, is what it maximises.
+    those of the sources, and `set/SET/score` those of the prompts of one data set, where there are several;
+    `penalised_score`, where training has penalties, is what it maximises.
 
     Args:
         start_scores: the scores of the policy before training on the same prompts; adds the win rate against them,
@@ -26,6 +27,10 @@ def summarise(
     summary: dict[str, float] = {"prompts": float(len(responses))}
     for name in responses[0].scores:
         summary |= _mean_with_interval(name, _present(r.scores[name] for r in responses))
+    for data_set in sorted({r.data_set for r in responses if r.data_set is not None}):
+        for name in responses[0].scores:
+            part = _present(r.scores[name] for r in responses if r.data_set == data_set)
+            summary |= _mean_with_interval(f"set/{data_set}/{name}", part)
     summary |= _mean_with_interval("penalised_score", _present(r.penalised_score for r in responses))
     if all(r.token_kl is not None for r in responses):
         summary["kl"] = float(np.mean([sum(r.token_kl or []) for r in responses]))

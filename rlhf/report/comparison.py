@@ -74,7 +74,7 @@ def render(result: Row, samples: list[Row]) -> str:
 
 
 def measures_of(policies: Mapping[str, Row]) -> list[tuple[str, str]]:
-    """The statistics that a policy has, with their headings; further judges and parts of a reward behind the others."""
+    """The statistics that a policy has, with their headings; those of named sources behind the others."""
     present = dict.fromkeys(name for row in policies.values() for name in row)
     others = [name for name in present if "/" in name and not name.endswith(("_low", "_high"))]
     return [(name, text) for name, text in MEASURES if name in present] + [(name, name) for name in others]

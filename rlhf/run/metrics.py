@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.records import PPOBatch
+from rlhf.records import PPOBatch, Rollout
 from tabular.core.kl import kl_estimate
 from tabular.core.masked import explained_variance, masked_mean, masked_sum
 
@@ -84,6 +84,16 @@ def source_statistics(name: str, scores: Float[Tensor, "B"]) -> dict[str, Tensor
     scores = scores[~scores.isnan()].double()
     std = scores.std(correction=0) if len(scores) else scores.mean()
     return {f"reward/{name}/mean": scores.mean(), f"reward/{name}/std": std}
+
+
+def data_set_scores(rollout: Rollout) -> dict[str, float]:
+    """The mean score of the responses to each data set's prompts, where there are several and the batch has some."""
+    names = rollout.prompts.columns.get("data_set", [])
+    scores: dict[str, list[float]] = {}
+    for name, score, is_scored in zip(names, rollout.scores.tolist(), rollout.is_scored.tolist(), strict=False):
+        if is_scored:
+            scores.setdefault(name, []).append(score)
+    return {f"objective/score/{name}": sum(values) / len(values) for name, values in sorted(scores.items())}
 
 
 def repetition(ids: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B"]:

@@ -25,7 +25,7 @@ from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder, require_space
-from rlhf.run.metrics import PhaseTimer, peak_memory_mb, rollout_metrics
+from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.equal_groups import equal_groups, refill
@@ -272,6 +272,8 @@ class PPOTrainer:
             Statistics of the rollout and metrics of the update.
         """
         metrics = rollout_metrics(batch, self.kl_coef.coef, has_critic=self.policy.critic is not None)
+        if self.data.prompts is not None and self.data.prompts.counts:
+            metrics |= data_set_scores(batch.rollout)
         if self.job.ppo.compares_groups:
             equal = equal_groups(batch.rollout, self.job.ppo.samples_per_prompt)
             metrics["objective/equal_groups"] = float(equal.float().mean())

@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import get_args, get_origin
@@ -10,13 +11,14 @@ from typing import get_args, get_origin
 import pytest
 import yaml
 
-from rlhf.config import checks, jobs, ppo, scores, shared
+from rlhf.config import checks, dpo, jobs, ppo, scores, shared
 from rlhf.config.jobs import (
     BestOfNJob,
     CheckpointConfig,
     CriticConfig,
     DataConfig,
     DemoJob,
+    DPOConfig,
     DPOJob,
     EvalConfig,
     EvaluateJob,
@@ -382,6 +384,7 @@ GROUPS = {
     "ppo": PPOConfig,
     "critic": CriticConfig,
     "ptx": PTXConfig,
+    "dpo": DPOConfig,
 }
 
 
@@ -421,6 +424,7 @@ POSITIVE = {
     ),
     "critic": ("pretraining_patience",),
     "ptx": ("coef", "batch_size"),
+    "dpo": ("beta",),
 }
 NULL_OR_POSITIVE = {
     "generation": ("max_rows",),
@@ -499,6 +503,11 @@ VALUES = [
         "an even multiple of scratch.num_heads = 4, because rotary embeddings rotate pairs of coordinates",
     ),
     *(("data", {"eval_fraction": bad}, "eval_fraction", "at least 0 and below 1") for bad in (-0.1, 1.0)),
+    ("data", {"more": ["b"], "shares": [1.0]}, "shares", "a list of 2 numbers, one a dataset"),
+    *(
+        (*("data", {"more": ["b"], "shares": bad}, "shares"), "a list of shares of at least 0.001 that add up to 1")
+        for bad in ([0.5, 0.6], [1.0, 0.0], [0.9999, 0.0001])
+    ),
     ("generation", {"stop_ids": []}, "stop_ids", "null or not empty"),
     *(
         ("generation", {"min_new_tokens": bad}, "min_new_tokens", "at least 0 and below generation.max_new_tokens = 64")
@@ -516,6 +525,10 @@ VALUES = [
         for g in ("reward", "eval.judge")
     ),
     *(("training", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
+    *(
+        ("dpo", {"label_smoothing": bad}, "label_smoothing", "at least 0 and below 0.5")
+        for bad in (-0.1, 0.5, math.nan)
+    ),
     *(("ptx", {"path": "t", "max_length": bad}, "max_length", "at least 2") for bad in (1, 0)),
 ]
 
@@ -599,6 +612,8 @@ UNUSED = [
             "kl_estimator": {"kl_estimator": "full"},
         }.items()
     ),
+    ("data", {"shares": [1.0]}, "shares", "data.more is empty"),
+    ("dpo", {"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing", "dpo.loss is ipo"),
     ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
     ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
@@ -664,6 +679,15 @@ def test_every_setting_without_effect_is_rejected(group, settings, name, reason)
 
 
 COMBINATIONS = [
+    *(
+        (
+            partial(job, model=ModelConfig(path="m"), data=DataConfig(path="d", more=["b"])),
+            {},
+            f"data.more is ['b'], but it has no effect because {command} trains on one dataset; remove it, or override "
+            "it with its default, --data.more []",
+        )
+        for job, command in ((SFTJob, "rlhf sft"), (RewardJob, "rlhf reward"), (DPOJob, "rlhf dpo"))
+    ),
     (
         job_of,
         {"generation": {"temperature": 0.0}},
@@ -892,7 +916,7 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
             violated.add((str(error).split(" is ")[0], generic(reason)))
             raise
 
-    for module in (checks, shared, scores, ppo, jobs):
+    for module in (checks, dpo, shared, scores, ppo, jobs):
         monkeypatch.setattr(module, "check", check)
         monkeypatch.setattr(module, "reject_unused", reject_unused)
     cases = [(GROUPS[group], settings) for group, settings, *_ in VALUES + UNUSED]

@@ -42,6 +42,8 @@ CASES = {
     "model.lora.alpha": ({"model.lora.rank": 2}, 64.0),
     "model.lora.targets": ({"model.lora.rank": 2}, ["q_proj"]),
     "data.path": ({}, "{other prompts}"),
+    "data.more": ({}, ["{other prompts}"]),
+    "data.shares": ({"data.more": ["{other prompts}"]}, [0.9, 0.1]),
     "data.split": ({}, "test"),
     "data.eval_path": ({}, "{other prompts}"),
     "data.eval_split": ({"data.path": "{folder}"}, "test"),
@@ -318,6 +320,8 @@ def test_another_value_changes_the_run_or_is_rejected(job, paths, baselines, key
     def filled(value):
         if isinstance(value, dict):
             return {name: filled(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
         return paths.get(value, value) if isinstance(value, str) else value
 
     context, value = CASES[key]

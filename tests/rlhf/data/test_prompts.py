@@ -1,6 +1,7 @@
 """Tokenised prompts: limits on their length, and batches."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -137,3 +138,43 @@ def test_truncated_prompt_keeps_its_start_token(bos_tokenizer):
     rows = rows_of(prompt=["the film is good", "bad"])
     config = DataConfig(path="x", max_prompt_length=3, too_long="truncate")
     assert prepare_prompts(bos_tokenizer, rows, config, 2).ids == [[3, 9, 11], [3, 12]]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_several_data_sets_are_one_with_names_and_shares(tokenizer, tmp_path):
+    """Columns that one of them does not have are None; each holds out its own fraction."""
+    one = write_rows(tmp_path / "one.jsonl", [{"prompt": "a", "n": i} for i in range(10)])
+    two = write_rows(tmp_path / "two.jsonl", [{"prompt": "the film", "wanted": "good"}] * 30)
+    config = DataConfig(path=one, more=[two], eval_fraction=0.2)
+    prompts, held_out = load_prompts(tokenizer, config, seed=0)
+    assert prompts.counts == {"one": 8, "two": 24}
+    assert prompts.shares == (0.25, 0.75)
+    assert prompts.columns["data_set"] == ["one"] * 8 + ["two"] * 24
+    assert prompts.columns["wanted"] == [None] * 8 + ["good"] * 24
+    assert prompts.ids == [[10]] * 8 + [[7, 8]] * 24
+    assert held_out.counts == {"one": 2, "two": 6}
+    alone = load_prompts(tokenizer, DataConfig(path=one, eval_fraction=0.2), seed=0)
+    assert prompts.columns["n"][:8] == alone[0].columns["n"]
+    assert load_held_out_prompts(tokenizer, config, seed=0) == held_out
+    equal = load_prompts(tokenizer, replace(config, shares=[0.5, 0.5]), seed=0)[0]
+    drawn = [equal.columns["data_set"][i] for i in equal.stream(0, 16, seed=0)]
+    assert drawn.count("one") == 8
+    other = write_rows(tmp_path / "held_out.jsonl", [{"prompt": "is"}])
+    assert load_prompts(tokenizer, replace(config, eval_path=other), seed=0)[1].prompts == ["is"]
+
+
+def test_data_sets_that_cannot_be_told_apart_are_rejected(tokenizer, tmp_path):
+    (tmp_path / "a").mkdir()
+    one = write_rows(tmp_path / "one.jsonl", [{"prompt": "a"}] * 4)
+    same_name = write_rows(tmp_path / "a" / "one.jsonl", [{"prompt": "the"}] * 4)
+    prompts, _ = load_prompts(tokenizer, DataConfig(path=one, more=[same_name]), seed=0)
+    assert list(prompts.counts) == [one, same_name]
+    with pytest.raises(UserError, match=r"name .*one\.jsonl twice"):
+        load_prompts(tokenizer, DataConfig(path=one, more=[one]), seed=0)
+    named = write_rows(tmp_path / "named.jsonl", [{"prompt": "a", "data_set": "x"}] * 4)
+    with pytest.raises(UserError, match="has a column 'data_set', which names the data set"):
+        load_prompts(tokenizer, DataConfig(path=one, more=[named]), seed=0)

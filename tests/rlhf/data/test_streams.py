@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf.data.prompts import PromptSet
-from rlhf.data.streams import ShuffledStream
+from rlhf.data.streams import MixedStream, ShuffledStream
 
 FIVE = PromptSet(list("abcde"), [[7]] * 5, {}, 2)
 
@@ -50,3 +50,25 @@ def test_items_of_similar_length_share_a_batch():
     stream = ShuffledStream(256, seed=0)
     batches = [[lengths[i] for i in stream.batch(number, 8, lengths)] for number in range(32)]
     assert sum(max(batch) - min(batch) for batch in batches) / 32 < 10  # of 100; unsorted batches of 8 span about 78
+
+
+def test_a_mixture_has_its_shares_in_every_stretch_and_passes_of_each_set():
+    """Items 0 to 4 are the first set's, 5 to 11 the second's; each comes again only when its set is used up."""
+    stream = MixedStream((5, 7), (0.75, 0.25), seed=3)
+    items = stream.take(0, 2000)
+    for start in range(0, 2000, 40):
+        assert abs(sum(item < 5 for item in items[start : start + 40]) - 30) <= 1
+    first = [item for item in items if item < 5]
+    second = [item - 5 for item in items if item >= 5]
+    assert (len(first), len(second)) == (1500, 500)
+    assert first == ShuffledStream(5, 3, key=(0,)).take(0, 1500)
+    assert second == ShuffledStream(7, 3, key=(1,)).take(0, 500)
+
+
+@pytest.mark.parametrize("pieces", [[12], [1] * 12, [5, 7]])
+def test_a_mixture_does_not_depend_on_how_it_is_cut(pieces):
+    stream = MixedStream((4, 3, 2), (0.5, 0.3, 0.2), seed=1)
+    begin = 995  # across the end of a period of the pattern
+    starts = [begin + sum(pieces[:i]) for i in range(len(pieces))]
+    cut = [item for start, count in zip(starts, pieces, strict=True) for item in stream.take(start, count)]
+    assert cut == stream.take(0, 1007)[begin:]

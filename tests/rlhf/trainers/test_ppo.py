@@ -374,3 +374,28 @@ def test_a_temporarily_full_disk_loses_no_row(job, monkeypatch):
     rows = trainer.run.read("metrics")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["objective/score"] for row in rows] == told
+
+
+def test_scores_are_logged_for_each_of_several_data_sets(job, change, tmp_path):
+    """The share of each is fixed, the reward function gets their names, and their scores make up the whole."""
+    (tmp_path / "hard.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"a {w}"}) + "\n" for w in ["the", "film", "is", "good"] * 5)
+    )
+    (tmp_path / "by_set.py").write_text(
+        "def f(completions, data_set):\n    return [float(name == 'hard') for name in data_set]\n"
+    )
+    job = change(
+        job,
+        data={"more": [str(tmp_path / "hard.jsonl")], "shares": [0.75, 0.25]},
+        reward={"function": f"{tmp_path / 'by_set.py'}:f", "missing_eos_penalty": None},
+    )
+    PPOTrainer(job).train()
+    rows = [json.loads(line) for line in (Path(job.output) / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert (row["objective/score/prompts"], row["objective/score/hard"]) == (0.0, 1.0)
+        assert row["objective/score"] == 0.25
+    evaluated = json.loads((Path(job.output) / "eval.jsonl").read_text().splitlines()[0])
+    sets = {name for name in evaluated if name.startswith("set/") and not name.endswith(("_low", "_high"))}
+    assert sets <= {"set/prompts/score", "set/hard/score"}
+    assert sets
+    assert (tmp_path / "run" / "report.html").exists()

@@ -11,4 +11,4 @@ if __name__ == "__main__":
         job = parse(PPOJob)
         trainer = PPOTrainer(job)
         trainer.train()
-        exit_launched_process(finished=trainer.state.step >= job.ppo.steps)
+        exit_launched_process(finished=trainer.is_finished)

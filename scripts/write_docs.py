@@ -30,6 +30,7 @@ from rlhf.config.jobs import (
     SFTJob,
 )
 from rlhf.config.mappings import is_mapping
+from rlhf.config.serving import ServeRewardJob
 
 ROOT = Path(__file__).parents[1]
 JOBS: dict[str, type] = {
@@ -40,6 +41,7 @@ JOBS: dict[str, type] = {
     "rlhf evaluate": EvaluateJob,
     "rlhf best-of-n": BestOfNJob,
     "rlhf generate": GenerateJob,
+    "rlhf serve-reward": ServeRewardJob,
     "rlhf report": ReportJob,
     "rlhf replay": ReplayJob,
     "rlhf demo": DemoJob,

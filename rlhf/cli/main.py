@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate a policy beside the model it started from, or several policies, on held-out prompts",
     "best-of-n": "sample n responses to each prompt and take the best, as a baseline or as data for sft",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
+    "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "report": "write the report of a run as one HTML page",
     "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: rlhf COMMAND [options]\n\ncommands:")
-        print("\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:<12} {what}" for name, what in COMMANDS.items()))
         print("\n`rlhf COMMAND --help` lists a command's settings; --config file.yaml reads them from a file")
         return 0 if argv else 2
     if argv[0] in ("-V", "--version"):
@@ -120,7 +121,7 @@ def _ppo(argv: list[str]) -> int:
 
     trainer = PPOTrainer(job)
     trainer.train()
-    return 0 if trainer.state.step >= job.ppo.steps else INTERRUPTED
+    return 0 if trainer.is_finished else INTERRUPTED
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -207,6 +208,18 @@ def _generate(argv: list[str]) -> int:
     from rlhf.cli.generate import generate
 
     generate(job)
+    return 0
+
+
+def _serve_reward(argv: list[str]) -> int:
+    from rlhf.config.parsing import parse
+    from rlhf.config.serving import ServeRewardJob
+
+    job = parse(ServeRewardJob, argv, "rlhf serve-reward")
+    prepare_libraries()
+    from rlhf.rewards.serving import serve_reward
+
+    serve_reward(job)
     return 0
 
 

@@ -113,6 +113,9 @@ class PPOJob(TrainingJob):
                 "because an average of two adapters' factors is not the average of the weights that they stand for; "
                 "raise ppo.reference_update_steps instead"
             )
+        has_held_out = bool(self.data.eval_fraction or self.data.eval_path or self.data.eval_split)
+        if self.eval.patience is not None and not has_held_out:
+            raise UserError("eval.patience is set, but data.eval_fraction is 0, so that there is no held-out score")
         check(
             self.generation.temperature > 0,
             "generation.temperature",

@@ -365,7 +365,8 @@ def as_text(value: Any) -> str:
         return value
     if isinstance(value, list) and any(isinstance(item, str) for item in value):
         return json.dumps(value, ensure_ascii=False)  # in quotes, outside of which backslashes have a meaning
-    return yaml.safe_dump(_without_tuples(value), default_flow_style=True).strip().removesuffix("\n...")
+    text = yaml.safe_dump(_without_tuples(value), default_flow_style=True, sort_keys=False)
+    return text.strip().removesuffix("\n...")
 
 
 def _without_tuples(value: Any) -> Any:

@@ -16,24 +16,33 @@ from rlhf.config.checks import (
 )
 from rlhf.errors import UserError
 
-KINDS = ("model", "function", "rule")
+KINDS = ("model", "function", "rule", "url")
 """Settings that name a source, of which one is set."""
 READ_BY = {
     "parameters": ("function", "rule"),
-    "batch_size": ("model",),
+    "batch_size": ("model", "url"),
     "batch_tokens": ("model",),
     "normalize": ("model",),
-    "timeout": ("function", "rule"),
+    "label": ("model",),
+    "chat_template": ("model",),
+    "timeout": ("function", "rule", "url"),
+    "token_env": ("url",),
+    "retries": ("url",),
+    "max_in_flight": ("url",),
 }
 """Setting of a source -> the kinds of sources that it has an effect on."""
 
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """A source of scores: a reward model, a Python function, or a rule that ships."""
+    """A source of scores: a reward model, a Python function, a rule that ships, or a server."""
 
     model: str | None = None
-    """Reward model: hub id, model folder or run folder of a sequence-classification model with one label."""
+    """Reward model: hub id, model folder or run folder of a sequence-classification model, decoder or encoder."""
+    label: str | None = None
+    """Label whose logit is the score, by name or number, of a reward model with several; null: the only one."""
+    chat_template: str | None = None
+    """File with a Jinja chat template for the reward model; null: that of its tokenizer, or plain lines without one."""
     function: str | None = None
     """Reward function or class with `__call__`, `file.py:name` or `package.module:name`; called as fn(prompts=...,
     completions=..., **columns) with the dataset's other columns, of which it gets those that it names unless it takes
@@ -41,17 +50,25 @@ class SourceSettings:
     rule: str | None = None
     """Rule that ships, one of docs/rewards.md: length_target, pattern, exact_answer, numeric_answer, repetition,
     word_list."""
+    url: str | None = None
+    """Reward server: address that takes prompts and completions as JSON and answers with scores (docs/rewards.md)."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the rule or function; of a class, those of its constructor."""
     batch_size: int = 64
-    """Texts per forward pass of the reward model."""
+    """Texts per forward pass of the reward model, or per request to the server."""
     batch_tokens: int | None = None
     """Tokens per forward pass of the reward model, padding included, instead of batch_size texts; null: batch_size
     counts."""
     normalize: bool = True
     """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
     timeout: float | None = None
-    """Seconds that a call of the function may take; null: no limit."""
+    """Seconds that a function, or one request to the server, may take; null: no limit for functions, 60 for servers."""
+    token_env: str | None = None
+    """Environment variable with the bearer token for the server; null: no token."""
+    retries: int = 6
+    """Attempts after the first one where the server does not answer or is busy, 1, 2, 4, ... seconds apart."""
+    max_in_flight: int = 8
+    """Maximum number of requests that wait for the server at a time, on each process."""
 
     @property
     def kind(self) -> str | None:
@@ -74,7 +91,7 @@ def check_source(settings: SourceSettings, section: str) -> None:
             f"{section}.{named[0]} and {section}.{named[1]} are both set, but scores have one source; unset one, as "
             f"with --{section}.{named[1]} null"
         )
-    ranges = {POSITIVE: ("batch_size", "batch_tokens", "timeout")}
+    ranges = {POSITIVE: ("batch_size", "batch_tokens", "timeout", "max_in_flight"), AT_LEAST_0: ("retries",)}
     check_ranges(settings, ranges, section)
     if settings.batch_tokens is not None:
         reject_unused(settings, ("batch_size",), f"{section}.batch_tokens limits the forward passes", section)
@@ -87,6 +104,14 @@ def check_source(settings: SourceSettings, section: str) -> None:
         if settings.kind not in kinds and not (settings.kind is None and "model" in kinds):
             readers = " and ".join(f"{section}.{kind}" for kind in kinds)
             reject_unused(settings, (name,), f"only {readers} {'read' if len(kinds) > 1 else 'reads'} it", section)
+    if settings.url is not None:
+        form = "http:// or https:// and an address"
+        check(bool(re.match(r"https?://[^/]", settings.url)), f"{section}.url", settings.url, form)
+        if "@" in settings.url.split("//", 1)[1].split("/")[0]:
+            raise UserError(
+                f"{section}.url has a user name or password, which would be written to files; put a token into an "
+                f"environment variable and its name into {section}.token_env"
+            )
 
 
 def check_named_sources(sources: Mapping[str, SourceSettings], section: str) -> None:

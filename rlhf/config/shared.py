@@ -212,6 +212,8 @@ class EvalConfig:
 
     every: int = 50
     """Steps between evaluations; 0 evaluates only before the first and after the last step."""
+    patience: int | None = None
+    """End the run after this many evaluations in a row without a better held-out score; null: never."""
     prompts: int = 256
     """Maximum number of held-out prompts."""
     samples: int = 16
@@ -221,7 +223,9 @@ class EvalConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self):
-        check_ranges(self, {AT_LEAST_0: ("every", "samples"), POSITIVE: ("prompts", "batch_size")})
+        check_ranges(self, {AT_LEAST_0: ("every", "samples"), POSITIVE: ("prompts", "batch_size", "patience")})
+        if self.every == 0:
+            reject_unused(self, ("patience",), "eval.every is 0")
 
 
 @dataclass(frozen=True)

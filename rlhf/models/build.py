@@ -50,6 +50,8 @@ def _no_critic_from_reward(job: PPOJob, path: str) -> str | None:
         return "critic.head_init is set"
     if is_adapter(path):
         return "it is an adapter"
+    if job.reward.label is not None:
+        return "it has several labels"
     try:
         _check_same_vocabulary(job.model, path)
     except UserError:

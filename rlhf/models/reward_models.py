@@ -18,11 +18,14 @@ SCORE_STATISTICS = "score_statistics.json"
 """Beside a reward adapter: mean and deviation of its scores, which a whole reward model has in its config."""
 
 
-def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A sequence-classification model with one label; an adapter is merged into a copy of its base.
+def load_reward_model(path: str, dtype: torch.dtype = torch.float32, label: str | None = None) -> Any:
+    """A sequence-classification model; an adapter is merged into a copy of its base.
+
+    Args:
+        label: the label whose logit is the score, as `label_index` reads it.
 
     Raises:
-        UserError: the path holds no such model, or one with several labels.
+        UserError: the path holds no such model, or one with several labels of which none is named.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -40,11 +43,31 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
     if not any("SequenceClassification" in name for name in config.architectures or []):
         architecture = (config.architectures or ["model of unknown kind"])[0]
         raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
-    if config.num_labels != 1:
-        raise UserError(f"reward model {path} has {config.num_labels} labels, but a score needs exactly 1")
+    label_index(path, config, label)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     disable_dropout(model)
     return model
+
+
+def label_index(path: str, config: Any, label: str | None) -> int:
+    """The position of a reward model's label, named by the model's config or by its number; the only one for None.
+
+    Raises:
+        UserError: there are several and none is named, or there is no such label.
+    """
+    names = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if label is None:
+        if len(names) != 1:
+            raise UserError(
+                f"reward model {path} has {len(names)} labels ({', '.join(names[:8])}), but a score is one number; "
+                "name the one to use, as with --reward.label"
+            )
+        return 0
+    if label in names:
+        return names.index(label)
+    if label.isdigit() and int(label) < len(names):
+        return int(label)
+    raise UserError(f"reward model {path} has no label {label!r}; it has {', '.join(names[:8])}")
 
 
 def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:

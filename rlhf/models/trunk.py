@@ -148,13 +148,16 @@ def last_token_states(model: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, 
     return states.flat.index_select(0, states.starts + lengths - 1)
 
 
-def sequence_scores(model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
-    """A classifier's single label for right-padded texts: its head at the last real token, or an encoder's own pooling.
+def sequence_scores(
+    model: Any, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"], label: int = 0
+) -> Float[Tensor, "B"]:
+    """A classifier's logit of one label for right-padded texts: its head at the last real token, or an encoder's own
+    pooling.
 
     The last True of the mask, not the last id that differs from padding: where the padding and end tokens are the same,
     transformers' own rule reads the token before the end token.
     """
     model = unwrap_peft(model)
     if not hasattr(model, "score"):
-        return model(input_ids=ids, attention_mask=mask.long()).logits.squeeze(-1).float()
-    return model.score(last_token_states(model, ids, mask.sum(-1))).squeeze(-1).float()
+        return model(input_ids=ids, attention_mask=mask.long()).logits[:, label].float()
+    return model.score(last_token_states(model, ids, mask.sum(-1)))[:, label].float()

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlhf.report.numbers import Row, finite, mean, number, percent
 from rlhf.report.run_files import Run
+from rlhf.run.trends import overoptimised
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _warnings_about_outcome(run: Run, outcome: Comparison) -> list[str]:
         messages.append(f"Distinct-2 fell {change('distinct_2')}: look for repeated phrases in the samples.")
     if after("entropy") < 0.2 * before("entropy"):
         messages.append(f"Entropy fell {change('entropy')}: exploration has nearly ended.")
-    return messages
+    return messages + [f"{sentence[0].upper()}{sentence[1:]}." for sentence in overoptimised(run.evals)]
 
 
 def _warnings_about_training(run: Run) -> list[str]:

@@ -1,7 +1,7 @@
 """Mixes: the weighted sum of several sources, with each source's raw scores beside it."""
 
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -72,14 +72,27 @@ class Mix:
             UserError: without `skip`, a source fails, or none applies to a completion.
         """
         texts = (prompts, completions, columns)
-        waiting = [name for name, source in self.sources.items() if getattr(source, "waits", False)]
         scores: dict[str, list[Score]] = {}
-        with ThreadPoolExecutor(max(1, len(waiting))) as pool:
-            futures = {name: pool.submit(self._score, name, texts, context, skip) for name in waiting}
-            for name in self.sources:
-                if name not in futures:
-                    scores[name] = self._score(name, texts, context, skip)
-            scores |= {name: future.result() for name, future in futures.items()}
+        failures: list[BaseException] = []
+
+        def compute(name: str) -> None:
+            try:
+                scores[name] = self._score(name, texts, context, skip)
+            except BaseException as error:
+                failures.append(error)
+
+        # Daemons, so that neither an interrupt nor an error need wait for a server that hangs.
+        waiting = [name for name, source in self.sources.items() if getattr(source, "waits", False)]
+        threads = [threading.Thread(target=compute, args=(name,), daemon=True) for name in waiting]
+        for thread in threads:
+            thread.start()
+        for name in self.sources:
+            if name not in waiting:
+                scores[name] = self._score(name, texts, context, skip)
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
         rows = [
             self._sum({name: scores[name][row] for name in self.sources}, row, texts, context)
             for row in range(len(completions))

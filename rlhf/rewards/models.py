@@ -9,13 +9,28 @@ from torch import Tensor
 
 from rlhf.data.batching import group_by_length
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
+from rlhf.errors import UserError
 from rlhf.models.loading import context_length_of, load_tokenizer
-from rlhf.models.reward_models import load_reward_model
+from rlhf.models.reward_models import label_index, load_reward_model
 from rlhf.models.trunk import sequence_scores
 from rlhf.rewards.results import TEXTS_ONLY, Context, Failure, Score, as_numbers, describe_row
 
 _UNBOUNDED = 1_000_000
 """Length limit in tokens for a model without a context length."""
+
+
+def plain_chat(prompt: Any) -> str:
+    """A prompt for a tokenizer without a chat template: `User: Hello`, a blank line, `Assistant: `; texts as they are.
+
+    Raises:
+        UserError: a message is not `{"role": ..., "content": "text"}`.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise UserError(f"a message must be {{'role': ..., 'content': 'text'}}, got {message!r}")
+    return "".join(f"{str(m['role']).capitalize()}: {m['content']}\n\n" for m in prompt) + "Assistant: "
 
 
 class ScoringModel:
@@ -36,6 +51,7 @@ class ScoringModel:
         batch_size: int,
         batch_tokens: int | None,
         normalize: bool,
+        chat_template: str | None = None,
     ):
         """Load the tokenizer.
 
@@ -46,12 +62,13 @@ class ScoringModel:
             batch_size: texts of one forward pass.
             batch_tokens: tokens of one forward pass, padding included, instead of `batch_size` texts.
             normalize: whether to shift and scale the scores.
+            chat_template: file with a Jinja chat template; None: the tokenizer's own, or `plain_chat`.
         """
         self.path = path
         self.device = device
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
-        self.tokenizer = load_tokenizer(path)
+        self.tokenizer = load_tokenizer(path, chat_template)
         self.max_length = context_length or _UNBOUNDED
         self.append_eos = bool(statistics.get("append_eos", False))
         self.mean = float(statistics.get("score_mean", 0.0)) if normalize else 0.0
@@ -77,7 +94,8 @@ class ScoringModel:
         self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]], context: Context = TEXTS_ONLY
     ) -> list[Score]:
         """One score for each completion; a Failure where it is not finite."""
-        encoded = encode_for_scoring(self.tokenizer, prompts, completions, self.append_eos, self.max_length)
+        texts = prompts if self.tokenizer.chat_template else [plain_chat(prompt) for prompt in prompts]
+        encoded = encode_for_scoring(self.tokenizer, texts, completions, self.append_eos, self.max_length)
         scores = torch.empty(len(encoded))
         for rows in group_by_length([len(ids) for ids in encoded], self.batch_size, self.batch_tokens):
             ids, mask = pad([encoded[i] for i in rows], padding_id(self.tokenizer), "right")
@@ -102,13 +120,20 @@ class ModelReward(ScoringModel):
         batch_size: int = 64,
         batch_tokens: int | None = None,
         normalize: bool = True,
+        label: str | None = None,
+        chat_template: str | None = None,
     ):
         """Load the model and its tokenizer.
 
+        Args:
+            label: the label whose logit is the score; None: the only one.
+            chat_template: file with a Jinja chat template; None: the tokenizer's own, or `plain_chat`.
+
         Raises:
-            UserError: `path` is not a reward model with one label.
+            UserError: `path` is not a reward model, or has no such label.
         """
-        self.model = load_reward_model(path).requires_grad_(False).eval().to(device)
+        self.model = load_reward_model(path, label=label).requires_grad_(False).eval().to(device)
+        self.label = label_index(path, self.model.config, label)
         super().__init__(
             path,
             device,
@@ -117,7 +142,8 @@ class ModelReward(ScoringModel):
             batch_size=batch_size,
             batch_tokens=batch_tokens,
             normalize=normalize,
+            chat_template=chat_template,
         )
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
-        return sequence_scores(self.model, ids, mask)
+        return sequence_scores(self.model, ids, mask, self.label)

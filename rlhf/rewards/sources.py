@@ -7,11 +7,13 @@ import torch
 
 from rlhf.config.jobs import EvalConfig, MixConfig, ModelConfig, RewardConfig, SourceSettings
 from rlhf.data.prompts import PromptSet
+from rlhf.errors import UserError
 from rlhf.models.reward_models import is_compatible_adapter
 from rlhf.rewards.adapters import AdapterReward
 from rlhf.rewards.functions import FunctionReward, load_function, open_rule
 from rlhf.rewards.mixes import Mix
 from rlhf.rewards.models import ModelReward
+from rlhf.rewards.servers import ServerReward
 
 
 @runtime_checkable
@@ -61,8 +63,18 @@ def open_source(
     if config.rule is not None:
         source = open_rule(config.rule, config.parameters, config.timeout)
         return _checked(source, prompt_sets)
+    if config.url is not None:
+        return ServerReward(
+            config.url,
+            batch_size=config.batch_size,
+            timeout=config.timeout,
+            token_env=config.token_env,
+            retries=config.retries,
+            max_in_flight=config.max_in_flight,
+        )
     if config.model is not None:
-        return ModelReward(config.model, device, config.batch_size, config.batch_tokens, config.normalize)
+        limits = (config.batch_size, config.batch_tokens, config.normalize)
+        return ModelReward(config.model, device, *limits, config.label, config.chat_template)
     return None
 
 
@@ -115,7 +127,11 @@ def open_apart(
     opened: dict[str, RewardSource] = {}
     for name in sorted(parts, key=lambda n: parts[n].model is not None):
         if policy is None or not shares_base(parts[name], policy):
-            source = open_source(parts[name], device, prompt_sets)
+            try:
+                source = open_source(parts[name], device, prompt_sets)
+            except UserError as error:
+                part = name.partition(".")[2]
+                raise UserError(f"source {part}: {error}" if part else str(error)) from error
             if source is not None:
                 opened[name] = source
     return opened

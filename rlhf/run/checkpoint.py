@@ -55,6 +55,8 @@ class TrainState:
     """The step with the best held-out score so far."""
     best_score: float | None = None
     """That score, after the penalties of training."""
+    evaluations_since_best: int = 0
+    """Evaluations since then, none of which had a better one."""
     inputs: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the data and of the model that the run started with."""
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from rlhf.config.mappings import flatten
 from rlhf.config.parsing import flat_settings, read_yaml, to_yaml
 from rlhf.errors import UserError
 from rlhf.run.distributed import raise_on_all_ranks
@@ -188,11 +189,18 @@ class RunFolder:
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
                 write_text(self.path / f"{name}.jsonl", "".join(lines))
 
-    def changed(self, job: Any, *sections: str) -> bool:
-        """Whether any of these sections of the job differs from the config in the folder."""
+    def changed(self, job: Any, *sections: str, ignored: Collection[str] = ()) -> bool:
+        """Whether any of these sections of the job differs from the config in the folder, `ignored` settings aside."""
         path = self.path / "config.yaml"
-        before, now = (read_yaml(path) if path.exists() else {}), yaml.safe_load(to_yaml(job))
-        return any(before.get(section) != now[section] for section in sections)
+        before, now = (
+            {
+                key: value
+                for key, value in flatten(config).items()
+                if key.split(".")[0] in sections and key not in ignored
+            }
+            for config in ((read_yaml(path) if path.exists() else {}), yaml.safe_load(to_yaml(job)))
+        )
+        return before != now
 
     def _print_changes(self, config: str) -> None:
         """Print which settings differ from the config in the folder."""

@@ -23,12 +23,13 @@ class Normalizers:
     responses: Tensor
     """Responses with a token in the loss, at least 1."""
     rows: int
-    """All responses of the minibatch."""
+    """All responses of the minibatch but those without a score, at least 1."""
 
     @classmethod
     def of(cls, minibatch: PPOBatch) -> "Normalizers":
         mask = minibatch.loss_mask
-        return cls(tokens=mask.sum().clamp(min=1), responses=mask.any(-1).sum().clamp(min=1), rows=len(minibatch))
+        rows = max(1, int(minibatch.rollout.is_scored.sum()))
+        return cls(tokens=mask.sum().clamp(min=1), responses=mask.any(-1).sum().clamp(min=1), rows=rows)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ and statistics are computed on all of it, on every process alike, and processes 
 passes of each minibatch. So a run gives the same result on any number of processes.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
+from rlhf.run.trends import judge_names, overoptimised
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.equal_groups import equal_groups, refill
 from rlhf.trainers.preflight import preflight
@@ -64,6 +66,7 @@ class PPOTrainer:
             raise UserError("data.path is not set; give it with --data.path or in a --config file")
         if not custom_loop and reward is None and not job.reward.is_set:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
+        self.is_custom_loop = custom_loop
         self.run = RunFolder(job.output, job.resume)
         self.accelerator = open_accelerator(
             job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
@@ -100,6 +103,7 @@ class PPOTrainer:
         self.reward_scale = RunningScale() if job.reward.running_scale else None
         self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
         self._start_scores: list[dict[str, float | None]] | None = None
+        self._evaluations: list[dict[str, Any]] = []
         self._generate_calls = 0
         self._folder_is_open = False
 
@@ -117,9 +121,10 @@ class PPOTrainer:
             missing = "data.path" if self.data.prompts is None else "a reward source"
             raise UserError(f"{missing} is not set, but train() needs it")
         self._start()
-        if self.state.step >= steps and (self.run.path / "model").exists():
+        if self.is_finished and (self.run.path / "model").exists():
+            setting = "eval.patience" if self.state.step < steps else "ppo.total_episodes"
             self.accelerator.print(
-                f"{self.run.path} is finished at step {self.state.step}; to continue, raise ppo.total_episodes"
+                f"{self.run.path} is finished at step {self.state.step}; to continue, raise {setting}"
             )
             return {}
         metrics: dict[str, float] = {}
@@ -127,24 +132,46 @@ class PPOTrainer:
         with progress("ppo", steps, self.state.step, is_main) as bar, stop_requests() as stop:
             if self.resume_from is not None:  # again: what was imported since `load` may have drawn from them
                 checkpoint.load_generators(self.resume_from, self.accelerator)
-            while self.state.step < steps:
+            while not self.is_finished:
                 metrics = self.step()
-                self.run.log(self.accelerator, self.state.step, metrics)
+                is_last = self.state.step == steps
+                try:
+                    if is_due(job.eval.every, self.state.step) or is_last:
+                        self.evaluate()
+                finally:
+                    metrics |= self._judge_metrics()
+                    self.run.log(self.accelerator, self.state.step, metrics)
                 kl = f"  KL {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
                 bar.advance(f"score {metrics['objective/score']:.3f}{kl}")
-                is_last = self.state.step == steps
-                if is_due(job.eval.every, self.state.step) or is_last:
-                    self.evaluate()
                 stopping = stop.anywhere(self.accelerator)
+                is_last = self.is_finished
                 if is_due(job.checkpoint.every, self.state.step) or stopping or (is_last and job.checkpoint.every > 0):
                     self.save()
                 if stopping:
                     self.accelerator.print(f"stopped at step {self.state.step}; --resume auto continues from here")
                     break
-        if self.state.step >= steps:
+        if self.is_finished:
+            if self.state.step < steps:
+                self.accelerator.print(
+                    f"stopped at step {self.state.step}: no better held-out score in {job.eval.patience} evaluations "
+                    f"(eval.patience) after that of step {self.state.best_step}"
+                )
             self._finish()
         self.run.close(self.accelerator)
         return metrics
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done, or the held-out score has not risen for `eval.patience` evaluations."""
+        patience = self.job.eval.patience
+        is_out_of_patience = patience is not None and self.state.evaluations_since_best >= patience
+        return self.state.step >= self.job.ppo.steps or is_out_of_patience
+
+    def _judge_metrics(self) -> dict[str, float]:
+        """Of the last evaluation, the number of judge sources that fell while the score rose; nothing without one."""
+        if not self._evaluations or not judge_names(self._evaluations[-1]):
+            return {}
+        return {"eval/overoptimised": float(len(overoptimised(self._evaluations)))}
 
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
@@ -249,12 +276,25 @@ class PPOTrainer:
         """The rollout with its scores; where the source fails, a checkpoint of the steps so far is saved first."""
         if self.source is None:
             raise UserError("no score: set reward.model or reward.function, or fill in the rollout's scores yourself")
-        try:
+        with self._saved_on_failure():
             return self.collector.score(rollout, self.state.step)
-        except UserError:
-            if self.state.step > 0:
-                self.save()
-            raise
+
+    @contextmanager
+    def _saved_on_failure(self) -> Iterator[None]:
+        """Save the steps so far where a source fails, and add to the error how to continue from there."""
+        try:
+            yield
+        except UserError as error:
+            if self.state.step == 0:
+                raise
+            self.save()
+            if self.is_custom_loop:
+                raise
+            config = shlex.quote(str(self.run.path / "config.yaml"))
+            command = f"`rlhf ppo --config {config} --resume auto`"
+            if self.accelerator.num_processes > 1:
+                command = f"the launcher with --config {config} --resume auto"
+            raise UserError(f"{error}; step {self.state.step} is saved, and {command} continues from it") from error
 
     def make_batch(self, rollout: Rollout) -> PPOBatch:
         """Rewards, advantages and returns of a scored rollout."""
@@ -323,26 +363,31 @@ class PPOTrainer:
         """Evaluate on the held-out prompts, compare with the start, and keep the weights if they score best so far."""
         if not self.data.held_out:
             return {}
-        responses = evaluate_responses(
-            self.policy,
-            self.reference,
-            self.sampler,
-            prompts=self.data.held_out,
-            indices=self.data.eval_indices,
-            sources=self.models.scorers,
-            reward=self.job.reward,
-            batch_size=self.job.eval.batch_size,
-            seed=self.job.seed,
-            accelerator=self.accelerator,
-            step=self.state.step,
-        )
+        with self._saved_on_failure():
+            responses = evaluate_responses(
+                self.policy,
+                self.reference,
+                self.sampler,
+                prompts=self.data.held_out,
+                indices=self.data.eval_indices,
+                sources=self.models.scorers,
+                reward=self.job.reward,
+                batch_size=self.job.eval.batch_size,
+                seed=self.job.seed,
+                accelerator=self.accelerator,
+                step=self.state.step,
+            )
         summary = summarise(responses, self._start_scores)
         state = self.state
         score = selection_score(summary)
         is_best = state.best_score is None or score > state.best_score
+        state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
         if is_best:
             state.best_step = state.step
             state.best_score = score
+        self._evaluations.append({"step": state.step, **summary})
+        for sentence in overoptimised(self._evaluations):
+            self.accelerator.print(f"WARNING: step {state.step}: {sentence}")
         if state.step == 0:
             self._start_scores = [response.scores for response in responses]
         if self.accelerator.is_main_process:
@@ -410,7 +455,10 @@ class PPOTrainer:
             self.load()
             if self._eval_settings_changed() or checkpoint.best_saved_step(self.run.path) != self.state.best_step:
                 self.state.best_step = self.state.best_score = None
-        if self.state.step >= self.job.ppo.steps:
+                self.state.evaluations_since_best = 0
+            else:
+                self._evaluations = [row for row in self.run.read("eval") if row["step"] <= self.state.step]
+        if self.is_finished:
             return  # no step will run, so nothing is written
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()
         self._open_folder()
@@ -439,7 +487,8 @@ class PPOTrainer:
 
     def _eval_settings_changed(self) -> bool:
         """Whether the folder's earlier evaluations used other scorers or other prompts."""
-        return self.run.changed(self.job, "data", "generation", "reward", "eval")
+        sections = ("data", "generation", "reward", "eval")
+        return self.run.changed(self.job, *sections, ignored=("eval.every", "eval.patience", "eval.samples"))
 
     def _pretrain_critic(self) -> None:
         """Train the critic on rollouts of the frozen policy; written to `pretraining.jsonl`."""

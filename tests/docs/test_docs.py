@@ -113,7 +113,16 @@ def test_metrics_table_has_every_logged_metric_and_no_other(job, tmp_path):
         ["--critic.kind", "separate", "--ppo.policy_loss", "kl_penalty"],
         ["--ppo.estimator", "grpo", "--ppo.samples_per_prompt", "2", "--ppo.skip_equal_groups", "--ppo.vf_coef", "0.1"],
         ["--ppo.kl_placement", "loss", "--ppo.kl_estimator", "k3", "--ptx.path", str(texts)],
-        ["--reward.function", "null", "--reward.sources.NAME.rule", "repetition", "--reward.on_error", "skip"],
+        [
+            "--reward.function",
+            "null",
+            "--reward.sources.NAME.rule",
+            "repetition",
+            "--reward.on_error",
+            "skip",
+            "--eval.judge.rule",
+            "repetition",
+        ],
     ]
     logged: set[str] = set()
     for i, options in enumerate(variants):

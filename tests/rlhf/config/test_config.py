@@ -286,10 +286,10 @@ def test_a_later_file_adds_to_a_mix_or_removes_it(tmp_path):
         ),
         (
             ["--reward.sources.a.b.c", "1"],
-            "unknown setting reward.sources.a.b.c; reward.sources.a takes model, function",
+            "unknown setting reward.sources.a.b.c; reward.sources.a takes model, label",
         ),
         (["--reward.sources.a.weight", "x"], "reward.sources.a.weight is x, but must be a finite number"),
-        (["--reward.sources.a.weight", "1"], "reward.sources.a has no source; set one of its model, function, rule"),
+        (["--reward.sources.a.weight", "1"], "reward.sources.a has no source; set one of its model, function, rule,"),
         (
             ["--reward.sources.a b.rule", "pattern"],
             "reward.sources has a source named 'a b', but names are letters, dig",
@@ -333,6 +333,26 @@ def test_code_and_secrets_named_by_a_run_folder_need_an_option(tmp_path):
         with pytest.raises(UserError, match=rf"names the function .*reward.py:f.*give it as {option} .*reward.py:f"):
             evaluation_of_run(tmp_path, [])
         assert evaluation_of_run(tmp_path, [f"{option}={reward}:f"]).reward == job.reward
+
+
+def test_a_secret_that_a_run_folder_sends_needs_an_option(tmp_path):
+    options = ["--reward.url", "http://x/score", "--reward.token_env", "TOKEN"]
+    (tmp_path / "config.yaml").write_text(to_yaml(parse(PPOJob, [*MODEL_AND_DATA, *options])))
+    with pytest.raises(UserError, match="sends the environment variable TOKEN to http://x/score; if that is"):
+        evaluation_of_run(tmp_path, [])
+    assert evaluation_of_run(tmp_path, ["--reward.token_env=TOKEN"]).reward.token_env == "TOKEN"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000", "reward.url is 'localhost:8000', but must be http:// or https:// and an address"),
+        ("http://user:word@host/score", "reward.url has a user name or password, which would be written to files"),
+    ],
+)
+def test_addresses_are_checked(url, message):
+    with pytest.raises(UserError, match=message):
+        RewardConfig(url=url)
 
 
 def test_a_section_may_be_set_as_a_whole(tmp_path):
@@ -413,8 +433,8 @@ POSITIVE = {
     "data": ("max_prompt_length",),
     "model.lora": ("alpha",),
     "generation": ("max_new_tokens",),
-    "reward": ("overlong_buffer", "batch_size"),
-    "eval.judge": ("batch_size",),
+    "reward": ("overlong_buffer", "batch_size", "max_in_flight"),
+    "eval.judge": ("batch_size", "max_in_flight"),
     "eval": ("prompts", "batch_size"),
     "training": ("epochs", "batch_size", "microbatch_size", "max_length", "lr", "adam_eps", "max_grad_norm"),
     "ppo": (
@@ -430,6 +450,7 @@ NULL_OR_POSITIVE = {
     "generation": ("max_rows",),
     "reward": ("clip", "batch_tokens", "timeout"),
     "eval.judge": ("batch_tokens", "timeout"),
+    "eval": ("patience",),
     "checkpoint": ("keep",),
     "critic": ("lr",),
     "ppo": (
@@ -438,7 +459,8 @@ NULL_OR_POSITIVE = {
     ),
 }
 NOT_NEGATIVE = {
-    "reward": ("min_length", "overlong_penalty"),
+    "reward": ("min_length", "overlong_penalty", "retries"),
+    "eval.judge": ("retries",),
     "generation": ("temperature",),
     "eval": ("every", "samples"),
     "checkpoint": ("every",),
@@ -545,7 +567,8 @@ OTHER = {"lam": 0.5, "lam_critic": 0.5, "lam_length_alpha": 0.05, "vf_coef": 0.2
 SOURCES = {"reward": WeightedSource(rule="pattern"), "eval.judge": SourceSettings(rule="pattern")}
 OF_ONE_SOURCE = {
     **{"model": "r", "function": "f.py:g", "rule": "pattern", "parameters": {"n": 2}, "timeout": 3.0},
-    **{"batch_size": 8, "batch_tokens": 8, "normalize": False},
+    **{"batch_size": 8, "batch_tokens": 8, "normalize": False, "label": "good", "chat_template": "t.jinja"},
+    **{"url": "http://x/", "token_env": "T", "retries": 2, "max_in_flight": 2},
 }
 """Settings of one source, at other values than their defaults."""
 
@@ -617,16 +640,37 @@ UNUSED = [
     ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
     ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
+    ("eval", {"every": 0, "patience": 2}, "patience", "eval.every is 0"),
     ("reward", {"max_error_fraction": 0.5}, "max_error_fraction", "reward.on_error is stop"),
     *(
         (group, {"model": "r", name: value}, name, f"only {group}.function and {group}.rule read it")
         for group in ("reward", "eval.judge")
-        for name, value in {"parameters": {"n": 2}, "timeout": 5.0}.items()
+        for name, value in {"parameters": {"n": 2}}.items()
+    ),
+    *(
+        (
+            *(group, {"model": "r", "timeout": 5.0}, "timeout"),
+            f"only {group}.function and {group}.rule and {group}.url read it",
+        )
+        for group in ("reward", "eval.judge")
+    ),
+    *(
+        (*(group, {"rule": "pattern", "batch_size": 8}, "batch_size"), f"only {group}.model and {group}.url read it")
+        for group in ("reward", "eval.judge")
     ),
     *(
         (group, {"rule": "pattern", name: value}, name, f"only {group}.model reads it")
         for group in ("reward", "eval.judge")
-        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False}.items()
+        for name, value in {"normalize": False, "batch_tokens": 8, "label": "good", "chat_template": "t"}.items()
+    ),
+    *(
+        (group, {"model": "r", name: value}, name, f"only {group}.url reads it")
+        for group in ("reward", "eval.judge")
+        for name, value in {"token_env": "T", "retries": 2, "max_in_flight": 2}.items()
+    ),
+    *(
+        (group, {"url": "http://x/", "normalize": False}, "normalize", f"only {group}.model reads it")
+        for group in ("reward", "eval.judge")
     ),
     *(
         (group, {"sources": {"a": source}, name: value}, name, f"{group}.sources names the sources")

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,20 @@ CASES = {
     "generation.engine": ({}, "static"),
     "reward.model": ({"reward.function": None, "reward.model": "{reward}"}, "{other reward}"),
     "reward.function": ({}, "{other function}"),
+    "reward.url": ({"reward.function": None, "reward.url": "{server}"}, "{other server}"),
+    "reward.token_env": ({"reward.function": None, "reward.url": "{server}"}, "NO_SUCH_VARIABLE"),
+    "reward.retries": ({"reward.function": None, "reward.url": "{away}", "reward.retries": 1}, 0),
+    "reward.max_in_flight": ({"reward.function": None, "reward.url": "{counting}", "reward.batch_size": 1}, 1),
+    "reward.label": ({"reward.function": None, "reward.model": "{labels}", "reward.label": "0"}, "1"),
+    "reward.chat_template": (
+        {
+            "data.path": "{chats}",
+            "model.chat_template": "{template}",
+            "reward.function": None,
+            "reward.model": "{reward}",
+        },
+        "{template}",
+    ),
     "reward.rule": ({"reward.function": None, "reward.rule": "repetition"}, "word_list"),
     "reward.parameters": ({"reward.function": "{scaled}"}, {"scale": 3.0}),
     "reward.sources": (
@@ -151,21 +167,31 @@ CASES = {
     "eval.prompts": ({}, 2),
     "eval.samples": ({}, 1),
     "eval.batch_size": ({}, 1),
+    "eval.patience": ({"eval.every": 1, "ppo.total_episodes": 32, "reward.function": "{constant}"}, 1),
     "eval.judge.sources": ({}, {"second": {"function": "{other function}"}}),
+    "eval.judge.url": ({"eval.judge.url": "{server}"}, "{other server}"),
+    "eval.judge.token_env": ({"eval.judge.url": "{server}"}, "NO_SUCH_VARIABLE"),
+    "eval.judge.retries": ({"eval.judge.url": "{away}", "eval.judge.retries": 1}, 0),
+    "eval.judge.max_in_flight": ({"eval.judge.url": "{counting}", "eval.judge.batch_size": 1}, 1),
+    "eval.judge.label": ({"eval.judge.model": "{labels}", "eval.judge.label": "0"}, "1"),
+    "eval.judge.chat_template": (
+        {"data.path": "{chats}", "model.chat_template": "{template}", "eval.judge.model": "{reward}"},
+        "{template}",
+    ),
     "eval.judge.rule": ({}, "repetition"),
     "eval.judge.parameters": ({"eval.judge.function": "{scaled}"}, {"scale": 3.0}),
     "eval.judge.timeout": ({"eval.judge.function": "{thread}"}, 600.0),
     "eval.judge.model": ({}, "{reward}"),
     "eval.judge.function": ({}, "{other function}"),
     "eval.judge.batch_size": ({"eval.judge.model": "{reward}"}, 1),
-    "eval.judge.batch_tokens": ({"eval.judge.model": "{reward}"}, 40),
+    "eval.judge.batch_tokens": ({"eval.judge.model": "{reward}"}, 20),
     "eval.judge.normalize": ({"eval.judge.model": "{reward}"}, False),
     "checkpoint.every": ({}, 1),
     "checkpoint.keep": ({"checkpoint.every": 1}, 1),
 }
 
 
-ENDS_A_RUN = ("reward.max_error_fraction",)
+ENDS_A_RUN = ("reward.max_error_fraction", "reward.retries", "eval.judge.retries")
 """Settings whose values are limits, above which a run ends."""
 
 BASE = {
@@ -183,7 +209,43 @@ def test_every_setting_has_a_case():
 
 
 @pytest.fixture(scope="module")
-def paths(models, reward_folder, build, tmp_path_factory):
+def reward_server():
+    """The address of a server: `/length` and `/words` score, `/away` answers every second request, and `/counting` has
+    other scores for requests that come two at a time.
+    """
+    pair = threading.Barrier(2)
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            requests.append(self.path)
+            away = self.path == "/away" and requests.count("/away") % 2 == 1
+            together = False
+            if self.path == "/counting":
+                try:
+                    pair.wait(0.2)
+                    together = True
+                except threading.BrokenBarrierError:
+                    pair.reset()
+            scores = [len(c.split() if self.path == "/words" else c) + 5.0 * together for c in body["completions"]]
+            content = json.dumps({"scores": scores}).encode()
+            self.send_response(503 if away else 200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def paths(models, reward_folder, reward_server, build, tmp_path_factory):
     """The paths that replace the values in braces."""
     import datasets
     from transformers import AutoModelForSequenceClassification
@@ -206,6 +268,7 @@ def paths(models, reward_folder, build, tmp_path_factory):
         "def scaled(completions, scale=1.0):\n    return [scale * len(c) for c in completions]\n\n\n"
         "def thread(completions):\n    import threading\n"
         "    return [float(threading.current_thread() is threading.main_thread())] * len(completions)\n\n\n"
+        "def constant(completions):\n    return [1.0] * len(completions)\n\n\n"
         "def failing(completions, step):\n"
         "    return [float('nan') if step == 1 and i == 0 else 1.0 for i, _ in enumerate(completions)]\n"
     )
@@ -216,6 +279,8 @@ def paths(models, reward_folder, build, tmp_path_factory):
         config.score_mean, config.score_std = 0.3, 2.0
         AutoModelForSequenceClassification.from_config(config).save_pretrained(root / name)
         build.tokenizer().save_pretrained(root / name)
+    AutoModelForSequenceClassification.from_config(build.config("llama", num_labels=3)).save_pretrained(root / "labels")
+    build.tokenizer().save_pretrained(root / "labels")
     remote = root / "remote"  # a model with its code in the same folder
     shutil.copytree(models("llama"), remote)
     settings = json.loads((remote / "config.json").read_text())
@@ -240,8 +305,14 @@ def paths(models, reward_folder, build, tmp_path_factory):
         "{reward}": str(root / "reward"),
         "{other reward}": str(root / "other_reward"),
         "{other function}": f"{root / 'reward.py'}:f",
+        "{labels}": str(root / "labels"),
+        "{server}": f"{reward_server}/length",
+        "{other server}": f"{reward_server}/words",
+        "{away}": f"{reward_server}/away",
+        "{counting}": f"{reward_server}/counting",
         "{scaled}": f"{root / 'reward.py'}:scaled",
         "{thread}": f"{root / 'reward.py'}:thread",
+        "{constant}": f"{root / 'reward.py'}:constant",
         "{failing}": f"{root / 'reward.py'}:failing",
     }
 
@@ -263,6 +334,7 @@ def with_settings(job, settings):
 def fresh_accelerator(monkeypatch):
     """Each test starts without the accelerator of the one before, on a CPU that is fast at bfloat16."""
     monkeypatch.setattr("rlhf.run.precision.bf16_slowdown", lambda: 0.5)
+    monkeypatch.setattr("rlhf.rewards.servers.FIRST_WAIT", 0.01)
     yield
     AcceleratorState._reset_state(True)
 

@@ -8,7 +8,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
-from rlhf.rewards.models import ModelReward
+from rlhf.rewards.models import ModelReward, plain_chat
 
 PROMPTS = ["the film is ", "a story ", "it is "]
 
@@ -92,6 +92,55 @@ def test_texts_longer_than_the_context_are_cut(reward_folder):
     assert long == cut
 
 
+@pytest.fixture
+def three_labels(build, tmp_path):
+    """`three_labels("bert")`: a classifier with the labels bad, dull and good."""
+    from transformers import AutoModelForSequenceClassification
+
+    def made(kind):
+        torch.manual_seed(3)
+        labels = {0: "bad", 1: "dull", 2: "good"}
+        config = build.config(kind, num_labels=3, id2label=labels, label2id={name: i for i, name in labels.items()})
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / kind)
+        build.tokenizer().save_pretrained(tmp_path / kind)
+        return str(tmp_path / kind)
+
+    return made
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize(("label", "position"), [("good", 2), ("0", 0)])
+def test_the_logit_of_a_named_label_is_the_score_of_decoders_and_encoders(three_labels, kind, label, position):
+    folder = three_labels(kind)
+    texts = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    expected = transformers_scores(folder, load_tokenizer(folder), texts)[:, position]
+    scores = ModelReward(folder, "cpu", 2, label=label)(PROMPTS, COMPLETIONS, {})
+    torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-5, atol=1e-6)
+    assert expected.std() > 0.001
+
+
+def test_a_label_that_is_not_there_is_rejected(three_labels):
+    with pytest.raises(UserError, match=r"bert has no label 'fine'; it has bad, dull, good"):
+        ModelReward(three_labels("bert"), "cpu", label="fine")
+    with pytest.raises(
+        UserError, match=r"bert has 3 labels \(bad, dull, good\), but a score is one number; name the one"
+    ):
+        ModelReward(three_labels("bert"), "cpu")
+
+
+def test_chats_are_plain_text_for_a_tokenizer_without_a_template(reward_folder, tmp_path):
+    chat = [{"role": "system", "content": "the story"}, {"role": "user", "content": "is it good"}]
+    assert plain_chat(chat) == "System: the story\n\nUser: is it good\n\nAssistant: "
+    assert plain_chat("the film") == "the film"
+    source = ModelReward(str(reward_folder), "cpu")
+    assert source([chat], ["fine"], {}) == source([plain_chat(chat)], ["fine"], {})
+    (tmp_path / "template").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    with_template = ModelReward(str(reward_folder), "cpu", chat_template=str(tmp_path / "template"))
+    assert with_template([chat], ["fine"], {}) == source(["the story is it good "], ["fine"], {})
+    with pytest.raises(UserError, match="a message must be"):
+        source([[{"role": "user"}]], ["fine"], {})
+
+
 def test_models_without_a_single_label_are_rejected(changed_folder, models, tmp_path):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -100,7 +149,7 @@ def test_models_without_a_single_label_are_rejected(changed_folder, models, tmp_
     config = AutoConfig.from_pretrained(models("llama"), num_labels=3)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
     load_tokenizer(str(models("llama"))).save_pretrained(tmp_path / "three")
-    with pytest.raises(UserError, match="has 3 labels, but a score needs exactly 1"):
+    with pytest.raises(UserError, match=r"has 3 labels .*, but a score is one number"):
         ModelReward(str(tmp_path / "three"), "cpu")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.config.jobs import JudgeConfig, RewardConfig
+from rlhf.config.jobs import JudgeConfig, RewardConfig, WeightedSource
 from rlhf.errors import UserError
 from rlhf.rewards import sources
 from rlhf.rewards.functions import FunctionReward
@@ -20,6 +20,12 @@ def test_sources_keep_the_order_of_their_configs_and_unset_ones_are_left_out(rew
     configs = {"score": RewardConfig(model=str(reward_folder)), "judge": JudgeConfig(function=f"{reward_file}:good")}
     assert list(open_sources(configs, "cpu")) == ["score", "judge"]
     assert list(open_sources({"score": RewardConfig(), "judge": configs["judge"]}, "cpu")) == ["judge"]
+
+
+def test_a_mistake_in_one_source_of_a_mix_names_it(reward_file):
+    sources = {"a": WeightedSource(function=f"{reward_file}:good"), "b": WeightedSource(rule="length_target")}
+    with pytest.raises(UserError, match="source b: rule length_target needs a parameter 'target'"):
+        open_sources({"score": RewardConfig(sources=sources)}, "cpu")
 
 
 def test_function_is_opened_before_a_model_is_loaded(reward_file, monkeypatch):

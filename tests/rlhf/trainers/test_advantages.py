@@ -600,4 +600,4 @@ def test_responses_without_a_score_are_out_of_the_loss_and_of_whitening(settings
     others = make_batch(replace(select(rollout, rows), errors=None), ppo(**settings), 0.1, PLAIN)
     torch.testing.assert_close(batch.advantages[rows], others.advantages)
     assert Normalizers.of(batch).tokens == 6
-    assert Normalizers.of(batch).responses == 2
+    assert Normalizers.of(batch).responses == Normalizers.of(batch).rows == 2

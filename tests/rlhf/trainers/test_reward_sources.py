@@ -177,3 +177,54 @@ def test_a_resumed_run_with_a_mix_equals_an_uninterrupted_one(job, change, funct
     resumed.train()
     for name, p in whole.learner.weights.items():
         assert torch.equal(p, resumed.learner.weights[name])
+
+
+def test_a_warning_is_printed_and_counted_where_a_judge_falls_while_the_score_rises(job, change, tmp_path, capsys):
+    """The score is the step, the judge minus the step: neither varies within an evaluation."""
+    path = tmp_path / "opposite.py"
+    path.write_text(
+        "def up(completions, step):\n    return [float(step)] * len(completions)\n\n\n"
+        "def down(completions, step):\n    return [-float(step)] * len(completions)\n"
+    )
+    judge = type(job.eval.judge)(function=f"{path}:down")
+    reward = RewardConfig(function=f"{path}:up", **PLAIN)
+    trainer = PPOTrainer(change(job, reward=reward, eval={"every": 2, "judge": judge}))
+    trainer.train()
+    sentence = "since step 0 the held-out score rose from 0 to 2 while judge fell from 0 to -2"
+    assert f"WARNING: step 2: {sentence}" in capsys.readouterr().out
+    assert [row["eval/overoptimised"] for row in rows(trainer)] == [0.0, 1.0, 1.0]
+    assert "while judge fell from 0 to -3" in (trainer.run.path / "report.html").read_text()
+
+
+def test_patience_ends_a_run_and_its_count_survives_a_resume(job, change, tmp_path, capsys):
+    """Scores 0, 1, 2, 2, 2, ...: the best is that of step 2, and two evaluations later the run ends."""
+    path = tmp_path / "level.py"
+    path.write_text("def f(completions, step):\n    return [float(min(step, 2))] * len(completions)\n")
+    job = change(
+        job,
+        reward=RewardConfig(function=f"{path}:f", **PLAIN),
+        ppo={"total_episodes": 80},
+        eval={"every": 1, "patience": 2},
+        checkpoint={"every": 1},
+    )
+    trainer = PPOTrainer(job)
+    trainer.train()
+    assert (trainer.state.step, trainer.state.best_step, trainer.is_finished) == (4, 2, True)
+    out = capsys.readouterr().out
+    assert "stopped at step 4: no better held-out score in 2 evaluations (eval.patience) after that of step 2" in out
+    assert f"the model of step 2, which has the best held-out score, 2.000, is in {trainer.run.path / 'model'}" in out
+    # From the checkpoint before the last evaluation, one more is enough; a finished run says how to continue.
+    checkpoint = str(trainer.run.path / "checkpoints" / "step_000003")
+    resumed = PPOTrainer(change(job, resume=checkpoint))
+    resumed.train()
+    assert (resumed.state.step, resumed.state.best_step, resumed.state.best_score) == (4, 2, 2.0)
+    PPOTrainer(change(job, resume="auto")).train()
+    assert "is finished at step 4; to continue, raise eval.patience" in capsys.readouterr().out
+    more = PPOTrainer(change(job, resume="auto", eval={"patience": 4}))
+    more.train()
+    assert (more.state.step, more.state.best_step) == (6, 2)
+
+
+def test_patience_without_held_out_prompts_is_rejected(job, change):
+    with pytest.raises(UserError, match=r"eval.patience is set, but data.eval_fraction is 0"):
+        change(job, data={"eval_fraction": 0.0}, eval={"every": 1, "patience": 2})

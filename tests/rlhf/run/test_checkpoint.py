@@ -88,7 +88,7 @@ def test_resumed_run_equals_the_uninterrupted_one(training, accelerator, tmp_pat
     random.seed(1)
     resumed.load(folder)
     assert random.getstate() == torch.load(folder / "rng.pt")[0]["python"]  # beartype draws from it too, in tests
-    assert resumed.state == TrainState(3, 24, {"coef": 0.125}, best_step=2, best_score=0.1)
+    assert resumed.state == TrainState(3, 24, kl_coef={"coef": 0.125}, best_step=2, best_score=0.1)
     for _ in range(2):
         resumed.step()
     for a, b in zip(training.numbers(), resumed.numbers(), strict=True):

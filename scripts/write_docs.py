@@ -17,6 +17,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from rlhf.config.compare import CompareJob
 from rlhf.config.jobs import (
     BestOfNJob,
     DemoJob,
@@ -42,13 +43,14 @@ JOBS: dict[str, type] = {
     "rlhf best-of-n": BestOfNJob,
     "rlhf generate": GenerateJob,
     "rlhf serve-reward": ServeRewardJob,
+    "rlhf compare": CompareJob,
     "rlhf report": ReportJob,
     "rlhf replay": ReplayJob,
     "rlhf demo": DemoJob,
 }
 PACKAGES = ("rlhf", "tabular", "scripts", "examples", "configs", "recipes")
 """Folders with a row for each file; those that do not exist are left out."""
-UNLISTED = (".png", ".txt", ".jinja", ".json", ".jsonl", ".csv")
+UNLISTED = (".png", ".txt", ".jinja", ".json", ".jsonl", ".csv", ".html", ".css", ".js", ".svg")
 """Endings of files that belong to the file beside them and have no row."""
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "ppo": "train a policy with PPO",
     "evaluate": "evaluate a policy beside the model it started from, or several policies, on held-out prompts",
     "best-of-n": "sample n responses to each prompt and take the best, as a baseline or as data for sft",
+    "compare": "compare pairs of answers in a local page; the preferences train a reward model",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "report": "write the report of a run as one HTML page",
@@ -196,6 +197,19 @@ def _best_of_n(argv: list[str]) -> int:
     summary = run_best_of_n(job)
     Console().print(statistics_table(f"{summary['prompts']:.0f} prompts", {f"best of {job.n}": summary}))
     print(json.dumps(summary))
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    from rlhf.config.compare import parse_compare
+
+    job = parse_compare(argv)
+    from rlhf.people.command import compare, summarise_file
+
+    if job.summary is None:
+        compare(job)
+    else:
+        summarise_file(job)
     return 0
 
 

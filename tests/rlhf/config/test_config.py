@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from rlhf.config import checks, dpo, jobs, ppo, scores, shared
+from rlhf.config.compare import CompareJob
 from rlhf.config.jobs import (
     BestOfNJob,
     CheckpointConfig,
@@ -53,6 +54,7 @@ JOBS = {
     EvaluateJob: NEEDED[:4],
     BestOfNJob: NEEDED,
     GenerateJob: ["--model", "m", "--prompt", "p"],
+    CompareJob: ["--annotator", "ada"],
     ReportJob: ["--run", "r"],
     DemoJob: [],
 }

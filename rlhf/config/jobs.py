@@ -197,6 +197,10 @@ class RewardJob(TrainingJob):
     export: Literal["merged", "adapter"] = "merged"
     """With model.lora.rank, what to write: merged weights, which plain transformers loads; or only the adapter and its
     head, which PPO with adapters on the same base model attaches to that one base."""
+    ties: Literal["drop", "half"] = "drop"
+    """Ties in a file of `rlhf compare`: leave them out, or count each half as a preference for either side."""
+    clear_margin: float = 0.0
+    """Margin in the loss of pairs of which `rlhf compare` says that one is clearly better (Touvron et al., 2023)."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every=500))
 
@@ -204,6 +208,7 @@ class RewardJob(TrainingJob):
         super().__post_init__()
         reject_unused(self.data, ("more",), "rlhf reward trains on one dataset")
         _check_set(self, "model.path", "data.path")
+        check(self.clear_margin >= 0, "clear_margin", self.clear_margin, "at least 0")
         if self.export == "adapter" and self.model.lora.rank == 0:
             raise UserError("export is adapter, but model.lora.rank is 0, so that there is no adapter; set the rank")
 

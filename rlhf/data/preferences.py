@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.comparisons import ComparedRows
 from rlhf.data.datasets import checked_column
 from rlhf.data.demonstrations import Demonstration, encode_demonstration
 from rlhf.data.encoding import as_messages, encode_for_scoring
@@ -15,6 +16,10 @@ class PreferencePair:
 
     chosen: list[int]
     rejected: list[int]
+    clearly: bool = False
+    """Whether somebody found the chosen one clearly better."""
+    tie: bool = False
+    """Whether neither is better."""
 
     @property
     def length(self) -> int:
@@ -31,11 +36,14 @@ def encode_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> lis
     prompts, chosen, rejected = _read_pairs(rows, path)
     chosen_ids = encode_for_scoring(tokenizer, prompts, chosen, append_eos=True, max_length=limit)
     rejected_ids = encode_for_scoring(tokenizer, prompts, rejected, append_eos=True, max_length=limit)
-    return [PreferencePair(*pair) for pair in zip(chosen_ids, rejected_ids, strict=True)]
+    flags = [rows["clearly"], rows["tie"]] if isinstance(rows, ComparedRows) else []
+    return [PreferencePair(*pair) for pair in zip(chosen_ids, rejected_ids, *flags, strict=True)]
 
 
 def _read_pairs(rows: Any, path: str | None) -> tuple[list[Any], list[Any], list[Any]]:
     """Prompts, chosen and rejected completions; prompts are "" where there is no such column."""
+    if isinstance(rows, ComparedRows):
+        return rows["prompt"], rows["chosen"], rows["rejected"]
     chosen = checked_column(rows, "chosen", path)
     rejected = checked_column(rows, "rejected", path)
     prompts = checked_column(rows, "prompt", path) if "prompt" in rows.column_names else [""] * len(chosen)

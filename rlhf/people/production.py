@@ -61,7 +61,7 @@ class Production:
                 self._first.set()
                 if self._stop.is_set():
                     return
-        except Exception as error:  # of any kind: the page goes on with the pairs that are there
+        except Exception as error:  # of any kind: the page continues with the pairs that are there
             self.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             print(f"warning: no more pairs are made, because of: {self.error}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlhf.config.jobs import DPOConfig, DPOJob
-from rlhf.data.datasets import split_rows
+from rlhf.data.comparisons import split_preferences
 from rlhf.data.demonstrations import pad_demonstrations
 from rlhf.data.encoding import padding_id
 from rlhf.data.preferences import CompletionPair, encode_completion_pairs
@@ -50,7 +50,9 @@ def train_dpo(job: DPOJob) -> bool:
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
     )
     tokenizer, context_length = _prepare_tokenizer(job)
-    rows, held_out_rows = split_rows(job.data, job.seed)
+    rows, held_out_rows, note = split_preferences(job.data, job.seed)
+    if note:
+        accelerator.print(note)
     pairs = _encode(job, tokenizer, rows, job.data.path, accelerator)
     held_out: list[CompletionPair] = []
     if held_out_rows is not None:

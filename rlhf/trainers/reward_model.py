@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rlhf.config.jobs import RewardJob
-from rlhf.data.datasets import split_rows
+from rlhf.data.comparisons import ComparedRows, split_preferences
 from rlhf.data.encoding import pad, padding_id
 from rlhf.data.preferences import PreferencePair, encode_pairs
 from rlhf.errors import UserError
@@ -42,7 +42,13 @@ def train_reward_model(job: RewardJob) -> bool:
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
     )
     tokenizer, context_length = _prepare_tokenizer(job)
-    rows, held_out_rows = split_rows(job.data, job.seed)
+    rows, held_out_rows, note = split_preferences(job.data, job.seed, with_ties=job.ties == "half")
+    if not isinstance(rows, ComparedRows) and (job.ties != "drop" or job.clear_margin != 0):
+        raise UserError(
+            f"ties and clear_margin have no effect, because {job.data.path} is no file of `rlhf compare`; remove them"
+        )
+    if note:
+        accelerator.print(note)
     limit = job.training.max_length
     pairs = encode_pairs(tokenizer, rows, limit, job.data.path)
     held_out: list[PreferencePair] = []
@@ -61,6 +67,7 @@ def train_reward_model(job: RewardJob) -> bool:
         pad_id=padding_id(tokenizer),
         microbatch_size=job.training.microbatch_size,
         device=accelerator.device,
+        clear_margin=job.clear_margin,
     )
     finished = fit(task, model, job=job, run=run, accelerator=accelerator)
     if finished:
@@ -85,12 +92,26 @@ class SequenceScorer(nn.Module):
         return sequence_scores(self.model, ids, mask)
 
 
-def pairwise_loss(chosen: Float[Tensor, "B"], rejected: Float[Tensor, "B"]) -> Float[Tensor, ""]:
-    """`-log sigmoid(chosen - rejected)`, summed: the negative log-likelihood of the preferences.
+def pairwise_loss(
+    chosen: Float[Tensor, "B"],
+    rejected: Float[Tensor, "B"],
+    margins: Float[Tensor, "B"] | None = None,
+    ties: Bool[Tensor, "B"] | None = None,
+) -> Float[Tensor, ""]:
+    """`-log sigmoid(chosen - rejected - margin)`, summed: the negative log-likelihood of the preferences.
 
-    Bradley & Terry (1952).
+    Bradley & Terry (1952); with a margin Touvron et al. (2023), Llama 2, eq. 2.
+
+    Args:
+        margins: by how much the chosen score should exceed the rejected one; None: 0.
+        ties: pairs that count half as a preference for each side, without margin; None: there are none.
     """
-    return -nn.functional.logsigmoid(chosen - rejected).sum()
+    differences = chosen - rejected
+    losses = -nn.functional.logsigmoid(differences if margins is None else differences - margins)
+    if ties is not None:
+        logsigmoid = nn.functional.logsigmoid
+        losses = torch.where(ties, -(logsigmoid(differences) + logsigmoid(-differences)) / 2, losses)
+    return losses.sum()
 
 
 @dataclass(frozen=True)
@@ -102,6 +123,8 @@ class RewardModelTask:
     pad_id: int
     microbatch_size: int
     device: torch.device
+    clear_margin: float = 0.0
+    """Margin of the pairs of which one completion is clearly better."""
     title: str = "reward model"
 
     def length(self, row: PreferencePair) -> int:
@@ -112,11 +135,11 @@ class RewardModelTask:
 
     def loss(self, model: nn.Module, rows: list[PreferencePair]) -> tuple[Tensor, Metrics]:
         chosen, rejected = self._forward(model, rows)
-        metrics = {
-            "accuracy": (chosen > rejected).float().sum(),
-            "margin": (chosen - rejected).detach().sum(),
-        }
-        return pairwise_loss(chosen, rejected), metrics
+        ties = torch.tensor([row.tie for row in rows], device=chosen.device)
+        margins = torch.tensor([self.clear_margin * row.clearly for row in rows], device=chosen.device)
+        correct = torch.where(ties, 0.5, (chosen > rejected).float())
+        metrics = {"accuracy": correct.sum(), "margin": (chosen - rejected).detach().sum()}
+        return pairwise_loss(chosen, rejected, margins, ties), metrics
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if not self.held_out:

@@ -96,7 +96,7 @@ function showProgress({ answered, open, pace, repeats, consistent }, more) {
   const total = answered + open;
   element("count").textContent = more ? `${answered} answered, more pairs to come` : `${answered} of ${total}`;
   element("pace").textContent = pace === null ? "" : `${pace < 10 ? pace.toFixed(1) : Math.round(pace)} s a pair`;
-  element("consistency").textContent = repeats ? `${consistent} of ${repeats} repeated the same` : "";
+  element("consistency").textContent = repeats ? `${consistent} of ${repeats} repeats the same` : "";
   element("done-part").setAttribute("width", total ? (1000 * answered) / total : 0);
   element("track").setAttribute("aria-valuenow", answered);
   element("track").setAttribute("aria-valuemax", Math.max(1, total));

@@ -1,4 +1,4 @@
-"""Pairs, a store, and a server in a thread with a client that sends what it is told to."""
+"""Pairs, a store, and a server in a thread with a client that sends any request."""
 
 import http.client
 import json

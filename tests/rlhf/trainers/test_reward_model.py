@@ -129,6 +129,14 @@ def test_loss_is_the_negative_log_likelihood_of_the_preferences():
     assert float(pairwise_loss(chosen, rejected)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_margins_and_ties_by_hand():
+    """log(1 + e^-(1 - .5)), (log(1 + e^-1) + log(1 + e)) / 2 and log(1 + e^-2); a tie has no margin."""
+    chosen, rejected = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, -1.0])
+    margins, ties = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([False, True, False])
+    expected = 0.474077 + 0.813262 + 0.126928
+    assert float(pairwise_loss(chosen, rejected, margins, ties)) == pytest.approx(expected, abs=2e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_new_model_is_the_language_models_trunk_with_a_random_head(reward_job, models, family):
@@ -152,3 +160,40 @@ def test_new_model_is_the_language_models_trunk_with_a_random_head(reward_job, m
 def test_fewer_pairs_than_a_batch_are_rejected(reward_job):
     with pytest.raises(UserError, match=r"holds 64 examples to train on, fewer than training.batch_size = 65"):
         train_reward_model(replace(reward_job, training=replace(reward_job.training, batch_size=65)))
+
+
+def compared_rows(rows):
+    """Pairs as answers of `rlhf compare`, every fourth a tie, every third clearly better."""
+    for i, row in enumerate(rows):
+        tie = i % 4 == 0
+        yield row | {
+            "pair": str(i),
+            "a": row["chosen"],
+            "b": row["rejected"],
+            "choice": "tie" if tie else "a",
+            "chosen": None if tie else row["chosen"],
+            "rejected": None if tie else row["rejected"],
+            "clearly": not tie and i % 3 == 0,
+            "repeat": False,
+        }
+
+
+def test_a_file_of_compared_answers_trains_as_it_is(reward_job, tmp_path, capsys):
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    (tmp_path / "compared.jsonl").write_text("".join(json.dumps(row) + "\n" for row in compared_rows(rows)))
+    job = replace(reward_job, data=replace(reward_job.data, path=str(tmp_path / "compared.jsonl")))
+    results = {}
+    for name, changes in {"drop": {}, "half": {"ties": "half"}, "margin": {"clear_margin": 5.0}}.items():
+        train_reward_model(replace(job, output=str(tmp_path / name), **changes))
+        results[name] = read(tmp_path / name)
+    assert read(tmp_path / "drop", "eval")[-1]["accuracy"] == 1.0
+    assert "60 preferences (20 clear); left out: 20 ties, 0 skipped, 0 repeated" in capsys.readouterr().out
+    assert len(results["half"]) > len(results["drop"])  # more rows, more steps
+    assert results["margin"][0]["loss"] > results["drop"][0]["loss"] + 0.3
+    assert results["margin"][-1]["margin"] > results["drop"][-1]["margin"]
+
+
+def test_settings_of_compared_answers_need_a_file_of_them(reward_job):
+    for changes in ({"ties": "half"}, {"clear_margin": 1.0}):
+        with pytest.raises(UserError, match=r"pairs.jsonl is no file of `rlhf compare`; remove them"):
+            train_reward_model(replace(reward_job, **changes))

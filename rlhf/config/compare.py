@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf.config.checks import check
 from rlhf.config.parsing import parse, read_yaml, split_words, to_options
@@ -91,8 +91,12 @@ def is_pair_file(source: str) -> bool:
 
 def is_ppo_run(source: str) -> bool:
     """Whether a source is the folder of a PPO run."""
-    file = Path(source).expanduser() / "config.yaml"
-    return file.is_file() and "ppo" in read_yaml(file)
+    return (Path(source).expanduser() / "config.yaml").is_file() and "ppo" in read_config(source)
+
+
+def read_config(run: str) -> dict[str, Any]:
+    """The settings of a run folder, nested."""
+    return read_yaml(Path(run).expanduser() / "config.yaml")
 
 
 def parse_compare(argv: Sequence[str]) -> CompareJob:
@@ -108,9 +112,9 @@ def parse_compare(argv: Sequence[str]) -> CompareJob:
     of_run: list[str] = []
     run = next((source for source in sources if is_ppo_run(source)), None)
     if run is not None:
-        settings = read_yaml(Path(run).expanduser() / "config.yaml")
+        settings = read_config(run)
         own_data = any(option.startswith("--data.path=") for option in options)
         names = ("generation",) if own_data else ("generation", "data")
-        of_run = to_options({name: settings[name] for name in names})
-    words = [f"--sources={to_options({'x': sources})[0].removeprefix('--x=')}"] if sources else []
+        of_run = to_options(CompareJob, {name: settings[name] for name in names})
+    words = to_options(CompareJob, {"sources": sources}) if sources else []
     return parse(CompareJob, [*of_run, *options, *words], "rlhf compare")

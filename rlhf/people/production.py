@@ -43,6 +43,7 @@ class Production:
         """
         while self.running and self._store.count() == 0:
             self._first.wait(timeout=0.5)
+            self._first.clear()  # a batch may hold nothing but pairs of equal answers
         if self.error is not None and self._store.count() == 0:
             raise UserError(self.error)
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.config.compare import CompareJob, is_ppo_run
-from rlhf.config.parsing import read_yaml
+from rlhf.config.compare import CompareJob, is_ppo_run, read_config
 from rlhf.config.shared import GenerationConfig
 from rlhf.data.encoding import encode_prompts
 from rlhf.data.prompts import load_held_out_prompts, load_prompts, make_prompts
@@ -65,8 +64,9 @@ class SampledPairs:
         if job.data.path is None:
             raise UserError("data.path is not set; name a file of prompts with --data.path, or compare a PPO run")
         tokenizer = load_tokenizer(sides[0].model)
-        if any(map(is_ppo_run, job.sources)):
-            prompts = load_held_out_prompts(tokenizer, job.data, 0)
+        run = next((read_config(source) for source in job.sources if is_ppo_run(source)), None)
+        if run is not None and run["data"]["path"] == job.data.path:
+            prompts = load_held_out_prompts(tokenizer, job.data, run["seed"])
         else:
             prompts = load_prompts(tokenizer, replace(job.data, eval_fraction=0.0), 0)[0]
         order = np.random.default_rng(job.seed).permutation(len(prompts))[: job.pairs].tolist()
@@ -113,7 +113,7 @@ def sides_of(job: CompareJob) -> tuple[Side, Side]:
         return low, high
     models = job.sources
     if len(models) == 1 and is_ppo_run(first):
-        start = read_yaml(Path(first).expanduser() / "config.yaml")["model"]["path"]
+        start = read_config(first)["model"]["path"]
         if start is None:
             raise UserError(f"{first} does not name the model that it started from; name both models")
         models = [start, first]

@@ -11,6 +11,7 @@ from rlhf.cli.main import main
 from rlhf.config.compare import CompareJob, parse_compare
 from rlhf.config.jobs import DataConfig, GenerationConfig, ModelConfig
 from rlhf.config.parsing import to_yaml
+from rlhf.data.prompts import load_held_out_prompts
 from rlhf.errors import UserError
 from rlhf.models.loading import load_causal_lm, load_tokenizer
 from rlhf.people.production import Production
@@ -98,16 +99,20 @@ def test_two_models_and_two_temperatures(compare_job, models, other_model):
 
 def test_a_ppo_run_is_its_start_against_its_trained_model_on_held_out_prompts(job, tmp_path, capsys):
     (tmp_path / "job.yaml").write_text(to_yaml(job))
-    assert main(["ppo", "--config", str(tmp_path / "job.yaml")]) == 0
+    assert main(["ppo", "--config", str(tmp_path / "job.yaml"), "--seed", "3"]) == 0
     run = job.output
     compared = parse_compare([run, "--annotator", "ada", "--output", str(tmp_path / "p.jsonl")])
     assert compared.generation == job.generation
     source = open_source(compared)
     pairs = pairs_of(source)
     assert {(p.origin_a, p.origin_b) for _, p in pairs} == {(job.model.path, run)}
-    rows = [json.loads(line)["prompt"] for line in Path(job.data.path).read_text().splitlines()]
-    assert source.count == 8  # a fifth of 40 is held out
-    assert {p.prompt for _, p in pairs} <= set(rows)
+    held_out = load_held_out_prompts(load_tokenizer(job.model.path), job.data, 3)
+    assert len(held_out) == 8  # a fifth of 40
+    assert sorted(p.prompt for _, p in pairs) == sorted(held_out.prompts)
+    rows = [json.loads(line) for line in Path(job.data.path).read_text().splitlines()]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    others = parse_compare([run, "--annotator", "ada", "--data.path", str(tmp_path / "all.jsonl")])
+    assert open_source(others).count == 40  # all prompts of a file that the run does not know
     own = parse_compare([run, "--annotator", "ada", "--data.path", job.data.path, "--generation.max_new_tokens", "2"])
     assert (own.data, own.generation.max_new_tokens) == (DataConfig(path=job.data.path), 2)
     assert [side.origin for side in sides_of(parse_compare([run, job.model.path, "--annotator", "x"]))] == [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config.checks import check
+from rlhf.config.jobs import is_ppo_run
 from rlhf.config.parsing import parse, read_yaml, split_words, to_options
 from rlhf.config.shared import DataConfig, GenerationConfig
 from rlhf.errors import UserError
@@ -89,9 +90,9 @@ def is_pair_file(source: str) -> bool:
     return Path(source).suffix in PAIR_FILES
 
 
-def is_ppo_run(source: str) -> bool:
-    """Whether a source is the folder of a PPO run."""
-    return (Path(source).expanduser() / "config.yaml").is_file() and "ppo" in read_config(source)
+def ppo_run_of(sources: Sequence[str]) -> str | None:
+    """The first source that is the folder of a PPO run; None where there is none."""
+    return next((source for source in sources if is_ppo_run(Path(source).expanduser())), None)
 
 
 def read_config(run: str) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def parse_compare(argv: Sequence[str]) -> CompareJob:
     """
     sources, options = split_words(CompareJob, argv)
     of_run: list[str] = []
-    run = next((source for source in sources if is_ppo_run(source)), None)
+    run = ppo_run_of(sources)
     if run is not None:
         settings = read_config(run)
         own_data = any(option.startswith("--data.path=") for option in options)

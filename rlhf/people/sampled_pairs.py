@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.config.compare import CompareJob, is_ppo_run, read_config
+from rlhf.config.compare import CompareJob, ppo_run_of, read_config
 from rlhf.config.shared import GenerationConfig
 from rlhf.data.encoding import encode_prompts
 from rlhf.data.prompts import load_held_out_prompts, load_prompts, make_prompts
@@ -64,9 +64,10 @@ class SampledPairs:
         if job.data.path is None:
             raise UserError("data.path is not set; name a file of prompts with --data.path, or compare a PPO run")
         tokenizer = load_tokenizer(sides[0].model)
-        run = next((read_config(source) for source in job.sources if is_ppo_run(source)), None)
-        if run is not None and run["data"]["path"] == job.data.path:
-            prompts = load_held_out_prompts(tokenizer, job.data, run["seed"])
+        run = ppo_run_of(job.sources)
+        settings = {} if run is None else read_config(run)
+        if run is not None and settings["data"]["path"] == job.data.path:
+            prompts = load_held_out_prompts(tokenizer, job.data, settings["seed"])
         else:
             prompts = load_prompts(tokenizer, replace(job.data, eval_fraction=0.0), 0)[0]
         order = np.random.default_rng(job.seed).permutation(len(prompts))[: job.pairs].tolist()
@@ -112,7 +113,7 @@ def sides_of(job: CompareJob) -> tuple[Side, Side]:
         low, high = (Side(first, t, f"{first} at temperature {t:g}") for t in job.temperatures)
         return low, high
     models = job.sources
-    if len(models) == 1 and is_ppo_run(first):
+    if len(models) == 1 and ppo_run_of(models) is not None:
         start = read_config(first)["model"]["path"]
         if start is None:
             raise UserError(f"{first} does not name the model that it started from; name both models")

@@ -45,26 +45,25 @@ async function load() {
 
 async function choose(choice, clearly) {
   if (busy || !state?.question) return;
-  busy = true;
+  setBusy(true);
   const seconds = Math.round((performance.now() - shownAt) / 10) / 100;
   flash(choice, clearly);
   const result = await call("/api/answer", { question: state.question.id, choice, clearly, seconds });
   await leave();
-  busy = false;
-  if (!result) return;
+  if (!result) return setBusy(false);
   const words = { left: "Left", right: "Right", tie: "Tie", skip: "Skipped" }[choice] + (clearly ? ", clearly" : "");
   if (result.conflict) notify("That pair was answered in another window. This is your current one.");
   show(result.state, `${words}.`);
+  setBusy(false);
 }
 
 async function undo() {
   if (busy) return;
-  busy = true;
+  setBusy(true);
   const result = await call("/api/undo", {});
-  busy = false;
-  if (!result) return;
-  if (result.conflict) return announce("There is no answer to undo.");
-  show(result.state, "Undone.");
+  if (result?.conflict) announce("There is no answer to undo.");
+  else if (result) show(result.state, "Undone.");
+  setBusy(false);
 }
 
 // ------------------------------------------------------------------------------------------------------------ screen
@@ -166,6 +165,11 @@ async function leave() {
   }
   for (const side of ["left", "right"]) element(side).classList.remove("chosen");
   element("main").classList.remove("leaving");
+}
+
+function setBusy(value) {
+  busy = value;
+  document.body.setAttribute("aria-busy", value);
 }
 
 function announce(text) {

@@ -58,11 +58,15 @@ def sides(page):
     return page.inner_text("#left-text"), page.inner_text("#right-text")
 
 
+def wait(page, answered):
+    """Wait until that many answers are counted, and the next pair is there."""
+    page.wait_for_selector(f"body:not([aria-busy=true]) #track[aria-valuenow='{answered}']", state="attached")
+
+
 def press(page, key, answered):
     """Press a key and wait until that many answers are counted."""
     page.keyboard.press(key)
-    page.wait_for_function(f"document.getElementById('track').getAttribute('aria-valuenow') === '{answered}'")
-    page.wait_for_function("!busy")
+    wait(page, answered)
 
 
 def test_pairs_are_compared_by_keys(store, serve, open_page):
@@ -97,14 +101,13 @@ def test_every_key_is_also_a_button(store, serve, open_page):
     ):
         chosen.append(sides(page)[name.startswith("Right")])
         page.get_by_role("button", name=name).click()
-        page.wait_for_function(f"document.getElementById('track').getAttribute('aria-valuenow') === '{number}'")
-        page.wait_for_function("!busy")
+        wait(page, number)
     page.get_by_role("button", name="Tie").click()
-    page.wait_for_function("!busy && document.getElementById('track').getAttribute('aria-valuenow') === '5'")
+    wait(page, 5)
     page.get_by_role("button", name="Skip").click()
-    page.wait_for_function("!busy && document.getElementById('track').getAttribute('aria-valuenow') === '6'")
+    wait(page, 6)
     page.get_by_role("button", name="Undo").click()
-    page.wait_for_function("!busy && document.getElementById('track').getAttribute('aria-valuenow') === '5'")
+    wait(page, 5)
     assert [row["chosen"] for row in store.rows()] == [*chosen, None]
     assert [row["choice"] for row in store.rows()][-1] == "tie"
     page.get_by_role("button", name="Help").click()
@@ -113,7 +116,7 @@ def test_every_key_is_also_a_button(store, serve, open_page):
     assert not page.locator("dialog").is_visible()
     # The mouse leaves no focus behind: the space bar skips, and does not press the button again.
     page.get_by_role("button", name="Left is better").click()
-    page.wait_for_function("!busy && document.getElementById('track').getAttribute('aria-valuenow') === '6'")
+    wait(page, 6)
     press(page, " ", 7)
     assert [row["choice"] for row in store.rows()][-1] == "skip"
 
@@ -128,7 +131,7 @@ def test_the_page_is_usable_by_tab_and_space_alone_and_announces_what_happens(st
     ring = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert ring == "solid"
     page.keyboard.press("Space")
-    page.wait_for_function("!busy && document.getElementById('track').getAttribute('aria-valuenow') === '1'")
+    wait(page, 1)
     assert store.rows()[0]["chosen"] == right
     status = page.locator("#status")
     assert status.get_attribute("aria-live") == "polite"
@@ -287,7 +290,7 @@ def test_the_last_pair_leads_to_the_summary(tmp_path, pairs, serve, open_page):
     for number in (1, 2):
         sides(page)
         page.keyboard.press("ArrowLeft")
-        page.wait_for_function(f"document.getElementById('track').getAttribute('aria-valuenow') === '{number}'")
+        wait(page, number)
     page.wait_for_selector("#pause:not([hidden])")
     assert "your 2 answers are saved" in page.inner_text("#pause")
     page.get_by_role("link", name="See the summary").click()

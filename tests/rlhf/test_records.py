@@ -231,3 +231,7 @@ def test_concatenated_rollouts_are_padded_and_trimmed_back():
     assert_same(trim(select(both, torch.tensor([0, 1]))), one)
     assert_same(trim(select(both, torch.tensor([2, 3, 4]))), two)
     assert concatenate([replace(part, ref_logprobs=None) for part in (one, two)]).ref_logprobs is None
+    rewarded = replace(two, score_by_token=torch.where(two.response_mask, 1.0, 0.0))
+    joined = concatenate([one, rewarded]).score_by_token
+    assert joined is not None
+    assert joined.sum(-1).tolist() == [0.0, 0.0, 2.0, 4.0, 1.0]

@@ -58,6 +58,15 @@ def test_rewards_of_single_tokens_are_part_of_the_score():
     assert equal_groups(rollout, 2).tolist() == [True, False]
 
 
+def test_responses_without_a_score_do_not_count():
+    """The source failed on them; one response alone is compared with nothing."""
+    errors = [None, None, "failed", None, "failed", "failed", "failed", "failed", None]
+    rollout = replace(rollout_of([1.0, 1.0, 5.0, 1.0, 5.0, 6.0, 0.0, 1.0, 2.0]), errors=errors)
+    assert equal_groups(rollout, 3).tolist() == [True, True, True]
+    assert equal_groups(replace(rollout, errors=None), 3).tolist() == [False, False, False]
+    assert equal_groups(replace(rollout_of([1.0, 2.0, 9.0]), errors=[None, None, "failed"]), 3).tolist() == [False]
+
+
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_the_loss_is_that_of_the_batch_without_the_equal_groups(job, change, estimator, aggregation):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import EvalConfig, EvaluateJob, JudgeConfig, ModelConfig, RewardConfig
+from rlhf.config.jobs import BestOfNJob, EvalConfig, EvaluateJob, JudgeConfig, ModelConfig, RewardConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import comparison
+from rlhf.evaluation.best_of_n import run_best_of_n
 from rlhf.evaluation.command import evaluate_policy
 from rlhf.evaluation.comparison import compare_policies
 from rlhf.evaluation.tables import comparison_table
@@ -50,6 +51,10 @@ def test_each_policy_is_measured_as_if_it_were_alone(compare_job, tmp_path):
         )
         assert result["policies"][name] == alone["after"]
         assert result["policies"]["start"] == alone["before"]
+    settings = {name: getattr(compare_job, name) for name in ("data", "generation", "reward", "eval")}
+    alone = run_best_of_n(BestOfNJob(n=2, model=ModelConfig(path=compare_job.baseline), **settings))
+    won = {name: value for name, value in result["policies"]["best of 2"].items() if name.startswith("win_rate")}
+    assert result["policies"]["best of 2"] == alone | won
     assert result["policies"]["best of 4"]["penalised_score"] >= result["policies"]["best of 2"]["penalised_score"]
     assert "kl" not in result["policies"]["best of 2"]
     assert result["policies"]["best of 2"]["kl_bound"] == pytest.approx(0.693147 - 0.5, abs=1e-6)

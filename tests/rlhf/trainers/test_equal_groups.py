@@ -118,7 +118,9 @@ def fresh_from(streams):
 
     def collect(number, count):
         calls.append((number, count))
-        scores = [score for _ in range(count) for score in streams.pop(0)]
+        scores: list[float] = []
+        while len(scores) < 2 * count and streams:
+            scores += streams.pop(0)
         return rollout_of(scores, first=100 * len(calls))
 
     collect.calls = calls
@@ -135,6 +137,12 @@ def test_equal_groups_are_replaced_by_further_ones_in_their_order():
     assert result.rollout.completions == ["c102", "c103", "c2", "c3", "c200", "c201", "c6", "c7"]
     assert result.rollout.prompts.prompts == ["p102", "p103", "p2", "p3", "p200", "p201", "p6", "p7"]
     assert result.rollout.response_ids[:, 0].tolist() == [102, 103, 2, 3, 200, 201, 6, 7]
+
+
+def test_fresh_groups_take_their_places_in_the_order_in_which_they_were_drawn():
+    collect = fresh_from([[5.0, 6.0, 7.0, 8.0]])  # two groups of one call
+    rollout = refill(rollout_of([1.0, 1.0, 0.0, 1.0, 2.0, 2.0]), 2, rounds=1, ranks=1, collect=collect).rollout
+    assert rollout.scores.tolist() == [5.0, 6.0, 0.0, 1.0, 7.0, 8.0]
 
 
 def test_refilling_is_bounded_and_what_is_left_stays():

@@ -107,6 +107,11 @@ class PPOJob(TrainingJob):
         _check_set(self, "model.path")
         _check_merged(self.export, self.model)
         self._check_critic()
+        if self.model.shard and self.ppo.reference_update_steps is not None:
+            raise UserError(
+                "model.shard is true and ppo.reference_update_steps is set, but a sharded reference does not move; "
+                "unset one of them"
+            )
         if self.model.lora.rank > 0 and self.ppo.reference_update_rate != 1:
             raise UserError(
                 f"ppo.reference_update_rate is {self.ppo.reference_update_rate}, but must be 1 with model.lora.rank, "
@@ -264,6 +269,7 @@ class EvaluateJob:
     def __post_init__(self):
         _check_seed(self.seed)
         _check_set(self, "model.path", "data.path")
+        _check_whole(self.model)
         check(all(n > 1 for n in self.best_of), "best_of", self.best_of, "a list of numbers of at least 2")
         if self.best_of and not self.reward.is_set:
             raise UserError(
@@ -309,6 +315,7 @@ class BestOfNJob:
     def __post_init__(self):
         _check_seed(self.seed)
         _check_set(self, "model.path", "data.path")
+        _check_whole(self.model)
         check(self.n > 0, "n", self.n, "positive")
         check(self.limit is None or self.limit > 0, "limit", self.limit, "null or positive")
         temperature = self.generation.temperature
@@ -461,7 +468,7 @@ def _options_of_run(run: Path, argv: Sequence[str], kind: type) -> list[str]:
     settings = read_yaml(run / "config.yaml")
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
     _check_functions_outside(run, shared, argv)
-    model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig())}
+    model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig()), "shard": False}
     return to_options(kind, {**shared, "model": model})
 
 
@@ -500,6 +507,11 @@ def _sources_of_run(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str,
 
 def _check_seed(seed: int) -> None:
     check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
+
+
+def _check_whole(model: ModelConfig) -> None:
+    if model.shard:
+        raise UserError("model.shard is true, but evaluations run on one process; remove it")
 
 
 def _check_merged(export: str, model: ModelConfig) -> None:

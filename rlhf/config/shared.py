@@ -63,6 +63,9 @@ class ModelConfig:
     """Compile the decoder layers with torch.compile while training. Takes some seconds and a C++ compiler."""
     load_in_4bit: bool = False
     """Quantise the frozen weights to 4 bits (NF4; Dettmers et al., 2023). Needs bitsandbytes and model.lora.rank."""
+    shard: bool = False
+    """Split the weights, gradients and optimizer states of all models over the processes (FSDP2) instead of holding
+    them whole on each. Whole weights are gathered for sampling and scoring."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -77,6 +80,17 @@ class ModelConfig:
                 "model.load_in_4bit is true and model.lora.rank is 0, but 4-bit weights cannot be trained; "
                 "train adapters on them with --model.lora.rank 16"
             )
+        if self.shard:
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        others = {
+            "model.load_in_4bit is true": self.load_in_4bit,
+            "model.compile is true": self.compile,
+            "model.mixed_precision is fp16": self.mixed_precision == "fp16",
+        }
+        for other in (text for text, is_set in others.items() if is_set):
+            raise UserError(f"model.shard is true and {other}, which do not work together; unset one of them")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,13 @@ def packs_rows(model: Any) -> bool:
     return _supported[model]
 
 
+def copy_packing(model: Any, twin: Any) -> None:
+    """Let a copy of a model read its batches packed where the model does, without a test of its own."""
+    _supported[twin] = packs_rows(model)
+    if _supported[twin] and not _is_flash(model):
+        twin.set_attn_implementation(PACKED_SDPA)
+
+
 def is_worth_packing(model: Any, ids: Int[Tensor, "B L"], lengths: Int[Tensor, "B"]) -> bool:
     """Whether right-padded rows hold so much padding that a transformers model reads them faster packed."""
     padding = ids.numel() - int(lengths.sum())

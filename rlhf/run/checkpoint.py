@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from rlhf.errors import UserError
+from rlhf.models.sharding import fill, gather_on_main, is_sharded, shard_like
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import replacing, write_text
 from rlhf.run.fingerprint import describe_changes
@@ -72,6 +73,8 @@ def save(
 ) -> Path | None:
     """Write `checkpoints/step_XXXXXX` and point `checkpoints/latest` at it. Called on every rank; rank 0 writes.
 
+    Sharded weights and states are gathered: the files do not depend on the number of processes.
+
     Args:
         keep: delete all but this many of the newest checkpoints.
         reference: weights of a reference that moves.
@@ -81,18 +84,20 @@ def save(
         disk does not end the run.
     """
     generators = gather_rng(accelerator)
+    whole_weights = gather_on_main(weights, accelerator.is_main_process)
+    optimizer_state = gather_on_main(optimizer.state_dict(), accelerator.is_main_process)
     if not accelerator.is_main_process:
         return None
     folder = run / "checkpoints" / f"step_{state.step:06d}"
     try:
         with replacing(folder) as partial:
             partial.mkdir(parents=True)
-            save_weights(weights, partial / WEIGHTS)
+            save_weights(whole_weights, partial / WEIGHTS)
             if reference is not None:
                 save_weights(reference, partial / REFERENCE)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
             with _os_errors():
-                torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, partial / "optimizer.pt")
+                torch.save({"optimizer": optimizer_state, "scaler": scaler}, partial / "optimizer.pt")
                 torch.save(generators, partial / "rng.pt")
             write_text(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
             write_manifest(partial)
@@ -179,7 +184,7 @@ def load_weights(path: Path, weights: dict[str, nn.Parameter], ignored: Callable
         for name, parameter in weights.items():
             if stored[name].shape != parameter.shape:
                 raise UserError(f"{path}: {name} has shape {tuple(stored[name].shape)}, not {tuple(parameter.shape)}")
-            parameter.copy_(stored[name])
+            fill(parameter, stored[name])
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -272,11 +277,13 @@ def load(
         part = WEIGHTS
         load_weights(folder / WEIGHTS, weights)
         part = "optimizer.pt"
-        stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        # Of a sharded state each process reads its part.
+        mapped = any(is_sharded(p) for p in weights.values())
+        stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
         for group, current in zip(stored["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
             # The run's settings count, not those with which the checkpoint was written.
             group |= {name: current[name] for name in OPTIMIZER_SETTINGS if name in current}
-        optimizer.load_state_dict(stored["optimizer"])
+        optimizer.load_state_dict(_sharded_like(optimizer, stored["optimizer"]))
         if stored["scaler"] is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(stored["scaler"])
     except UserError:
@@ -286,6 +293,18 @@ def load(
     for warning in describe_changes(state.inputs, inputs, folder):
         accelerator.print(warning)
     return replace(state, inputs=dict(inputs))
+
+
+def _sharded_like(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's whole state, with this process's part of what belongs to a sharded weight."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, values in state["state"].items():
+        if is_sharded(parameters[i]):
+            shards = {
+                name: shard_like(parameters[i], x) for name, x in values.items() if x.shape == parameters[i].shape
+            }
+            values |= shards
+    return state
 
 
 def load_generators(folder: Path, accelerator: Any) -> None:

@@ -45,6 +45,11 @@ def open_accelerator(
             f"the launcher started {launched} processes, but only {accelerator.num_processes} of them are connected; "
             "use a launcher file of configs/accelerate/"
         )
+    if accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise UserError(
+            f"the launcher's distributed_type is {accelerator.distributed_type.value}, which is not used; launch with "
+            "configs/accelerate/multi_gpu.yaml, and shard the weights with --model.shard true"
+        )
     set_seed(seed)
     torch.set_float32_matmul_precision(matmul_precision)
     accelerator.wait_for_everyone()  # every process has checked the run folder before one of them creates it
@@ -86,6 +91,32 @@ def report_lost_processes() -> Iterator[None]:
             flush=True,
         )
         raise SystemExit(1) from None
+
+
+def check_sharding(shard: bool, accelerator: Any) -> None:
+    """Refuse `model.shard` where there is nothing to share or float16's scaler would have to see all gradients.
+
+    Raises:
+        UserError: there is one process, or the launcher's precision is fp16.
+    """
+    if shard and accelerator.num_processes == 1:
+        raise UserError(
+            "model.shard is true, but there is one process, and none to share the weights with; start several with "
+            "accelerate launch, or set --model.shard false"
+        )
+    if shard and not torch_can_shard():
+        raise UserError("model.shard is true, but this torch is too old for it; install torch 2.8 or later")
+    if shard and accelerator.scaler is not None:
+        raise UserError("model.shard is true, but the launcher's mixed_precision is fp16; use bf16")
+
+
+def torch_can_shard() -> bool:
+    """Whether torch's `fully_shard` has what sharded training needs."""
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:
+        return False
+    return hasattr(FSDPModule, "set_force_sum_reduction_for_comms")
 
 
 @contextmanager

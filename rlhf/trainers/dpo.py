@@ -26,7 +26,7 @@ from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.sequence_logprobs import SequenceLogprobs
 from rlhf.models.trunk import disable_dropout, restore_dropout
-from rlhf.run.distributed import open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.files import replacing
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
 from rlhf.run.folder import REFERENCE_LOGPROBS, RunFolder
@@ -49,6 +49,7 @@ def train_dpo(job: DPOJob) -> bool:
     accelerator = open_accelerator(
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
     )
+    check_sharding(job.model.shard, accelerator)
     tokenizer, context_length = _prepare_tokenizer(job)
     rows, held_out_rows, note = split_preferences(job.data, job.seed)
     if note:

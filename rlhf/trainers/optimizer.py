@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlhf.config.training import AdamWConfig
+from rlhf.models.sharding import is_sharded, local
 
 
 def make_adamw(groups: Iterable[Iterable[nn.Parameter]], config: AdamWConfig) -> torch.optim.AdamW:
@@ -22,8 +23,14 @@ def make_adamw(groups: Iterable[Iterable[nn.Parameter]], config: AdamWConfig) ->
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """The L2 norm of all numbers of some tensors together."""
-    return torch.nn.utils.get_total_norm([x.detach() for x in tensors])
+    """The L2 norm of all numbers of some tensors together; of sharded ones, on all processes alike."""
+    tensors = [x.detach() for x in tensors]
+    norm = torch.nn.utils.get_total_norm([local(x) for x in tensors])
+    if not any(is_sharded(x) for x in tensors):
+        return norm
+    squares = norm.float().square()
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Float[Tensor, ""]:
@@ -33,7 +40,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Float[Te
         The norm before; where it is not finite, the gradients are left as they are.
     """
     parameters = list(parameters)
-    norm = total_norm(p.grad for p in parameters if p.grad is not None)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = total_norm(grads)
     if bool(norm > limit):  # torch's own function reads and writes every gradient even to multiply it by 1
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(grad) for grad in grads], scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm

@@ -19,12 +19,13 @@ from rlhf.evaluation.responses import evaluate_responses
 from rlhf.evaluation.summary import sample_rows, selection_score, summarise
 from rlhf.models.build import choose_critic
 from rlhf.models.export import export_policy
+from rlhf.models.sharding import gather_on_main, whole_weights
 from rlhf.records import PPOBatch, Prompts, Rollout
 from rlhf.rollouts.checks import check_reference_matches_policy, check_rollout
 from rlhf.rollouts.collector import Collector
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
-from rlhf.run.distributed import open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
@@ -72,6 +73,7 @@ class PPOTrainer:
             job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
         )
         job.ppo.check_processes(self.accelerator.num_processes)
+        check_sharding(job.model.shard, self.accelerator)
         self.resume_from = checkpoint.find(self.run.path, job.resume, self.accelerator)
         if self.resume_from is not None:
             job = with_critic_of_run(job, self.run.path)
@@ -79,14 +81,28 @@ class PPOTrainer:
         job = self.job
 
         self.data = load_data(job)
-        self.models = load_models(job, self.data.tokenizer, self.accelerator.device, reward, self.data.prompt_sets)
+        self.models = load_models(
+            job,
+            self.data.tokenizer,
+            self.accelerator.device,
+            reward,
+            self.data.prompt_sets,
+            self.accelerator.mixed_precision,
+        )
+        self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
         self.tokenizer = self.data.tokenizer
         self.policy = self.models.policy
         self.reference = self.models.reference
         self.sampler = self.models.sampler
         self.source = self.models.scorers.get("score")
         self.learner = Learner(
-            job, self.policy, self.reference, self.sampler.transform, self.accelerator, self.data.texts
+            job,
+            self.policy,
+            self.reference,
+            self.sampler.transform,
+            self.accelerator,
+            self.data.texts,
+            self.models.frozen.get("reference"),
         )
         self.timer = PhaseTimer()
         self.collector = Collector(
@@ -101,7 +117,6 @@ class PPOTrainer:
         )
         self.kl_coef = make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
-        self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
         self._start_scores: list[dict[str, float | None]] | None = None
         self._evaluations: list[dict[str, Any]] = []
         self._generate_calls = 0
@@ -176,10 +191,11 @@ class PPOTrainer:
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
         with self._measured_step() as metrics:
-            if self.job.ppo.refill_rounds:
-                rollout, drawn = self._collect_unequal()
-            else:
-                rollout, drawn = self.collect(self.next_prompts(), for_update=True), {}
+            with self.whole_weights():
+                if self.job.ppo.refill_rounds:
+                    rollout, drawn = self._collect_unequal()
+                else:
+                    rollout, drawn = self.collect(self.next_prompts(), for_update=True), {}
             batch = self.make_batch(rollout)
             metrics |= self.update(batch) | drawn
             self._update_kl_coef(metrics, len(batch))
@@ -256,12 +272,31 @@ class PPOTrainer:
         noise = uniform_noise(key, range(len(batch)), len(batch), max_new_tokens)
         self._generate_calls += 1
         first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
-        rollout = self.collector.generate(batch, noise, first_forward)
+        with self.whole_weights():
+            rollout = self.collector.generate(batch, noise, first_forward)
         return self._checked(rollout, from_sampler=self.job.ppo.old_logprobs == "sampler")
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""
-        return self._checked(self.collector.compute_logprobs_and_values(rollout))
+        with self.whole_weights():
+            return self._checked(self.collector.compute_logprobs_and_values(rollout))
+
+    @contextmanager
+    def whole_weights(self, judge: bool = False) -> Iterator[None]:
+        """With `model.shard`, hold the whole weights of policy, critic, reference and reward model.
+
+        All processes enter together, and then need each other no more, whatever each of them reads or samples. A custom
+        loop enters once around the calls of a step, which otherwise gather the weights one by one, and around code of
+        its own that runs the policy.
+
+        Args:
+            judge: hold the weights of the models of `eval.judge` too.
+        """
+        shards = [frozen for name, frozen in self.models.frozen.items() if judge or not name.startswith("judge")]
+        if self.learner.shards is not None:
+            shards.append(self.learner.shards)
+        with whole_weights(shards):
+            yield
 
     def _checked(self, rollout: Rollout, from_sampler: bool = False) -> Rollout:
         if self.state.step == 0:
@@ -276,7 +311,7 @@ class PPOTrainer:
         """The rollout with its scores; where the source fails, a checkpoint of the steps so far is saved first."""
         if self.source is None:
             raise UserError("no score: set reward.model or reward.function, or fill in the rollout's scores yourself")
-        with self._saved_on_failure():
+        with self._saved_on_failure(), self.whole_weights():
             return self.collector.score(rollout, self.state.step)
 
     @contextmanager
@@ -363,7 +398,7 @@ class PPOTrainer:
         """Evaluate on the held-out prompts, compare with the start, and keep the weights if they score best so far."""
         if not self.data.held_out:
             return {}
-        with self._saved_on_failure():
+        with self._saved_on_failure(), self.whole_weights(judge=True):
             responses = evaluate_responses(
                 self.policy,
                 self.reference,
@@ -390,12 +425,13 @@ class PPOTrainer:
             self.accelerator.print(f"WARNING: step {state.step}: {sentence}")
         if state.step == 0:
             self._start_scores = [response.scores for response in responses]
+        best_weights = gather_on_main(self.learner.weights, self.accelerator.is_main_process) if is_best else {}
         if self.accelerator.is_main_process:
             if state.step == 0:
                 self.run.append("start", self._start_scores or [])
             self.run.append("samples", sample_rows(responses, state.step, self.job.eval.samples))
             if is_best:
-                checkpoint.save_best(self.run.path, self.learner.weights, state.step)
+                checkpoint.save_best(self.run.path, best_weights, state.step)
         self.run.log(self.accelerator, state.step, summary, "eval")
         return summary
 
@@ -438,16 +474,23 @@ class PPOTrainer:
             self.reward_scale = RunningScale(**self.state.scale)
 
     def export(self, folder: Path | str) -> None:
-        """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic."""
-        if self.accelerator.is_main_process:
-            export_policy(
-                self.policy,
-                self.tokenizer,
-                Path(folder),
-                self.job.model,
-                self.models.dropout_rates,
-                merged=self.job.export == "merged",
-            )
+        """Write the policy as plain `from_pretrained` loads it, with its tokenizer and its critic.
+
+        Called on every rank; rank 0 writes.
+        """
+        with whole_weights([] if self.learner.shards is None else [self.learner.shards], exact=True):
+            if self.accelerator.is_main_process:
+                self._export(Path(folder))
+
+    def _export(self, folder: Path) -> None:
+        export_policy(
+            self.policy,
+            self.tokenizer,
+            folder,
+            self.job.model,
+            self.models.dropout_rates,
+            merged=self.job.export == "merged",
+        )
 
     def _start(self) -> None:
         """Restore a checkpoint if there is one, open the run folder, and evaluate the policy before training."""
@@ -519,29 +562,33 @@ class PPOTrainer:
 
     def _finish(self) -> None:
         """Export the weights with the best held-out score, and write the report."""
-        best = self.state.best_step
-        if self.accelerator.is_main_process:
-            if best is not None and best != self.state.step:
-                if checkpoint.best_saved_step(self.run.path) == best:
-                    path = self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS
-                    checkpoint.load_weights(path, self.learner.weights)
-                else:  # a damaged file was reported
-                    best = None
-            with self.run.writing_model() as folder:
-                self.export(folder)
-            from rlhf.report.report import write_report
-
-            report = write_report(self.run.path)
-            step = self.state.step if best is None else best
-            penalties = " after penalties" if self.job.reward.has_penalties else ""
-            reason = ""
-            if best is not None:
-                reason = f", which has the best held-out score{penalties}, {self.state.best_score:.3f},"
-            print(f"the model of step {step}{reason} is in {self.run.path / 'model'}")
-            if best == 0:
-                print(
-                    f"WARNING: {self.run.path / 'model'} holds the untrained model, because no evaluation after the "
-                    f"start had a better held-out score{penalties}; see eval.jsonl"
-                )
-            print(f"report in {report}")
+        with whole_weights([] if self.learner.shards is None else [self.learner.shards], exact=True):
+            if self.accelerator.is_main_process:
+                self._write_best_model()
         self.accelerator.wait_for_everyone()
+
+    def _write_best_model(self) -> None:
+        best = self.state.best_step
+        if best is not None and best != self.state.step:
+            if checkpoint.best_saved_step(self.run.path) == best:
+                path = self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS
+                checkpoint.load_weights(path, self.policy.trainable())
+            else:  # a damaged file was reported
+                best = None
+        with self.run.writing_model() as folder:
+            self._export(folder)
+        from rlhf.report.report import write_report
+
+        report = write_report(self.run.path)
+        step = self.state.step if best is None else best
+        penalties = " after penalties" if self.job.reward.has_penalties else ""
+        reason = ""
+        if best is not None:
+            reason = f", which has the best held-out score{penalties}, {self.state.best_score:.3f},"
+        print(f"the model of step {step}{reason} is in {self.run.path / 'model'}")
+        if best == 0:
+            print(
+                f"WARNING: {self.run.path / 'model'} holds the untrained model, because no evaluation after the "
+                f"start had a better held-out score{penalties}; see eval.jsonl"
+            )
+        print(f"report in {report}")

@@ -8,6 +8,7 @@ from torch import nn
 
 from rlhf.config.jobs import PPOJob
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.sharding import gathered_bytes
 from rlhf.models.token_statistics import token_statistics_bytes
 from rlhf.models.trunk import unwrap_peft
 from rlhf.rewards.sources import models_of
@@ -83,25 +84,32 @@ class MemoryEstimate:
     """Bytes on one device, by what they are for."""
 
     models: dict[str, float]
-    """Weights, by model."""
+    """Weights, by model; with `model.shard` one process's share."""
     optimizer: float
-    """Gradients and AdamW's two moments; with several processes also DDP's buckets."""
+    """Gradients and AdamW's two moments; with DDP also its buckets."""
     activations: float
     logits: float
     kv_cache: float
+    whole: float = 0.0
+    """With `model.shard`: whole weights of all models while responses are collected."""
+    gathered: float = 0.0
+    """With `model.shard`: the whole weights and gradients that an update holds at once."""
 
     def parts(self) -> dict[str, float]:
+        sharded = {"whole weights while collecting": self.whole, "gathered in an update": self.gathered}
         return self.models | {
             "gradients and AdamW": self.optimizer,
             "activations": self.activations,
             "logits": self.logits,
             "cache while sampling": self.kv_cache,
+            **(sharded if self.whole else {}),
         }
 
     @property
     def peak(self) -> float:
         """Sampling and updating alternate: weights and optimizer, and the larger of what the two need."""
-        return sum(self.models.values()) + self.optimizer + max(self.activations + self.logits, self.kv_cache)
+        phases = self.activations + self.logits + self.gathered, self.kv_cache + self.whole
+        return sum(self.models.values()) + self.optimizer + max(phases)
 
 
 def estimate_memory(
@@ -123,11 +131,16 @@ def estimate_memory(
     width = config.hidden_size
     itemsize = 2 if job.model.mixed_precision in ("bf16", "fp16") else max(2, lm.dtype.itemsize)
 
+    share = ranks if job.model.shard else 1
+    half = job.model.mixed_precision == "bf16" and job.model.lora.rank == 0
+    whole, gathered = gathered_bytes(policy, half) if job.model.shard else (0.0, 0.0)
     models = {"policy and critic": float(sum(_bytes(p) for p in policy.parameters()))}
     policy_ids = {id(p) for p in policy.parameters()}
     for name, model in others.items():
         if own_bytes := sum(_bytes(p) for p in model.parameters() if id(p) not in policy_ids):
             models[name] = float(own_bytes)
+            if job.model.shard:
+                whole += gathered_bytes(model, half and name == "reference")[0]
     trained = sum(_bytes(p) for p in policy.trainable().values())
 
     rows = job.ppo.minibatch_size // ranks
@@ -147,11 +160,13 @@ def estimate_memory(
     n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
     head_size = getattr(config, "head_dim", None) or width // max(1, n_heads or 1)
     return MemoryEstimate(
-        models=models,
-        optimizer=(3.0 + (ranks > 1)) * trained,
+        models={name: size / share for name, size in models.items()},
+        optimizer=(3.0 + (ranks > 1 and share == 1)) * trained / share,
         activations=activations * n_trunks,
         logits=token_statistics_bytes(tokens * job.generation.max_new_tokens // longest, config.vocab_size, lm.device),
         kv_cache=2.0 * sampled_rows * longest * n_layers * n_kv_heads * head_size * itemsize,
+        whole=whole,
+        gathered=gathered,
     )
 
 

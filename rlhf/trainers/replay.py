@@ -86,7 +86,7 @@ def replay(dump: Path) -> Replay:
 
 
 def _load_learner(job: PPOJob, dump: Path) -> Learner:
-    job = replace(job, eval=EvalConfig(), resume=None)
+    job = replace(job, eval=EvalConfig(), resume=None, model=replace(job.model, shard=False))
     accelerator = open_accelerator(job.output, job.model.mixed_precision, [], job.seed, job.model.matmul_precision)
     tokenizer = load_tokenizer(job.model.path or "", job.model.chat_template, job.model.trust_remote_code)
     models = load_models(job, tokenizer, accelerator.device, reward=lambda **_: [])  # nothing is scored

@@ -17,7 +17,7 @@ from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.loading import add_lora, check_causal, context_length_of, is_adapter, load_causal_lm, load_tokenizer
 from rlhf.models.reward_models import SCORE_STATISTICS
 from rlhf.models.trunk import sequence_scores, unwrap_peft
-from rlhf.run.distributed import open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -41,6 +41,7 @@ def train_reward_model(job: RewardJob) -> bool:
     accelerator = open_accelerator(
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
     )
+    check_sharding(job.model.shard, accelerator)
     tokenizer, context_length = _prepare_tokenizer(job)
     rows, held_out_rows, note = split_preferences(job.data, job.seed, with_ties=job.ties == "half")
     if not isinstance(rows, ComparedRows) and (job.ties != "drop" or job.clear_margin != 0):

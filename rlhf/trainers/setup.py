@@ -1,7 +1,7 @@
 """What a PPO run is made of, checked and loaded in this order: prompts and texts first, then models and scorers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from rlhf.models.build import build_policy
 from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.distribution import check_head
 from rlhf.models.loading import check_causal, context_length_of, load_causal_lm, load_tokenizer, resolve
+from rlhf.models.sharding import Shards, shard_frozen
 from rlhf.models.trunk import disable_dropout
+from rlhf.rewards.models import ModelReward
 from rlhf.rewards.sources import RewardSource, attach_sources, combine, open_apart, open_function, scorers_of
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
@@ -72,6 +74,9 @@ class RunModels:
     """`score`, the source that is trained on, and for evaluations `judge` and `judge/NAME`; each where there is one."""
     dropout_rates: dict[str, float]
     """The policy's original dropout rates, for its exported config."""
+    frozen: dict[str, Shards] = field(default_factory=dict)
+    """With `model.shard`, the shards of what is not trained: of `reference`, and of scorers (`score`, `score.PART`,
+    `judge`, ...)."""
 
 
 def load_data(job: PPOJob) -> RunData:
@@ -114,12 +119,14 @@ def load_models(
     device: torch.device,
     reward: Callable[..., Any] | None = None,
     prompt_sets: Sequence[PromptSet] = (),
+    mixed_precision: str | None = None,
 ) -> RunModels:
     """Policy, critic, reference and scorers.
 
     Args:
         reward: a function to use in place of `job.reward`'s source.
         prompt_sets: the prompts that will be scored, whose columns reward functions are checked against.
+        mixed_precision: the accelerator's.
 
     Raises:
         UserError: a model, a reward function or a setting that depends on them cannot work.
@@ -137,10 +144,19 @@ def load_models(
     dropout_rates = disable_dropout(lm)
     check_head(lm)
     policy = build_policy(job, lm)
+    frozen: dict[str, Shards] = {}
+    if job.model.shard:
+        models = {name: source.model for name, source in sources.items() if isinstance(source, ModelReward)}
+        frozen = {name: shard_frozen(model, device) for name, model in models.items()}
     sources |= combine(configs, sources | attach_sources(configs, device, job.model, policy.lm))
     reference = None
     if job.ppo.use_reference:
-        reference = Reference.of(policy.lm, moves=job.ppo.reference_update_steps is not None).to(device)
+        reference = Reference.of(policy.lm, moves=job.ppo.reference_update_steps is not None)
+    if job.model.shard and reference is not None and reference.lm is not policy.lm:
+        half = job.model.lora.rank == 0 and mixed_precision == "bf16"
+        frozen["reference"] = shard_frozen(reference.lm, device, half)
+    elif not job.model.shard and reference is not None:
+        reference.to(device)
     if job.model.compile:
         # The reference too: before the first update it must compute exactly the numbers of the policy.
         others = [None if reference is None else reference.lm, policy.critic_lm]
@@ -151,6 +167,7 @@ def load_models(
         sampler=sampler,
         scorers={name: sources[name] for name in ("score", *configs) if name in sources},
         dropout_rates=dropout_rates,
+        frozen=frozen,
     )
 
 

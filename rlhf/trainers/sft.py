@@ -20,7 +20,7 @@ from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.scratch import new_lm, train_tokenizer
 from rlhf.models.sequence_logprobs import trained_logprobs
-from rlhf.run.distributed import open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
 from rlhf.run.precision import warn_about_slow_weights
@@ -40,6 +40,7 @@ def train_sft(job: SFTJob) -> bool:
     accelerator = open_accelerator(
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
     )
+    check_sharding(job.model.shard, accelerator)
     rows, held_out_rows = split_rows(job.data, job.seed)
     tokenizer, context_length = _prepare_tokenizer(job, rows)
     if accelerator.is_main_process:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlhf.config.jobs import DPOJob, RewardJob, SFTJob, TrainingConfig
 from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
+from rlhf.models.sharding import Shards, shard_for_training, whole_weights
 from rlhf.run import checkpoint
 from rlhf.run.fingerprint import fingerprint_rows
 from rlhf.run.folder import RunFolder, require_space
@@ -59,6 +60,8 @@ def fit(
 ) -> bool:
     """Minimise a task's mean loss over its rows, with evaluations and checkpoints.
 
+    With `model.shard`, the weights are sharded while they are trained, and whole again at the end.
+
     Returns:
         True when training reached its end, False when it was stopped before.
 
@@ -70,9 +73,13 @@ def fit(
     stream = ShuffledStream(len(task.rows), job.seed)
     lengths = [task.length(row) for row in task.rows]
     schedule = make_schedule(config.lr_schedule, config.lr, steps, config.warmup_steps)
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    shards: Shards | None = None
+    trained = model
+    if job.model.shard:
+        trained, shards = shard_for_training(model, accelerator, job.model.gradient_checkpointing)
+    weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
     optimizer = make_adamw([weights.values()], config)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = (trained, optimizer) if shards else accelerator.prepare(trained, optimizer)
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     require_space(run.path, 5 * model_bytes, "a run with this model")
     inputs = {"the data of data.path": fingerprint_rows(task.rows)}
@@ -83,6 +90,7 @@ def fit(
     run.start(job, state.step if resume_from else None, accelerator, model)
 
     model.train()
+    wrapped.train()
     with progress(task.title, steps, state.step, accelerator.is_main_process) as bar, stop_requests() as stop:
         if resume_from is not None:
             checkpoint.load_generators(resume_from, accelerator)
@@ -96,13 +104,16 @@ def fit(
             bar.advance(f"loss {metrics['loss']:.3f}")
             stopping = stop.anywhere(accelerator)
             if is_due(config.eval_every, state.step) or state.step == steps:
-                _evaluate(task, model, step=state.step, run=run, accelerator=accelerator)
+                with whole_weights([] if shards is None else [shards]):
+                    _evaluate(task, model, step=state.step, run=run, accelerator=accelerator)
             last = state.step == steps and job.checkpoint.every > 0
             if is_due(job.checkpoint.every, state.step) or stopping or last:
                 checkpoint.save(run.path, state, weights, optimizer, accelerator, job.checkpoint.keep)
             if stopping and state.step < steps:
                 accelerator.print(f"stopped at step {state.step}; --resume auto continues from here")
                 return False
+    if shards is not None:
+        shards.restore()
     return True
 
 

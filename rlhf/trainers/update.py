@@ -1,20 +1,22 @@
 """The update of a PPO step: epochs over a batch, minibatches, microbatches, one optimizer for policy and critic."""
 
+import copy
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
+from rlhf.models.sharding import Shards, gather_on_main, shard_for_training, whole_weights
 from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
 from rlhf.rollouts.microbatches import microbatches
 from rlhf.rollouts.stages import RequestedOutputs
@@ -74,20 +76,27 @@ class Learner:
         transform: LogitTransform,
         accelerator: Any,
         texts: TextStream | None = None,
+        reference_shards: Shards | None = None,
     ):
+        """With `model.shard`, the policy's weights are sharded here, as those of a reference of its own are already."""
         self.job = job
         self.policy = policy
         self.reference = reference
         self.transform = transform
         self.accelerator = accelerator
         self.texts = texts
-        self.weights = policy.trainable()
+        self.shards: Shards | None = None
+        self.reference_shards = reference_shards
+        trained: nn.Module = policy
+        if job.model.shard:
+            trained, self.shards = shard_for_training(policy, accelerator, job.model.gradient_checkpointing)
+        self.weights = {name: p for name, p in trained.named_parameters() if p.requires_grad}
         self.critic_weights = {name: p for name, p in self.weights.items() if is_critic_weight(name)}
         self.policy_weights = {name: p for name, p in self.weights.items() if not is_critic_weight(name)}
         config = job.ppo
         groups = [group.values() for group in (self.policy_weights, self.critic_weights) if group]
         optimizer = make_adamw(groups, config)
-        self.model, self.optimizer = accelerator.prepare(policy, optimizer)
+        self.model, self.optimizer = (trained, optimizer) if self.shards else accelerator.prepare(trained, optimizer)
         self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
         self.beta = PenaltyBeta(config.kl_penalty_beta, config.kl_penalty_target)
         self.requested = RequestedOutputs(
@@ -115,13 +124,20 @@ class Learner:
         Returns:
             Metrics, as means over the optimizer steps.
         """
+        with self._whole_reference_head():
+            return self._update(batch, step, kl_coef, critic_only, lr)
+
+    def _update(
+        self, batch: PPOBatch, step: int, kl_coef: float, critic_only: bool, lr: float | None
+    ) -> dict[str, float]:
         self.policy.train()
+        self.model.train()
         learning_rates = self._set_learning_rates(self.lr(step) if lr is None else lr)
         context = UpdateContext(
             step=step,
             kl_coef=kl_coef,
             critic_only=critic_only or step < self.job.critic.warmup_steps,
-            old_head=OutputHead.of(self.policy.lm).frozen() if self.requested.old_states else None,
+            old_head=self._old_head() if self.requested.old_states else None,
         )
         stored_forward = self._stored_forward
         self._stored_forward = None
@@ -152,10 +168,28 @@ class Learner:
         self._check_weights(step)
         return means
 
+    def _whole_reference_head(self) -> AbstractContextManager[None]:
+        """Hold the reference's output head where the loss reads it and weights are sharded."""
+        if self.shards is None or not self.requested.ref_states:
+            return nullcontext()
+        assert self.reference is not None
+        shards = self.reference_shards or self.shards  # a reference without shards is the policy's own frozen base
+        return shards.whole(OutputHead.of(self.reference.lm).module)
+
+    def _old_head(self) -> OutputHead:
+        """The policy's output head, which stays as it is while the policy is trained."""
+        head = OutputHead.of(self.policy.lm)
+        if self.shards is None:
+            return head.frozen()
+        with self.shards.whole(head.module):
+            return OutputHead(copy.deepcopy(head.module).requires_grad_(False), head.softcap)
+
     @property
     def can_store_forward(self) -> bool:
         """Whether scoring computes all that the loss needs, and all processes decide alike what to store."""
         needs_fixed = self.requested.exact_kl or self.requested.ref_states or self.requested.old_states
+        if self.shards is not None:  # a graph of weights that are freed before the update
+            return False
         alike = self.accelerator.num_processes == 1 or (self.job.ppo.microbatch_tokens is None and self.texts is None)
         return alike and not needs_fixed and self.job.ppo.old_logprobs == "recomputed"
 
@@ -237,9 +271,26 @@ class Learner:
 
     def own_microbatches(self, minibatch: PPOBatch) -> list[Tensor]:
         """This process's share of a minibatch, as row numbers in microbatches."""
-        rows = torch.arange(self.accelerator.process_index, len(minibatch), self.accelerator.num_processes)
-        lengths = text_lengths(minibatch.rollout.tokens)[rows]
-        return [rows[group] for group in microbatches(lengths, self.job.ppo, self.policy.packs_rows)]
+        return self._microbatches_of(self.accelerator.process_index, text_lengths(minibatch.rollout.tokens))
+
+    def _microbatches_of(self, process: int, lengths: Tensor) -> list[Tensor]:
+        """A process's share of rows of some lengths, as row numbers in microbatches."""
+        rows = torch.arange(process, len(lengths), self.accelerator.num_processes)
+        return [rows[group] for group in microbatches(lengths[rows], self.job.ppo, self.policy.packs_rows)]
+
+    def _passes(self, lengths: Tensor) -> list[tuple[Tensor, bool]]:
+        """Rows of this process's forward passes, and whether they count.
+
+        With sharded weights every pass is one of all processes: one with fewer microbatches than another repeats a row
+        with weight 0, once for each that it lacks.
+        """
+        ranks, own = self.accelerator.num_processes, self.accelerator.process_index
+        groups = [(rows, True) for rows in self._microbatches_of(own, lengths)]
+        if self.shards is None:
+            return groups
+        most = max(len(self._microbatches_of(process, lengths)) for process in range(ranks))
+        repeated = torch.tensor([own % len(lengths)])
+        return groups + [(repeated, False)] * (most - len(groups))
 
     def _train_on_minibatch(
         self,
@@ -256,17 +307,18 @@ class Learner:
         if self.texts is not None and not context.critic_only:
             ptx_parts = self._ptx_gradients(number, context.step)
         parts = []
-        groups = self.own_microbatches(minibatch)
-        for i, rows in enumerate(groups):
-            is_last = i == len(groups) - 1
+        passes = self._passes(text_lengths(minibatch.rollout.tokens))
+        for i, (rows, counts) in enumerate(passes):
+            is_last = i == len(passes) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 part = self.loss(select(minibatch, rows), normalizers, context, stored_forward)
                 loss = part.total
                 if context.critic_only:
                     loss = part.critic + 0.0 * loss  # every weight stays in the graph, as DDP expects
                 # DDP averages gradients over ranks, but the loss is a sum over them.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            parts.append(part.metrics)
+                self.accelerator.backward(loss * (self.accelerator.num_processes if counts else 0.0))
+            if counts:
+                parts.append(part.metrics)
         if context.critic_only:
             for p in self.policy_weights.values():
                 p.grad = None  # not zero: AdamW would count a step, and decay the weights
@@ -313,35 +365,34 @@ class Learner:
     def _ptx_gradients(self, number: int, step: int) -> list[Metrics]:
         """Add gradients of the language-modelling loss on the texts of this step's `number`-th minibatch."""
         assert self.texts is not None
-        ranks = self.accelerator.num_processes
         batches_per_step = self.job.ppo.ppo_epochs * self.job.ppo.minibatches
         examples = self.texts.batch(step * batches_per_step + number)
         denom = self.texts.count(examples)
-        own_examples = examples[self.accelerator.process_index :: ranks]
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
-        lengths = torch.tensor([len(example.ids) for example in own_examples])
-        for rows in microbatches(lengths, self.job.ppo, self.policy.packs_rows):
-            examples = [own_examples[i] for i in rows]
-            tokens = to_device(self.texts.as_responses(examples), self.accelerator.device)
+        for rows, counts in self._passes(torch.tensor([len(example.ids) for example in examples])):
+            tokens = to_device(self.texts.as_responses([examples[i] for i in rows]), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
                 logprobs = self.model(tokens, LogitTransform(), with_entropy=False, with_values=False).logprobs
                 loss = -logprobs.sum() / denom
-                self.accelerator.backward(self.job.ptx.coef * loss * ranks)
-            parts.append({"policy/ptx_loss": loss.detach()})
+                self.accelerator.backward(
+                    self.job.ptx.coef * loss * (self.accelerator.num_processes if counts else 0.0)
+                )
+            if counts:
+                parts.append({"policy/ptx_loss": loss.detach()})
         return parts
 
     @torch.no_grad()
     def _kl_old_new(self, batch: PPOBatch, context: UpdateContext) -> float:
         """The mean exact KL(old || new) after a step's epochs, over all tokens of its batch."""
         total = torch.zeros((), device=self.accelerator.device)
-        for rows in self.own_microbatches(batch):
-            rollout = trim(select(batch.rollout, rows))
-            distributions = self._fixed_distributions(rollout, context)
-            with self.accelerator.autocast():
+        with whole_weights([] if self.shards is None else [self.shards]), self.accelerator.autocast():
+            for rows in self.own_microbatches(batch):
+                rollout = trim(select(batch.rollout, rows))
+                distributions = self._fixed_distributions(rollout, context)
                 out = self.policy(
                     rollout.tokens, self.transform, with_entropy=False, with_values=False, **distributions
                 )
-            total += out.old_kl.sum()
+                total += out.old_kl.sum()
         summed = sum_over_ranks(self.accelerator, {"kl": total})["kl"]
         return float(summed / batch.rollout.response_mask.sum())
 
@@ -355,13 +406,16 @@ class Learner:
 
     def _dump(self, minibatch: PPOBatch, context: UpdateContext) -> None:
         """Write what a skipped optimizer step was computed from, the first time in a run."""
-        if self.dump_folder is None or not self.accelerator.is_main_process:
+        folder, self.dump_folder = self.dump_folder, None
+        if folder is None:
             return
-        folder = self.dump_folder / f"step_{context.step + 1:06d}"
-        self.dump_folder = None
+        weights = gather_on_main(self.weights, self.accelerator.is_main_process)
+        if not self.accelerator.is_main_process:
+            return
+        folder = folder / f"step_{context.step + 1:06d}"
         try:
             numbers = {"step": context.step, "kl_coef": context.kl_coef, "critic_only": context.critic_only}
-            write_dump(folder, minibatch, self.weights, numbers)
+            write_dump(folder, minibatch, weights, numbers)
             print(f"`rlhf replay {folder}` shows a skipped optimizer step again", file=sys.stderr)
         except OSError as error:
             print(f"warning: the skipped optimizer step cannot be written to {folder}: {error}", file=sys.stderr)

@@ -37,6 +37,7 @@ CASES = {
     "model.matmul_precision": ({}, "high"),
     "model.compile": ({}, True),
     "model.load_in_4bit": ({"model.lora.rank": 2}, True),
+    "model.shard": ({}, True),
     "model.gradient_checkpointing": ({}, True),
     "model.trust_remote_code": ({"model.path": "{remote}"}, True),
     "model.chat_template": ({"data.path": "{chats}"}, "{template}"),

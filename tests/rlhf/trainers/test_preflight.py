@@ -206,3 +206,25 @@ def test_ignored_generation_settings_are_part_of_the_description(estimated):
 
 def test_a_model_without_a_generation_config_has_no_ignored_settings():
     assert ignored_generation_settings(torch.nn.Linear(1, 1)) == ""
+
+
+def test_estimate_of_sharded_weights_by_hand(estimated):
+    """Half of all that is held; whole weights while collecting; root, two layers and gradients in an update."""
+    parts = estimated(2, model={"shard": True})[0].parts()
+    assert parts == estimated(2)[0].parts() | {
+        "policy and critic": 4 * (LM + HEAD) / 2,
+        "reference": 4 * LM / 2,
+        "gradients and AdamW": 3 * 4 * (LM + HEAD) / 2,
+        "whole weights while collecting": 4 * (LM + HEAD + LM),
+        "gathered in an update": 4 * (2 * (LM + HEAD - 2 * LAYER) + 3 * LAYER),
+    }
+    memory = MemoryEstimate({"policy and critic": 50.0}, 100.0, 20.0, 7.0, kv_cache=25.0, whole=200.0, gathered=60.0)
+    assert memory.peak == 50 + 100 + max(20 + 7 + 60, 25 + 200)
+
+
+def test_estimate_of_layers_gathered_as_bfloat16(estimated):
+    parts = estimated(4, model={"shard": True, "mixed_precision": "bf16"})[0].parts()
+    root = LM + HEAD - 2 * LAYER
+    assert parts["whole weights while collecting"] == 4 * root + 2 * 2 * LAYER + 4 * (LM - 2 * LAYER) + 2 * 2 * LAYER
+    assert parts["gathered in an update"] == 2 * 4 * root + 3 * 2 * LAYER
+    assert parts["reference"] == LM  # a quarter of 4 bytes each: what is held stays float32

@@ -145,7 +145,7 @@ def split_words(kind: type, argv: Sequence[str]) -> tuple[list[str], list[str]]:
         word = waiting.pop(0)
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
-        if word == "-h" or key in ("help", "print_config"):
+        if word == "-h" or key in ("help", "print_config") or key in [f"{name}.help" for name in mappings_of(kind)]:
             options.append(word)
             continue
         if not word.startswith("--"):
@@ -258,7 +258,9 @@ def _take_mappings(kind: type, words: Sequence[str]) -> tuple[list[str], dict[st
     for word in words:
         key, _, text = word[2:].partition("=")
         taken: dict[str, Any] = {}
-        if (mapping := mapping_around(mappings, key)) is not None:
+        if key.removesuffix(".help") in mappings and key.endswith(".help"):
+            others.append(word)
+        elif (mapping := mapping_around(mappings, key)) is not None:
             inside = key.removeprefix(mapping).removeprefix(".")
             value = _value(text, type_of(setting_types(kind), key))
             if not inside:

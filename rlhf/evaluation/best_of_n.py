@@ -17,6 +17,7 @@ from rlhf.evaluation.evaluator import Evaluator, open_accelerator
 from rlhf.evaluation.responses import EvaluatedResponse, held_out_indices
 from rlhf.evaluation.summary import summarise
 from rlhf.models.loading import load_causal_lm, load_tokenizer
+from rlhf.rewards.mixes import numbers_where_it_applies
 from rlhf.run.files import new_file, replacing
 from rlhf.run.folder import json_safe
 from rlhf.run.precision import warn_about_slow_weights
@@ -98,13 +99,13 @@ def best_of(responses: Sequence[EvaluatedResponse]) -> EvaluatedResponse:
 def with_judge_scores(evaluator: Evaluator, responses: Sequence[EvaluatedResponse]) -> list[EvaluatedResponse]:
     """Responses with the scores of each judge, where there is one."""
     size = evaluator.job.eval.batch_size
-    scores: dict[str, list[float]] = {name: [] for name in evaluator.sources if name != "score"}
+    scores: dict[str, list[float | None]] = {name: [] for name in evaluator.sources if name != "score"}
     for start in range(0, len(responses), size):
         part = responses[start : start + size]
         batch = evaluator.prompts.batch([response.index for response in part])
         texts = [response.response for response in part]
         for name, values in scores.items():
-            values += evaluator.sources[name](batch.prompts, texts, batch.columns)
+            values += numbers_where_it_applies(evaluator.sources[name], batch.prompts, texts, batch.columns)
     return [
         replace(response, scores={**response.scores, **{name: values[i] for name, values in scores.items()}})
         for i, response in enumerate(responses)

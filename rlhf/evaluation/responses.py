@@ -19,7 +19,7 @@ from rlhf.data.prompts import DATA_SET, PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Rollout, to_device
 from rlhf.rewards.failures import check_errors
-from rlhf.rewards.mixes import score_texts
+from rlhf.rewards.mixes import numbers_where_it_applies, score_texts
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.results import Context
 from rlhf.rewards.sources import RewardSource
@@ -142,14 +142,17 @@ def _score(
     batch = rollout.prompts
     scores: dict[str, list[float | None]] = {}
     failures: list[str | None] = []
+    texts = (batch.prompts, rollout.completions, batch.columns)
     for name, source in sources.items():
-        mixed = score_texts(source, batch.prompts, rollout.completions, batch.columns, context, skip)
+        if name != "score":
+            scores[name] = numbers_where_it_applies(source, *texts, context, skip)
+            continue
+        mixed = score_texts(source, *texts, context, skip)
+        failures = mixed.errors
         pairs = zip(mixed.totals, mixed.errors, strict=True)
         scores[name] = [total if error is None else None for total, error in pairs]
-        if name == "score":
-            failures = mixed.errors
-            for part, values in mixed.by_source.items():
-                scores[f"reward/{part}"] = [None if math.isnan(value) else value for value in values]
+        for part, values in mixed.by_source.items():
+            scores[f"reward/{part}"] = [None if math.isnan(value) else value for value in values]
     return scores, failures
 
 

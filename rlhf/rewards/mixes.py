@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from rlhf.errors import UserError
@@ -163,6 +163,31 @@ def score_texts(
         return source.score(prompts, completions, columns, context, skip)
     scores = Mix({"": source}, {"": 1.0}).score(prompts, completions, columns, context, skip)
     return MixedScores(scores.totals, scores.by_token, {}, scores.errors)
+
+
+def numbers_where_it_applies(
+    source: Any,
+    prompts: list[Any],
+    completions: list[str],
+    columns: dict[str, list[Any]],
+    context: Context = TEXTS_ONLY,
+    skip: bool = False,
+) -> list[float | None]:
+    """The numbers by one source that need not score every completion: None where it does not apply.
+
+    Args:
+        skip: None where it fails, too.
+
+    Raises:
+        UserError: without `skip`, it fails.
+    """
+    numbers: list[float | None] = []
+    for score in _score(source, (prompts, completions, columns), context, skip):
+        if isinstance(score, Failure) and not skip:
+            raise UserError(score.message)
+        number = _number_or_nan(score)
+        numbers.append(None if isnan(number) else number)
+    return numbers
 
 
 def _number_or_nan(score: Score) -> float:

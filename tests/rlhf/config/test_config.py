@@ -324,6 +324,13 @@ def test_mistakes_in_mappings_are_named_in_full(options, message):
     assert str(error.value).startswith(message)
 
 
+def test_the_settings_of_one_source_have_a_help(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(PPOJob, [*MODEL_AND_DATA, "--reward.sources.help"])
+    assert exit_.value.code == 0
+    assert "weight" in capsys.readouterr().out
+
+
 def test_code_and_secrets_named_by_a_run_folder_need_an_option(tmp_path):
     """In every source of a mix and in every judge."""
     reward = tmp_path / "reward.py"

@@ -9,7 +9,7 @@ from rlhf.config.scores import RewardConfig
 from rlhf.errors import UserError
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.functions import FunctionReward
-from rlhf.rewards.mixes import Mix, score_texts
+from rlhf.rewards.mixes import Mix, numbers_where_it_applies, score_texts
 from rlhf.rewards.results import Context
 
 TEXTS = (["p", "q", "r"], ["a", "bb", "ccc"], {"n": [1, 2, 3]})
@@ -86,6 +86,15 @@ def test_async_sources_wait_at_the_same_time():
 
     sources = {f.__name__: FunctionReward(f, f.__name__, timeout=60.0) for f in (first, second)}
     assert Mix(sources, {"first": 1.0, "second": 1.0}).score(*TEXTS).totals == [3, 3, 3]
+
+
+def test_a_source_beside_the_score_need_not_apply_everywhere():
+    assert numbers_where_it_applies(source([None, 2, [1, 2]]), *TEXTS) == [None, 2.0, 3.0]
+    assert numbers_where_it_applies(lambda prompts, completions, columns: [1, 2, 3], *TEXTS) == [1.0, 2.0, 3.0]
+    broken = source([None, math.nan, 3])
+    assert numbers_where_it_applies(broken, *TEXTS, skip=True) == [None, None, 3.0]
+    with pytest.raises(UserError, match="returned nan for the completion 'bb'"):
+        numbers_where_it_applies(broken, *TEXTS)
 
 
 # ------------------------------------------------------------------------------------------------------------ failures

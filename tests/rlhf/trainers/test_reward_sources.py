@@ -150,6 +150,7 @@ def test_several_second_scorers_are_evaluated_by_name(job, change, functions):
         "sources": {
             "words": SourceSettings(function=f"{functions}:by_word"),
             "length": SourceSettings(rule="length_target", parameters={"target": 3}),
+            "some": SourceSettings(function=f"{functions}:some"),
         }
     }
     judge = type(job.eval.judge)(**judge)
@@ -157,7 +158,8 @@ def test_several_second_scorers_are_evaluated_by_name(job, change, functions):
     trainer.train()
     for row in rows(trainer, "eval"):
         assert {"judge/words", "judge/words_low", "judge/length", "score"} <= set(row)
-        assert -1 <= row["judge/length"] <= 0
+        assert row["judge/length"] <= 0
+        assert row["judge/some"] > 0
 
 
 @pytest.mark.slow

@@ -24,45 +24,20 @@ from rlhf.people.win_rates import OriginResult
 
 PLEASANT = "warm bright quiet lovely clean friendly cosy fresh".split()  # noqa: SIM905
 UNPLEASANT = "cold dark noisy ugly dirty hostile damp stale".split()  # noqa: SIM905
-COLOURS = "red blue green white black grey brown yellow".split()  # noqa: SIM905
-THINGS = "house garden kitchen street tower bridge cellar station school boat train market".split()  # noqa: SIM905
+COLOURS = "red blue green white black grey brown yellow pink golden silver purple orange pale little old".split()  # noqa: SIM905
+THINGS = "house garden kitchen street tower bridge cellar station school boat train market room hall shop tent".split()  # noqa: SIM905
+THINGS += "barn cabin office church theatre library hotel museum castle".split()  # noqa: SIM905
 ERRORS = 0.1
 """Share of choices in which the scripted person errs."""
 
-TRAINING = ["--training.microbatch_size", "32", "--checkpoint.every", "0", "--trackers", "[]"]
-SFT = [
-    "--scratch.model_type",
-    "llama",
-    "--scratch.vocab_size",
-    "400",
-    "--scratch.hidden_size",
-    "64",
-    "--training.lr",
-    "3e-3",
-]
-REWARD = [
-    "--training.lr",
-    "3e-3",
-    "--training.epochs",
-    "4",
-    "--training.batch_size",
-    "16",
-    "--ties",
-    "half",
-    "--clear_margin",
-    "1",
-]
-PPO = [
-    "--ppo.rollout_batch_size",
-    "32",
-    "--ppo.minibatch_size",
-    "16",
-    "--ppo.microbatch_size",
-    "16",
-    "--ppo.lr",
-    "1e-3",
-]
-PPO += ["--ppo.kl_coef", "0.1", "--generation.max_new_tokens", "12", "--eval.every", "0", "--checkpoint.every", "0"]
+OPTIONS = {
+    "sft": "--scratch.model_type llama --scratch.vocab_size 400 --scratch.hidden_size 64 --training.lr 3e-3",
+    "reward": "--ties half --clear_margin 1 --training.lr 3e-3 --training.epochs 8 --training.batch_size 16",
+    "ppo": "--ppo.rollout_batch_size 32 --ppo.minibatch_size 16 --ppo.microbatch_size 16 --ppo.lr 5e-4 "
+    "--ppo.kl_coef 0.1 --generation.max_new_tokens 12 --eval.every 0",
+}
+"""Of each stage: what differs from the defaults, so that the round takes little time."""
+SHARED = "--checkpoint.every 0 --trackers []"
 
 
 def write_data(folder: Path, seed: int) -> None:
@@ -77,8 +52,8 @@ def write_data(folder: Path, seed: int) -> None:
     ]
     rows = {
         "sentences": [{"text": text} for text in texts],
-        "prompts": [{"prompt": prompt} for prompt in prompts[:60]],
-        "held_out": [{"prompt": prompt} for prompt in prompts[60:]],
+        "prompts": [{"prompt": prompt} for prompt in prompts[:300]],
+        "held_out": [{"prompt": prompt} for prompt in prompts[300:]],
     }
     folder.mkdir(parents=True)
     for name, content in rows.items():
@@ -91,7 +66,7 @@ def pleasantness(text: str) -> int:
     return sum((word in PLEASANT) - (word in UNPLEASANT) for word in words)
 
 
-def compare(folder: Path, source: str, output: Path, seed: int, *options: str) -> None:
+def compare(source: str, output: Path, seed: int, *options: str) -> None:
     """`rlhf compare` with the scripted person, until no pair is left."""
     command = [
         sys.executable,
@@ -147,17 +122,19 @@ def run(folder: Path, seed: int, pairs: int, episodes: int) -> OriginResult:
     data = folder / "data"
     write_data(data, seed)
     sft, reward, ppo = (str(folder / name) for name in ("sft", "reward", "ppo"))
-    shared = ["--seed", str(seed), *TRAINING]
     sentences, prompts, held_out = (str(data / f"{name}.jsonl") for name in ("sentences", "prompts", "held_out"))
     preferences, blind = folder / "preferences.jsonl", folder / "blind.jsonl"
-    rlhf(["sft", "--data.path", sentences, "--output", sft, *SFT, *shared])
+
+    def stage(name: str, *options: str) -> None:
+        rlhf([name, *options, *OPTIONS[name].split(), *SHARED.split(), "--seed", str(seed)])
+
+    stage("sft", "--data.path", sentences, "--output", sft)
     options = ["--data.path", prompts, "--generation.max_new_tokens", "12", "--pairs", str(pairs)]
-    compare(folder, sft, preferences, seed, *options)
-    rlhf(["reward", "--model.path", sft, "--data.path", str(preferences), "--output", reward, *REWARD, *shared])
+    compare(sft, preferences, seed, *options)
+    stage("reward", "--model.path", sft, "--data.path", str(preferences), "--output", reward)
     data_and_reward = ["--data.path", prompts, "--data.eval_path", held_out, "--reward.model", reward]
-    length = ["--ppo.total_episodes", str(episodes), "--seed", str(seed)]
-    rlhf(["ppo", "--model.path", sft, *data_and_reward, "--output", ppo, *PPO, *length, "--trackers", "[]"])
-    compare(folder, ppo, blind, seed)
+    stage("ppo", "--model.path", sft, *data_and_reward, "--output", ppo, "--ppo.total_episodes", str(episodes))
+    compare(ppo, blind, seed)
     rlhf(["compare", "--summary", str(blind)])
     return next(result for result in summarise(Store(blind)).origins if result.origin == ppo)
 
@@ -166,8 +143,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--episodes", type=int, default=1280)
+    parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--episodes", type=int, default=1920)
     arguments = parser.parse_args()
     result = run(arguments.output, arguments.seed, arguments.pairs, arguments.episodes)
     rate = result.win_rate

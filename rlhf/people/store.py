@@ -247,12 +247,14 @@ class Store:
             choice: one of `CHOICES`.
 
         Returns:
-            False where it is no answer to the current question, such as one from an old tab; nothing is saved then.
+            False where it is no answer to the current question, such as one from an old window; nothing is saved then.
         """
         assert choice in CHOICES
         with self._write() as db:
-            if db.execute("SELECT 1 FROM answers WHERE question = ?", (question,)).fetchone() is not None:
-                return True
+            before = db.execute("SELECT * FROM answers WHERE question = ?", (question,)).fetchone()
+            if before is not None:  # sent again, or another answer from an old window
+                sides = {"left": before["left"], "right": other(before["left"])}
+                return sides.get(choice, choice) == before["choice"]
             current = db.execute("SELECT * FROM questions WHERE annotator = ?", (annotator,)).fetchone()
             if current is None or current["id"] != question:
                 return False

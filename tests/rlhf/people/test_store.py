@@ -76,7 +76,8 @@ def test_an_answer_that_is_sent_twice_is_saved_once(store):
     first = store.question("ada")
     assert store.answer("ada", first.id, "left", False, 1.0)
     second = store.question("ada")
-    assert store.answer("ada", first.id, "right", False, 1.0)
+    assert store.answer("ada", first.id, "left", False, 1.0)
+    assert not store.answer("ada", first.id, "right", False, 1.0)  # of an old window
     assert store.question("ada") == second
     assert [row["chosen"] for row in store.rows()] == [first.left]
 

@@ -29,6 +29,7 @@ from rlhf.config.jobs import (
     ReportJob,
     RewardJob,
     SFTJob,
+    StatusJob,
 )
 from rlhf.config.mappings import is_mapping
 from rlhf.config.serving import ServeRewardJob
@@ -44,6 +45,7 @@ JOBS: dict[str, type] = {
     "rlhf generate": GenerateJob,
     "rlhf serve-reward": ServeRewardJob,
     "rlhf compare": CompareJob,
+    "rlhf status": StatusJob,
     "rlhf report": ReportJob,
     "rlhf replay": ReplayJob,
     "rlhf demo": DemoJob,

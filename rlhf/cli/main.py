@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "compare pairs of answers in a local page; the preferences train a reward model",
     "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
+    "status": "print all runs of a folder as a table, with warnings and the time left",
     "report": "write the report of a run as one HTML page",
     "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",
@@ -234,6 +235,23 @@ def _serve_reward(argv: list[str]) -> int:
     from rlhf.rewards.serving import serve_reward
 
     serve_reward(job)
+    return 0
+
+
+def _status(argv: list[str]) -> int:
+    from rlhf.config.jobs import StatusJob
+    from rlhf.config.parsing import parse
+
+    job = parse(StatusJob, argv, "rlhf status", "folder")
+    from rich.console import Console
+
+    from rlhf.report.status import status_table
+
+    table, messages = status_table(Path(job.folder).expanduser())
+    console = Console()
+    console.print(table)
+    for name, message in messages:
+        console.print(f"{name}: {message}", markup=False, highlight=False)
     return 0
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "ScratchConfig",
     "SourceConfig",
     "SourceSettings",
+    "StatusJob",
     "TrainingConfig",
     "WeightedSource",
     "best_of_n_of_run",
@@ -386,6 +387,14 @@ class ReportJob:
 
     def __post_init__(self):
         _check_set(self, "run")
+
+
+@dataclass(frozen=True)
+class StatusJob:
+    """Print all runs of a folder as a table: step, score, KL, loss, warnings, time left."""
+
+    folder: str = "runs"
+    """Folder in which runs are looked for, up to three folders deep."""
 
 
 @dataclass(frozen=True)

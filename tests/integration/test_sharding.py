@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -317,3 +318,40 @@ def test_two_processes_with_sharded_weights_give_the_run_of_one(
 def test_one_process_has_none_to_share_weights_with(job: PPOJob, change: Callable[..., PPOJob]):
     with pytest.raises(UserError, match=r"model.shard is true, but there is one process"):
         PPOTrainer(change(job, model={"shard": True}))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_launcher_file_is_read_by_accelerate(file: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    text = yaml.safe_load(file.read_text())
+    assert config.distributed_type == ("NO" if text["num_processes"] == 1 else "MULTI_GPU")
+    assert config.use_cpu == ("cpu" in file.stem)
+    assert config.num_processes == text["num_processes"]
+
+
+@pytest.mark.slow
+def test_two_launches_with_two_machines_train_one_run(job: PPOJob, change: Callable[..., PPOJob], tmp_path: Path):
+    """The launcher file for two machines on the loopback address, each with one CPU process."""
+    file, config = tmp_path / "machines.yaml", tmp_path / "job.yaml"
+    settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "two_machines.yaml").read_text())
+    file.write_text(yaml.safe_dump(settings | {"use_cpu": True, "num_processes": 2}))
+    config.write_text(to_yaml(change(job, model={"shard": True})))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    start += ["--main_process_port", str(port), "--machine_rank"]
+    script = [str(ROOT / "scripts" / "train_ppo.py"), "--config", str(config), "--output", str(tmp_path / "run")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    machines = [subprocess.Popen([*start, str(i), *script], stderr=subprocess.PIPE, text=True, env=env) for i in (0, 1)]
+    try:
+        for machine in machines:
+            assert machine.wait(TIMEOUT) == 0, machine.communicate()[1][-3000:]
+    finally:
+        for machine in machines:
+            machine.kill()
+            machine.communicate()
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    assert len(read_rows(tmp_path / "run", "metrics")) == 3

@@ -1,0 +1,59 @@
+"""The memory of one of eight GPUs by a run's own estimate, for models of four sizes: the table of docs/scaling.md."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf.config.jobs import CriticConfig, GenerationConfig, LoraConfig, ModelConfig, PPOConfig, PPOJob
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.loading import add_lora
+from rlhf.trainers.preflight import estimate_memory
+
+GPUS = 8
+PROMPT, RESPONSE = 256, 512
+
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "0.5B": ("qwen2", {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+                       "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True}),
+    "1.5B": ("qwen2", {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+                       "num_key_value_heads": 2, "intermediate_size": 8960, "vocab_size": 151936,
+                       "tie_word_embeddings": True}),
+    "3B": ("qwen2", {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+                     "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True}),
+    "8B": ("llama", {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                     "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False}),
+}  # fmt: skip
+
+
+def peak_gib(size: str, shard: bool, rank: int) -> float:
+    """The estimated peak of one process, in GiB; with adapters (`rank` > 0) the base is stored as bfloat16."""
+    dtype = "bfloat16" if rank else "float32"
+    job = PPOJob(
+        model=ModelConfig(
+            path=size,
+            shard=shard,
+            dtype=dtype,
+            mixed_precision="bf16",
+            gradient_checkpointing=True,
+            lora=LoraConfig(rank=rank),
+        ),
+        ppo=PPOConfig(rollout_batch_size=64, minibatch_size=32, microbatch_size=4),
+        generation=GenerationConfig(max_new_tokens=RESPONSE),
+        critic=CriticConfig(kind="shared"),
+    )
+    kind, sizes = SIZES[size]
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=getattr(torch, dtype))
+        lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
+        policy = ActorCritic(lm, "shared", None, torch.nn.Linear(sizes["hidden_size"], 1))
+    others = {} if rank else {"reference": copy.deepcopy(lm)}
+    return estimate_memory(job, PROMPT + RESPONSE, GPUS, policy, others).peak / 2**30
+
+
+if __name__ == "__main__":
+    print("| model | DDP | sharded | adapters, DDP | adapters, sharded |\n|---|---:|---:|---:|---:|")
+    for size in SIZES:
+        cells = [peak_gib(size, shard, rank) for rank in (0, 16) for shard in (False, True)]
+        print(f"| {size} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")

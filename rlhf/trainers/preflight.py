@@ -16,6 +16,8 @@ from rlhf.rollouts.generation_config import ignored_generation_settings
 from rlhf.trainers.setup import RunData, RunModels
 
 MiB = 2**20
+SHOWN_CHARACTERS, SHOWN_IDS = 200, 24
+"""Of the first prompt, at most."""
 
 
 def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
@@ -24,7 +26,7 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     others = {} if models.reference is None else {"reference": models.reference.lm}
     reward_models = models_of(models.scorers.get("score"))
     others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
-    return describe_run(
+    description = describe_run(
         job,
         ranks=ranks,
         n_prompts=len(data.prompts) if data.prompts is not None else 0,
@@ -34,6 +36,29 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
         policy=models.policy,
         memory=estimate_memory(job, longest, ranks, models.policy, others),
     )
+    return "\n".join([description, *describe_prompts(data)])
+
+
+def describe_prompts(data: RunData) -> list[str]:
+    """Lines: the data sets with their shares, where there are several, and the first prompt as the model reads it."""
+    prompts = data.prompts
+    if prompts is None:
+        return []
+    lines = []
+    if prompts.counts:
+        shares = zip(prompts.counts.items(), prompts.shares, strict=True)
+        lines.append("data sets: " + ", ".join(f"{share:.1%} {name} ({count:,})" for (name, count), share in shares))
+    ids = prompts.ids[0]
+    text = data.tokenizer.decode(ids)
+    shown = repr(text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ...")
+    numbers = ", ".join(map(str, ids[:SHOWN_IDS])) + (", ..." if len(ids) > SHOWN_IDS else "")
+    lines.append(f"the first prompt as the model reads it: {shown}, ids {numbers}")
+    if len(ids) > 1 and ids[0] == ids[1] == data.tokenizer.bos_token_id:
+        lines.append(
+            f"WARNING: the first prompt begins with two start tokens, {data.tokenizer.bos_token!r}; the tokenizer adds "
+            "one, so remove those of the data or of the chat template"
+        )
+    return lines
 
 
 def describe_run(

@@ -1,5 +1,6 @@
 """The preflight of a run: its description, and its memory counted by hand for a model of 20,320 weights."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from rlhf.models.build import build_policy, choose_critic
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.reward_models import load_reward_model
 from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
-from rlhf.trainers.preflight import MemoryEstimate, MiB, describe_run, estimate_memory
+from rlhf.trainers.preflight import MemoryEstimate, MiB, describe_prompts, describe_run, estimate_memory
+from rlhf.trainers.setup import load_data
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
 LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
@@ -33,6 +35,31 @@ def estimated(job, change):
         return estimate_memory(changed, LONGEST, ranks, policy, models), policy, changed
 
     return estimate
+
+
+def test_the_first_prompt_is_shown_as_the_model_reads_it(job, change, models, tmp_path):
+    """With the start token that the tokenizer adds; a second one from the data gets a warning."""
+
+    def lines(prompt, **changes):
+        (tmp_path / "one.jsonl").write_text((json.dumps({"prompt": prompt}) + "\n") * 20)
+        data = {"path": str(tmp_path / "one.jsonl")} | changes
+        return describe_prompts(
+            load_data(change(job, model={"path": str(models("llama", bos="<|start|>"))}, data=data))
+        )
+
+    assert lines("the film") == ["the first prompt as the model reads it: '<|start|> the film', ids 3, 7, 8"]
+    shown, warning = lines("<|start|> the film")
+    assert shown.endswith("ids 3, 3, 7, 8")
+    assert "begins with two start tokens, '<|start|>'" in warning
+    (long,) = lines("the film " * 50)
+    assert long.endswith("7, 8, 7, 8, 7, 8, 7, ...")
+    assert " ...', ids 3, 7" in long
+
+
+def test_several_data_sets_are_listed_with_their_shares(job, change, tmp_path):
+    (tmp_path / "two.jsonl").write_text('{"prompt": "a"}\n' * 20)
+    data = load_data(change(job, data={"more": [str(tmp_path / "two.jsonl")], "shares": [0.75, 0.25]}))
+    assert describe_prompts(data)[0] == "data sets: 75.0% prompts (32), 25.0% two (16)"
 
 
 def test_memory_of_a_tiny_model_by_hand(estimated):

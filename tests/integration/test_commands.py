@@ -413,7 +413,7 @@ def test_a_model_of_the_wrong_kind_is_rejected(capsys, config, tmp_path, models,
         tmp_path / "three"
     )
     build.tokenizer().save_pretrained(tmp_path / "three")
-    assert "has 3 labels, but a score needs exactly 1" in refused(
+    assert "has 3 labels (LABEL_0, LABEL_1, LABEL_2), but a score is one number; name the one to use" in refused(
         capsys, "ppo", "--config", config, "--reward.function", "null", "--reward.model", tmp_path / "three"
     )
 

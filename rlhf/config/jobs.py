@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rlhf.config.checks import check, reject_unused
 from rlhf.config.dpo import DPOConfig
+from rlhf.config.environment import EnvironmentConfig
 from rlhf.config.parsing import parse, read_yaml, to_options
 from rlhf.config.ppo import CriticConfig, PPOConfig, PTXConfig
 from rlhf.config.scores import JudgeConfig, MixConfig, RewardConfig, SourceConfig, SourceSettings, WeightedSource
@@ -97,6 +98,7 @@ class PPOJob(TrainingJob):
     base; or merged weights, which load without PEFT and base (a critic of kind adapter is left out)."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     ptx: PTXConfig = field(default_factory=PTXConfig)
@@ -122,6 +124,8 @@ class PPOJob(TrainingJob):
         has_held_out = bool(self.data.eval_fraction or self.data.eval_path or self.data.eval_split)
         if self.eval.patience is not None and not has_held_out:
             raise UserError("eval.patience is set, but data.eval_fraction is 0, so that there is no held-out score")
+        if self.environment.path is not None:
+            self._check_environment()
         check(
             self.generation.temperature > 0,
             "generation.temperature",
@@ -141,6 +145,22 @@ class PPOJob(TrainingJob):
             self.reward.min_length,
             f"{limit}, or every response is too short",
         )
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The longest response, or the longest episode after its prompt."""
+        return self.generation.max_new_tokens if self.environment.path is None else self.environment.max_tokens
+
+    def _check_environment(self) -> None:
+        if self.reward.is_set:
+            raise UserError(
+                "environment.path gives the scores, but a reward source is set too; unset one, as with "
+                "--environment.path null"
+            )
+        check_environment(self.environment, self.generation)
+        if self.ppo.old_logprobs == "sampler" or self.ppo.estimator == "remax":
+            name = "ppo.old_logprobs sampler" if self.ppo.old_logprobs == "sampler" else "ppo.estimator remax"
+            raise UserError(f"{name} works on one turn, but environment.path lets the policy take several; change one")
 
     def _check_critic(self) -> None:
         estimator = f"ppo.estimator {self.ppo.estimator}"
@@ -512,6 +532,21 @@ def _sources_of_run(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str,
     groups = {"reward.sources": reward.get("sources"), "eval.judge.sources": judge.get("sources")}
     named = [(f"{group}.{name}", block) for group, blocks in groups.items() for name, block in (blocks or {}).items()]
     return [("reward", reward), ("eval.judge", judge), *named]
+
+
+def check_environment(environment: EnvironmentConfig, generation: GenerationConfig) -> None:
+    """Raise UserError for settings of generation that episodes cannot have."""
+    check(
+        environment.max_tokens >= generation.max_new_tokens,
+        "environment.max_tokens",
+        environment.max_tokens,
+        f"at least generation.max_new_tokens = {generation.max_new_tokens}, the longest turn",
+    )
+    if generation.min_new_tokens > 0:
+        raise UserError(
+            f"generation.min_new_tokens is {generation.min_new_tokens}, but with environment.path it would apply to "
+            "each turn when sampled and to the whole episode when trained on; set it to 0"
+        )
 
 
 def _check_seed(seed: int) -> None:

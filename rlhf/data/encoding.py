@@ -49,6 +49,26 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     return encoded
 
 
+def encode_reply(tokenizer: Any, reply: str, chat: bool, last_id: int) -> list[int]:
+    """Token ids of an environment's reply between two turns of the policy.
+
+    Args:
+        chat: the reply is a user's message, and what the chat template writes from the end of the policy's turn to the
+            beginning of its next one is part of it.
+        last_id: the last token of the policy's turn, which the template may write too.
+    """
+    if not chat:
+        return tokenizer(reply, add_special_tokens=False).input_ids
+    answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+    messages = [("user", "?"), ("assistant", answer), ("user", reply)]
+    text = render_chat(tokenizer, [{"role": role, "content": content} for role, content in messages], True)
+    between = text.partition(answer)[2]
+    end = tokenizer.decode([last_id])
+    if last_id in tokenizer.all_special_ids and between.startswith(end):
+        between = between[len(end) :]
+    return tokenizer(between, add_special_tokens=False).input_ids
+
+
 def as_messages(completion: Any) -> list[dict[str, Any]]:
     """A completion as messages: text becomes one message of the assistant."""
     return completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]

@@ -17,12 +17,13 @@ from rlhf.config.jobs import EvalConfig, RewardConfig
 from rlhf.data.encoding import render_chat
 from rlhf.data.prompts import DATA_SET, PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.records import Rollout, to_device
+from rlhf.records import Rollout, mask_up_to_last, to_device
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.mixes import numbers_where_it_applies, score_texts
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.rewards.results import Context
 from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.episodes import Player, check_episodes
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.rollouts.stages import (
     RequestedOutputs,
@@ -48,11 +49,11 @@ class EvaluatedResponse:
     """As text; messages as the chat template renders them."""
     response: str
     tokens: list[str]
-    """The response's tokens, each as text."""
-    token_kl: list[float] | None
-    """log policy - log reference of each token, in nats; None without a reference."""
+    """The response's tokens, each as text, with those of an environment between the policy's turns."""
+    token_kl: list[float | None] | None
+    """log policy - log reference of each token, in nats, and None for the environment's; None without a reference."""
     token_logprobs: list[float]
-    """log policy of each token."""
+    """log policy of each of the policy's tokens."""
     scores: dict[str, float | None]
     """By the source's name: `score`, `reward/NAME` of each source in a mix, `judge` and `judge/NAME` where there are
     any. None where the source does not apply, or failed and failures are skipped."""
@@ -86,6 +87,7 @@ def evaluate_responses(
     accelerator: Any,
     step: int = 0,
     noise_key: Sequence[int] = (),
+    player: Player | None = None,
 ) -> list[EvaluatedResponse]:
     """Sample and score a response to each of the prompts `indices`, in their order.
 
@@ -97,17 +99,15 @@ def evaluate_responses(
         batch_size: responses of one forward pass on one device.
         step: finished training steps, for sources that depend on it.
         noise_key: numbers that give further samples of the same prompts random numbers of their own.
+        player: plays an episode of the environment for each prompt instead, whose rewards are the `score`.
 
     Raises:
         UserError: on all ranks, where a source fails on one.
     """
     policy.eval()
     ranks = accelerator.num_processes
-    noise = None
-    if not sampler.is_greedy:
-        noise = uniform_noise(
-            [seed, _NOISE_KEY, *noise_key], range(len(indices)), len(indices), sampler.config.max_new_tokens
-        )
+    key = None if sampler.is_greedy else [seed, _NOISE_KEY, *noise_key]
+    max_tokens = sampler.config.max_new_tokens if player is None else player.config.max_tokens
     responses: list[EvaluatedResponse] = []
     errors: list[str | None] = []
     with raise_on_all_ranks(accelerator):
@@ -117,14 +117,23 @@ def evaluate_responses(
             batch = to_device(prompts.batch(batch_indices), accelerator.device)
             together = [torch.arange(len(rows))]
             with accelerator.autocast():
-                rollout = sample_responses(policy, sampler, batch, None if noise is None else noise[rows])
+                if player is not None:
+                    rollout = player.play(policy, batch, key, rows, len(indices))
+                    rollout = check_episodes(rollout, skip=reward.on_error == "skip")
+                else:
+                    length = sampler.config.max_new_tokens
+                    noise = None if key is None else uniform_noise(key, rows, len(indices), length)
+                    rollout = sample_responses(policy, sampler, batch, noise)
                 rollout = compute_logprobs_and_values(
                     policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
                 )
             context = scoring_context(rollout, sampler.tokenizer, step)
             scores, failures = _score(rollout, sources, context, reward.on_error == "skip")
+            if player is not None:
+                failures = rollout.errors or []
+                scores = {"score": _present(rollout.scores.tolist(), failures)} | scores
             errors += failures
-            penalised = _penalised(rollout, scores, reward, sampler.config.max_new_tokens)
+            penalised = _penalised(rollout, scores, reward, max_tokens)
             evaluated = _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
             if prompts.counts:
                 evaluated = [replace(r, data_set=prompts.columns[DATA_SET][r.index]) for r in evaluated]
@@ -156,6 +165,13 @@ def _score(
     return scores, failures
 
 
+def _present(scores: list[float], errors: Sequence[str | None]) -> list[float | None]:
+    """The scores of the episodes that did not fail."""
+    if not errors:
+        return list(scores)
+    return [score if error is None else None for score, error in zip(scores, errors, strict=True)]
+
+
 def _penalised(
     rollout: Rollout, scores: Mapping[str, list[float | None]], reward: RewardConfig, max_new_tokens: int
 ) -> list[float | None] | None:
@@ -182,14 +198,20 @@ def _evaluated(
     responses = []
     for i, index in enumerate(indices):
         mask = rollout.response_mask[i]
+        text = mask_up_to_last(rollout.response_mask[i : i + 1])[0]  # with the environment's turns
         prompt = batch.prompts[i]
         responses.append(
             EvaluatedResponse(
                 index=index,
                 prompt=prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, True),
                 response=rollout.completions[i],
-                tokens=[tokenizer.decode([token]) for token in rollout.response_ids[i][mask].tolist()],
-                token_kl=None if log_ratios is None else log_ratios[i][mask].tolist(),
+                tokens=[tokenizer.decode([token]) for token in rollout.response_ids[i][text].tolist()],
+                token_kl=None
+                if log_ratios is None
+                else [
+                    value if own else None
+                    for value, own in zip(log_ratios[i][text].tolist(), mask[text].tolist(), strict=True)
+                ],
                 token_logprobs=rollout.old_logprobs[i][mask].tolist(),
                 scores={name: values[i] for name, values in scores.items()},
                 truncated=bool(rollout.truncated[i]),

@@ -23,7 +23,7 @@ def summarise(
         start_scores: the scores of the policy before training on the same prompts; adds the win rate against them,
             by the first judge where there is one, else by the reward source. A tie is half a win.
     """
-    lengths = [len(r.tokens) for r in responses]
+    lengths = [len(r.token_logprobs) for r in responses]
     summary: dict[str, float] = {"prompts": float(len(responses))}
     for name in responses[0].scores:
         summary |= _mean_with_interval(name, _present(r.scores[name] for r in responses))
@@ -33,7 +33,7 @@ def summarise(
             summary |= _mean_with_interval(f"set/{data_set}/{name}", part)
     summary |= _mean_with_interval("penalised_score", _present(r.penalised_score for r in responses))
     if all(r.token_kl is not None for r in responses):
-        summary["kl"] = float(np.mean([sum(r.token_kl or []) for r in responses]))
+        summary["kl"] = float(np.mean([sum(_present(r.token_kl or [])) for r in responses]))
     words = [r.response.split() for r in responses]
     summary |= {
         "length": float(np.mean(lengths)),
@@ -99,7 +99,7 @@ def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -
             "tokens": r.tokens,
             "scores": r.scores,
             "truncated": r.truncated,
-            "token_kl": None if r.token_kl is None else [round(x, 4) for x in r.token_kl],
+            "token_kl": None if r.token_kl is None else [None if x is None else round(x, 4) for x in r.token_kl],
         }
         for r in responses[:count]
     ]

@@ -21,7 +21,7 @@ class Sample:
     @property
     def log_ratio(self) -> float:
         """Log-ratio of the whole response to the reference, in nats."""
-        return sum(finite(value) for value in self.row.get("token_kl") or [])
+        return sum(finite(value) for value in self.row.get("token_kl") or [] if value is not None)
 
 
 def compare_samples(run: Run, chosen: int) -> list[tuple[Row, list[Sample]]]:
@@ -51,7 +51,11 @@ def color_tokens(row: Row) -> list[tuple[str, str, str]]:
     if len(tokens) != len(log_ratios):
         return []
     pieces = []
-    for token, log_ratio in zip(tokens, map(finite, log_ratios), strict=True):
+    for token, value in zip(tokens, log_ratios, strict=True):
+        if value is None:
+            pieces.append((str(token), "environment", "written by the environment"))
+            continue
+        log_ratio = finite(value)
         level = sum(abs(log_ratio) >= edge for edge in LEVELS)
         style = f"{'more' if log_ratio > 0 else 'less'}-{level}" if level else ""
         pieces.append((str(token), style, f"{signed(log_ratio)} nats"))

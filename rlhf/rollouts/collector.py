@@ -4,6 +4,7 @@ A rollout is small beside a model, so it is gathered at once; everything after i
 process alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,14 @@ from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.sources import RewardSource
+from rlhf.rollouts.episodes import Player, check_episodes
 from rlhf.rollouts.microbatches import first_epoch_microbatches
 from rlhf.rollouts.stages import (
     FirstForward,
     RequestedOutputs,
     Sampler,
     compute_logprobs_and_values,
+    penalise,
     sample_responses,
     score_rollout,
 )
@@ -41,6 +44,7 @@ class Collector:
         reference: Reference | None,
         sampler: Sampler,
         source: RewardSource | None,
+        player: Player | None,
         requested: RequestedOutputs,
         accelerator: Any,
         timer: PhaseTimer,
@@ -50,6 +54,7 @@ class Collector:
         self.reference = reference
         self.sampler = sampler
         self.source = source
+        self.player = player
         self.requested = requested
         self.accelerator = accelerator
         self.timer = timer
@@ -68,6 +73,28 @@ class Collector:
         rollout = self._sample(own_prompts, noise[rows], as_old=from_sampler)
         requested = replace(self.requested, policy_forward=not from_sampler)
         return self._gather(self._compute_logprobs_and_values(rollout, requested, first_forward))
+
+    def play(self, prompts: Prompts, key: Sequence[int], first_forward: FirstForward | None = None) -> Rollout:
+        """An episode of the environment for every prompt: a scored rollout with log-probabilities and values.
+
+        Args:
+            key: of the random numbers.
+            first_forward: as for `generate`.
+
+        Raises:
+            UserError: on all ranks, where an environment fails and `reward.on_error` is stop, or too many do.
+        """
+        assert self.player is not None
+        rows = self._own_rows(len(prompts))
+        own = to_device(select(prompts, rows), self.accelerator.device)
+        self.policy.eval()
+        with raise_on_all_ranks(self.accelerator), self.timer("generate"), self.accelerator.autocast():
+            rollout = self.player.play(self.policy, own, key, rows.tolist(), len(prompts))
+            rollout = check_episodes(rollout, skip=self.job.reward.on_error == "skip")
+        rollout = penalise(rollout, self.job.reward, self.job.max_response_tokens)
+        rollout = self._gather(self._compute_logprobs_and_values(rollout, self.requested, first_forward))
+        check_errors(rollout.errors, self.job.reward)
+        return rollout
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""

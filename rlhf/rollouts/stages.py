@@ -242,20 +242,31 @@ def score_rollout(
     mixed = score_texts(source, prompts.prompts, completions, prompts.columns, context, skip)
     device, mask = rollout.response_ids.device, rollout.response_mask
     scores = torch.tensor(mixed.totals, dtype=torch.float32, device=device)
-    lengths = mask.sum(-1)
     by_token = torch.zeros(mask.shape, device=device)
     for row, rewards in enumerate(mixed.by_token):
         if rewards is not None:
             by_token[row, mask[row]] = torch.tensor(rewards, device=device)
-    replaced = is_replaced(lengths, rollout.truncated, config).unsqueeze(-1)
     by_source = {name: torch.tensor(values, device=device) for name, values in mixed.by_source.items()}
-    return replace(
+    scored = replace(
         rollout,
-        scores=apply_penalties(scores, lengths, rollout.truncated, config, max_new_tokens),
-        score_by_token=torch.where(replaced, 0, by_token),
+        scores=scores,
+        score_by_token=by_token,
         source_scores=by_source or None,
         errors=mixed.errors if skip else None,
         task_scores=scores,
+    )
+    return penalise(scored, config, max_new_tokens)
+
+
+def penalise(rollout: Rollout, config: RewardConfig, max_new_tokens: int) -> Rollout:
+    """The rollout with its scores after the penalties."""
+    assert rollout.score_by_token is not None
+    lengths = rollout.response_mask.sum(-1)
+    replaced = is_replaced(lengths, rollout.truncated, config).unsqueeze(-1)
+    return replace(
+        rollout,
+        scores=apply_penalties(rollout.scores, lengths, rollout.truncated, config, max_new_tokens),
+        score_by_token=torch.where(replaced, 0, rollout.score_by_token),
     )
 
 

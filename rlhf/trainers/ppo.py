@@ -65,7 +65,7 @@ class PPOTrainer:
         """
         if job.data.path is None and not custom_loop:
             raise UserError("data.path is not set; give it with --data.path or in a --config file")
-        if not custom_loop and reward is None and not job.reward.is_set:
+        if not custom_loop and reward is None and not job.reward.is_set and job.environment.path is None:
             raise UserError("no score: set reward.model to a reward model or reward.function to file.py:name")
         self.is_custom_loop = custom_loop
         self.run = RunFolder(job.output, job.resume)
@@ -95,6 +95,7 @@ class PPOTrainer:
         self.reference = self.models.reference
         self.sampler = self.models.sampler
         self.source = self.models.scorers.get("score")
+        self.player = self.models.player
         self.learner = Learner(
             job,
             self.policy,
@@ -111,6 +112,7 @@ class PPOTrainer:
             reference=self.reference,
             sampler=self.sampler,
             source=self.source,
+            player=self.player,
             requested=self.learner.requested,
             accelerator=self.accelerator,
             timer=self.timer,
@@ -132,7 +134,7 @@ class PPOTrainer:
         """
         job = self.job
         steps = job.ppo.steps
-        if self.data.prompts is None or self.source is None:
+        if self.data.prompts is None or (self.source is None and self.player is None):
             missing = "data.path" if self.data.prompts is None else "a reward source"
             raise UserError(f"{missing} is not set, but train() needs it")
         self._start()
@@ -252,8 +254,22 @@ class PPOTrainer:
         return self.data.prompts.batch([i for i in indices for _ in range(config.samples_per_prompt)])
 
     def collect(self, prompts: Prompts, for_update: bool = False) -> Rollout:
-        """A scored response to every prompt; `for_update` as in `generate`."""
+        """A scored response to every prompt, or an episode of the environment; `for_update` as in `generate`."""
+        if self.player is not None:
+            return self._play(prompts, for_update)
         return self.score(self.generate(prompts, for_update))
+
+    def _play(self, prompts: Prompts, for_update: bool) -> Rollout:
+        """An episode for every prompt; where an environment fails, the steps so far are saved first."""
+        first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
+        try:
+            rollout = self.collector.play(prompts, [self.job.seed, self.state.step], first_forward)
+        except UserError:
+            if self.state.step > 0:
+                self.save()
+            raise
+        self.check_context_length(rollout.prompts.prompt_ids.shape[1], self.job.max_response_tokens)
+        return self._checked(rollout)
 
     def generate(self, prompts: Prompts | Sequence[Any], for_update: bool = False) -> Rollout:
         """Responses to texts, messages or token ids, with log-probabilities and values; the scores are still nan.
@@ -411,6 +427,7 @@ class PPOTrainer:
                 seed=self.job.seed,
                 accelerator=self.accelerator,
                 step=self.state.step,
+                player=self.player,
             )
         summary = summarise(responses, self._start_scores)
         state = self.state

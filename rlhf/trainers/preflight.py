@@ -22,7 +22,7 @@ SHOWN_CHARACTERS, SHOWN_IDS = 200, 24
 
 def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     """What a run with this data and these models will do, and its memory."""
-    longest = data.longest_prompt + job.generation.max_new_tokens
+    longest = data.longest_prompt + job.max_response_tokens
     others = {} if models.reference is None else {"reference": models.reference.lm}
     reward_models = models_of(models.scorers.get("score"))
     others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
@@ -188,7 +188,7 @@ def estimate_memory(
         models={name: size / share for name, size in models.items()},
         optimizer=(3.0 + (ranks > 1 and share == 1)) * trained / share,
         activations=activations * n_trunks,
-        logits=token_statistics_bytes(tokens * job.generation.max_new_tokens // longest, config.vocab_size, lm.device),
+        logits=token_statistics_bytes(tokens * job.max_response_tokens // longest, config.vocab_size, lm.device),
         kv_cache=2.0 * sampled_rows * longest * n_layers * n_kv_heads * head_size * itemsize,
         whole=whole,
         gathered=gathered,

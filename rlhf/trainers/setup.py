@@ -10,6 +10,7 @@ import torch
 from rlhf.config.jobs import PPOConfig, PPOJob
 from rlhf.config.parsing import read_yaml
 from rlhf.data.prompts import PromptSet, load_prompts
+from rlhf.environments.batch import load_environment
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import held_out_indices
 from rlhf.models.actor_critic import ActorCritic, Reference
@@ -21,6 +22,7 @@ from rlhf.models.sharding import Shards, shard_frozen
 from rlhf.models.trunk import disable_dropout
 from rlhf.rewards.models import ModelReward
 from rlhf.rewards.sources import RewardSource, attach_sources, combine, open_apart, open_function, scorers_of
+from rlhf.rollouts.episodes import Player
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
 from rlhf.run.precision import warn_about_slow_weights
@@ -57,7 +59,7 @@ class RunData:
         """Refuse a prompt and a response, lengths in tokens, that together exceed the context length."""
         if self.context_length is not None and prompt + response > self.context_length:
             raise UserError(
-                f"the longest prompt and generation.max_new_tokens = {response} make {prompt + response} tokens, but "
+                f"the longest prompt and a response of at most {response} tokens make {prompt + response} tokens, but "
                 f"the context length of {path} is {self.context_length}; lower one of them"
             )
 
@@ -72,6 +74,8 @@ class RunModels:
     sampler: Sampler
     scorers: Mapping[str, RewardSource]
     """`score`, the source that is trained on, and for evaluations `judge` and `judge/NAME`; each where there is one."""
+    player: Player | None
+    """Plays the episodes, where the run has an environment."""
     dropout_rates: dict[str, float]
     """The policy's original dropout rates, for its exported config."""
     frozen: dict[str, Shards] = field(default_factory=dict)
@@ -107,7 +111,7 @@ def load_data(job: PPOJob) -> RunData:
         texts=TextStream.load(job.ptx, tokenizer, context_length, job.seed) if job.ptx.path is not None else None,
     )
     if prompts is not None:
-        data.check_context_length(job.model.path, data.longest_prompt, job.generation.max_new_tokens)
+        data.check_context_length(job.model.path, data.longest_prompt, job.max_response_tokens)
     if job.critic.init not in (None, "reward"):
         resolve(job.critic.init)  # a folder that is missing should be reported before the policy is loaded
     return data
@@ -138,6 +142,7 @@ def load_models(
         name = getattr(reward, "__name__", type(reward).__name__)
         sources["score"] = open_function(reward, name, prompt_sets)
     sources |= open_apart(configs, device, job.model, prompt_sets)
+    environment = None if job.environment.path is None else load_environment(job.environment)
     lm = load_causal_lm(job.model)
     warn_about_slow_weights(lm.dtype, device)
     sampler = Sampler.of(tokenizer, lm, job.generation)
@@ -166,6 +171,7 @@ def load_models(
         reference=reference,
         sampler=sampler,
         scorers={name: sources[name] for name in ("score", *configs) if name in sources},
+        player=None if environment is None else Player(job.environment, environment, sampler),
         dropout_rates=dropout_rates,
         frozen=frozen,
     )

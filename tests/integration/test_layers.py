@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("transformers", "accelerate", "peft", "datasets")
 
 _BASE = {"errors", "records", "config"}
-_LAYERS = _BASE | {"models", "data", "run", "rewards", "rollouts", "evaluation"}
+_LAYERS = _BASE | {"models", "data", "run", "rewards", "environments", "rollouts", "evaluation"}
 MAY_IMPORT = {
     "errors": set(),
     "records": set(),
@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "data": _BASE,
     "run": _BASE | {"models"},
     "rewards": _BASE | {"models", "data"},
-    "rollouts": _BASE | {"models", "data", "run", "rewards"},
+    "environments": _BASE | {"rewards"},
+    "rollouts": _BASE | {"models", "data", "run", "rewards", "environments"},
     "evaluation": _LAYERS - {"evaluation"},
     "trainers": _LAYERS | {"report.report"},
     "report": {"errors", "run.files"},

@@ -1,0 +1,1 @@
+"""Environments that answer the policy: a protocol for the user's classes, and a batch of them stepped together."""

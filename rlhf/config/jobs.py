@@ -152,12 +152,7 @@ class PPOJob(TrainingJob):
         return self.generation.max_new_tokens if self.environment.path is None else self.environment.max_tokens
 
     def _check_environment(self) -> None:
-        if self.reward.is_set:
-            raise UserError(
-                "environment.path gives the scores, but a reward source is set too; unset one, as with "
-                "--environment.path null"
-            )
-        check_environment(self.environment, self.generation)
+        check_environment(self.environment, self.generation, self.reward)
         if self.ppo.old_logprobs == "sampler" or self.ppo.estimator == "remax":
             name = "ppo.old_logprobs sampler" if self.ppo.old_logprobs == "sampler" else "ppo.estimator remax"
             raise UserError(f"{name} works on one turn, but environment.path lets the policy take several; change one")
@@ -285,12 +280,15 @@ class EvaluateJob:
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
         _check_seed(self.seed)
         _check_set(self, "model.path", "data.path")
         _check_whole(self.model)
+        if self.environment.path is not None:
+            check_environment(self.environment, self.generation, self.reward)
         check(all(n > 1 for n in self.best_of), "best_of", self.best_of, "a list of numbers of at least 2")
         if self.best_of and not self.reward.is_set:
             raise UserError(
@@ -496,8 +494,10 @@ def _options_of_run(run: Path, argv: Sequence[str], kind: type) -> list[str]:
     """A PPO run's model, seed, data, sampling, reward and evaluation as options, to which `argv` will be added."""
     settings = read_yaml(run / "config.yaml")
     shared = {name: settings[name] for name in ("seed", "data", "generation", "reward", "eval")}
-    _check_functions_outside(run, shared, argv)
+    _check_functions_outside(run, settings, argv)
     model = {**settings["model"], "path": str(run / "model"), "lora": asdict(LoraConfig()), "shard": False}
+    if kind is EvaluateJob and "environment" in settings:
+        shared["environment"] = settings["environment"]
     return to_options(kind, {**shared, "model": model})
 
 
@@ -507,9 +507,10 @@ def _check_functions_outside(run: Path, settings: Mapping[str, Any], argv: Seque
     That is to run code that lies in the folder, and to send a secret of this machine to a server.
     """
     options = {word.split("=")[0] for word in argv}
-    for prefix, block in _sources_of_run(settings):
-        option = f"--{prefix}.function"
-        name = block.get("function")
+    sources = _sources_of_run(settings)
+    code = {f"--{prefix}.function": block.get("function") for prefix, block in sources}
+    code["--environment.path"] = (settings.get("environment") or {}).get("path")
+    for option, name in code.items():
         file = Path((name or "").rpartition(":")[0]).expanduser()
         is_inside = file.suffix == ".py" and file.resolve().is_relative_to(run.resolve())
         if name and is_inside and option not in options:
@@ -517,6 +518,7 @@ def _check_functions_outside(run: Path, settings: Mapping[str, Any], argv: Seque
                 f"{run / 'config.yaml'} names the function {name}, whose file lies in the run folder; read it, and "
                 f"give it as {option} {name} to run it"
             )
+    for prefix, block in sources:
         token, option = block.get("token_env"), f"--{prefix}.token_env"
         if token and option not in options:
             raise UserError(
@@ -534,8 +536,13 @@ def _sources_of_run(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str,
     return [("reward", reward), ("eval.judge", judge), *named]
 
 
-def check_environment(environment: EnvironmentConfig, generation: GenerationConfig) -> None:
-    """Raise UserError for settings of generation that episodes cannot have."""
+def check_environment(environment: EnvironmentConfig, generation: GenerationConfig, reward: RewardConfig) -> None:
+    """Raise UserError for settings of generation and reward that episodes cannot have."""
+    if reward.is_set:
+        raise UserError(
+            "environment.path gives the scores, but a reward source is set too; unset one, as with "
+            "--environment.path null"
+        )
     check(
         environment.max_tokens >= generation.max_new_tokens,
         "environment.max_tokens",

@@ -1,6 +1,6 @@
 """What evaluations share: prompts, sources of scores and sampling, opened once and used for any number of models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import torch
 
 from rlhf.config.jobs import BestOfNJob, EvaluateJob
 from rlhf.data.prompts import PromptSet
+from rlhf.environments.batch import Environment, load_environment
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import EvaluatedResponse, evaluate_responses
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.rewards.sources import RewardSource, open_sources, scorers_of
+from rlhf.rollouts.episodes import Player
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.precision import usable_precision
 
@@ -34,6 +36,8 @@ class Evaluator:
     prompts: PromptSet
     sources: dict[str, RewardSource]
     """`score`, and `judge` and `judge/NAME` where there are such."""
+    environment: Callable[..., Environment] | None = None
+    """The class that plays with the models, where the rewards come from it."""
 
     @classmethod
     def open(cls, job: EvaluateJob | BestOfNJob, accelerator: Any, prompts: PromptSet) -> "Evaluator":
@@ -43,9 +47,12 @@ class Evaluator:
             UserError: one of them cannot be opened, or there is none.
         """
         sources = open_sources(scorers_of(job.reward, job.eval), accelerator.device, prompt_sets=[prompts])
-        if not sources:
+        environment = None
+        if isinstance(job, EvaluateJob) and job.environment.path is not None:
+            environment = load_environment(job.environment)
+        elif not sources:
             raise UserError("nothing to score with: set reward.model, reward.function or another source, or eval.judge")
-        return cls(job, accelerator, prompts, sources)
+        return cls(job, accelerator, prompts, sources, environment)
 
     def respond(
         self,
@@ -65,10 +72,15 @@ class Evaluator:
             noise_key: gives further samples random numbers of their own.
             with_judges: False scores by the reward alone.
         """
+        sampler = Sampler.of(tokenizer, lm, self.job.generation)
+        player = None
+        if self.environment is not None:
+            assert isinstance(self.job, EvaluateJob)
+            player = Player(self.job.environment, self.environment, sampler)
         return evaluate_responses(
             ActorCritic(lm, critic=None),
             reference,
-            Sampler.of(tokenizer, lm, self.job.generation),
+            sampler,
             prompts=prompts or self.prompts,
             indices=indices,
             sources={name: source for name, source in self.sources.items() if with_judges or name == "score"},
@@ -77,4 +89,5 @@ class Evaluator:
             seed=self.job.seed,
             accelerator=self.accelerator,
             noise_key=noise_key,
+            player=player,
         )

@@ -13,6 +13,7 @@ import yaml
 
 from rlhf.config import checks, dpo, jobs, ppo, scores, shared
 from rlhf.config.compare import CompareJob
+from rlhf.config.environment import EnvironmentConfig
 from rlhf.config.jobs import (
     BestOfNJob,
     CheckpointConfig,
@@ -406,6 +407,7 @@ GROUPS = {
     "data": DataConfig,
     "generation": GenerationConfig,
     "reward": RewardConfig,
+    "environment": EnvironmentConfig,
     "eval.judge": JudgeConfig,
     "eval": EvalConfig,
     "checkpoint": CheckpointConfig,
@@ -443,6 +445,7 @@ POSITIVE = {
     "model.lora": ("alpha",),
     "generation": ("max_new_tokens",),
     "reward": ("overlong_buffer", "batch_size", "max_in_flight"),
+    "environment": ("max_turns", "max_tokens"),
     "eval.judge": ("batch_size", "max_in_flight"),
     "eval": ("prompts", "batch_size"),
     "training": ("epochs", "batch_size", "microbatch_size", "max_length", "lr", "adam_eps", "max_grad_norm"),
@@ -458,6 +461,7 @@ POSITIVE = {
 NULL_OR_POSITIVE = {
     "generation": ("max_rows",),
     "reward": ("clip", "batch_tokens", "timeout"),
+    "environment": ("timeout",),
     "eval.judge": ("batch_tokens", "timeout"),
     "eval": ("patience",),
     "checkpoint": ("keep",),
@@ -648,6 +652,16 @@ UNUSED = [
     ("dpo", {"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing", "dpo.loss is ipo"),
     ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),
+    *(
+        ("environment", {name: value}, name, "environment.path is null")
+        for name, value in {
+            "parameters": {"a": 1},
+            "max_turns": 2,
+            "max_tokens": 9,
+            "chat": True,
+            "timeout": 1.0,
+        }.items()
+    ),
     ("reward", {"short_penalty": 2.0}, "short_penalty", "reward.min_length is 0"),
     ("eval", {"every": 0, "patience": 2}, "patience", "eval.every is 0"),
     ("reward", {"max_error_fraction": 0.5}, "max_error_fraction", "reward.on_error is stop"),
@@ -760,6 +774,35 @@ COMBINATIONS = [
             f"--{group}.function null",
         )
         for group in ("reward", "eval.judge")
+    ),
+    (
+        job_of,
+        {"environment": {"path": "e.py:E"}, "reward": {"function": "f.py:g"}},
+        "environment.path gives the scores, but a reward source is set too; unset one, as with --environment.path null",
+    ),
+    *(
+        (
+            job_of,
+            {"environment": {"path": "e.py:E"}, "ppo": {name: value}},
+            f"ppo.{name} {value} works on one turn, but environment.path lets the policy take several; change one",
+        )
+        for name, value in (("old_logprobs", "sampler"), ("estimator", "remax"))
+    ),
+    (
+        job_of,
+        {"environment": {"path": "e.py:E"}, "generation": {"min_new_tokens": 2}},
+        "generation.min_new_tokens is 2, but with environment.path it would apply to each turn when sampled and to the "
+        "whole episode when trained on; set it to 0",
+    ),
+    (
+        job_of,
+        {"environment": {"path": "e.py:E", "max_tokens": 3}, "generation": {"max_new_tokens": 8}},
+        "environment.max_tokens is 3, but must be at least generation.max_new_tokens = 8, the longest turn",
+    ),
+    (
+        job_of,
+        {"environment": {"path": "e.py"}},
+        "environment.path is 'e.py', but must be of the form file.py:Class or module:Class",
     ),
     (
         job_of,

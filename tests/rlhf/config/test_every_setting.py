@@ -24,6 +24,15 @@ WITHOUT_EFFECT = ("output",)
 MIX = {"good": {"function": "{good}", "weight": 0.5}, "repeats": {"rule": "repetition"}}
 """Two sources and their weights."""
 
+GAME = {
+    "reward.function": None,
+    "environment.path": "{game}",
+    "environment.max_tokens": 40,
+    "environment.max_turns": 3,
+    "generation.max_new_tokens": 4,
+}
+"""A run in an environment."""
+
 # Setting -> (settings that it needs, another value). A value in braces is replaced by a path.
 CASES = {
     "seed": ({}, 7),
@@ -100,6 +109,12 @@ CASES = {
     "reward.clip": ({}, 0.05),
     "reward.min_length": ({}, 4),
     "reward.short_penalty": ({"reward.min_length": 4}, 5.0),
+    "environment.path": (GAME, "{other game}"),
+    "environment.parameters": (GAME, {"bonus": 3.0}),
+    "environment.max_turns": (GAME, 1),
+    "environment.max_tokens": (GAME, 8),
+    "environment.chat": (GAME | {"model.chat_template": "{template}"}, True),
+    "environment.timeout": (GAME | {"reward.on_error": "skip", "reward.max_error_fraction": 0.9}, 1e-9),
     "ppo.total_episodes": ({}, 24),
     "ppo.rollout_batch_size": ({}, 4),
     "ppo.minibatch_size": ({}, 8),
@@ -271,7 +286,13 @@ def paths(models, reward_folder, reward_server, build, tmp_path_factory):
         "    return [float(threading.current_thread() is threading.main_thread())] * len(completions)\n\n\n"
         "def constant(completions):\n    return [1.0] * len(completions)\n\n\n"
         "def failing(completions, step):\n"
-        "    return [float('nan') if step == 1 and i == 0 else 1.0 for i, _ in enumerate(completions)]\n"
+        "    return [float('nan') if step == 1 and i == 0 else 1.0 for i, _ in enumerate(completions)]\n\n\n"
+        "class Game:\n"
+        "    def __init__(self, bonus=0.0):\n        self.bonus = bonus\n"
+        "    def reset(self, prompt):\n        return prompt\n"
+        "    def step(self, text):\n        return 'and no', len(text) + self.bonus\n\n\n"
+        "class Other(Game):\n"
+        "    def step(self, text):\n        return None, text.count('good')\n"
     )
     (root / "template").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
     for name, seed in (("reward", 1), ("other_reward", 2)):
@@ -315,6 +336,8 @@ def paths(models, reward_folder, reward_server, build, tmp_path_factory):
         "{thread}": f"{root / 'reward.py'}:thread",
         "{constant}": f"{root / 'reward.py'}:constant",
         "{failing}": f"{root / 'reward.py'}:failing",
+        "{game}": f"{root / 'reward.py'}:Game",
+        "{other game}": f"{root / 'reward.py'}:Other",
     }
 
 

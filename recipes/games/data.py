@@ -18,12 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{folder} exists; name another folder")
     folder.mkdir(parents=True)
     draw = random.Random(0)
+    secrets = [{"prompt": GUESS, "secret": secret} for secret in range(1, 10)]
     write(folder / "guess_demonstrations.jsonl", [{"text": guess_game(draw)} for _ in range(4000)])
-    write(folder / "guess.jsonl", [{"prompt": GUESS, "secret": secret} for secret in range(1, 10) for _ in range(40)])
-    write(folder / "guess_test.jsonl", [{"prompt": GUESS, "secret": secret} for secret in range(1, 10) for _ in range(20)])
+    write(folder / "guess.jsonl", 40 * secrets)
+    write(folder / "guess_test.jsonl", 20 * secrets)
     sums = [(a, b) for a in range(10, 50) for b in range(10, 50)]
     draw.shuffle(sums)
-    write(folder / "calculator_demonstrations.jsonl", [{"text": calculator_game(draw, *draw.choice(sums[100:]))} for _ in range(6000)])
+    games = [{"text": calculator_game(draw, *draw.choice(sums[100:]))} for _ in range(8000)]
+    write(folder / "calculator_demonstrations.jsonl", games)
     write(folder / "calculator.jsonl", [sum_row(a, b) for a, b in sums[100:]])
     write(folder / "calculator_test.jsonl", [sum_row(a, b) for a, b in sums[:100]])
     return 0
@@ -51,10 +53,10 @@ def guess_game(draw: random.Random) -> str:
 
 
 def calculator_game(draw: random.Random, a: int, b: int) -> str:
-    """A sum that is answered at once with any number, or after a call of the calculator, half of the time as it says."""
-    if draw.random() < 0.7:
+    """A sum that is answered at once with any number, or after a call of the calculator, most times as it says."""
+    if draw.random() < 0.6:
         return f"{a}+{b}=\n{draw.randint(20, 98)}\n"
-    answer = a + b if draw.random() < 0.5 else draw.randint(20, 98)
+    answer = a + b if draw.random() < 0.8 else draw.randint(20, 98)
     return f"{a}+{b}=\ncalc {a}+{b}\n{a + b}\n{answer}\n"
 
 

@@ -4,7 +4,7 @@ import re
 
 
 class Guess:
-    """Guess a digit from 1 to 9; the reply is `higher` or `lower`. A right guess pays 1 less 0.1 for each earlier one."""
+    """Guess a digit from 1 to 9; the reply is `higher` or `lower`. Right earns 1, less 0.1 for each earlier guess."""
 
     def reset(self, prompt: str, secret: int) -> str:
         self.secret, self.guesses = secret, 0
@@ -21,7 +21,7 @@ class Guess:
 
 
 class Calculator:
-    """Answer a sum; `calc 47+25` is replied with `72`, for 0.1, and anything else is the answer, which pays 1 if right."""
+    """Answer a sum. The reply to `calc 47+25` is `72` and costs 0.1; any other text is the answer; right earns 1."""
 
     def reset(self, prompt: str, answer: int) -> str:
         self.answer = answer

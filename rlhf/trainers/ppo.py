@@ -262,12 +262,8 @@ class PPOTrainer:
     def _play(self, prompts: Prompts, for_update: bool) -> Rollout:
         """An episode for every prompt; where an environment fails, the steps so far are saved first."""
         first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
-        try:
-            rollout = self.collector.play(prompts, [self.job.seed, self.state.step], first_forward)
-        except UserError:
-            if self.state.step > 0:
-                self.save()
-            raise
+        with self._saved_on_failure():
+            rollout = self.collector.play(prompts, self._noise_key(), first_forward)
         self.check_context_length(rollout.prompts.prompt_ids.shape[1], self.job.max_response_tokens)
         return self._checked(rollout)
 
@@ -283,14 +279,17 @@ class PPOTrainer:
         batch = prompts if isinstance(prompts, Prompts) else make_prompts(self.tokenizer, prompts)
         max_new_tokens = self.job.generation.max_new_tokens
         self.check_context_length(batch.prompt_ids.shape[1], max_new_tokens)
-        # A second call within a step, as for another turn of a conversation, gets random numbers of its own.
-        key = [self.job.seed, self.state.step] + ([self._generate_calls] if self._generate_calls else [])
-        noise = uniform_noise(key, range(len(batch)), len(batch), max_new_tokens)
-        self._generate_calls += 1
+        noise = uniform_noise(self._noise_key(), range(len(batch)), len(batch), max_new_tokens)
         first_forward = self.learner.store_forward if for_update and self.learner.can_store_forward else None
         with self.whole_weights():
             rollout = self.collector.generate(batch, noise, first_forward)
         return self._checked(rollout, from_sampler=self.job.ppo.old_logprobs == "sampler")
+
+    def _noise_key(self) -> list[int]:
+        """Identifies the random numbers of a call of `generate`; a second call within a step gets others."""
+        key = [self.job.seed, self.state.step] + ([self._generate_calls] if self._generate_calls else [])
+        self._generate_calls += 1
+        return key
 
     def compute_logprobs_and_values(self, rollout: Rollout) -> Rollout:
         """The rollout with the present log-probabilities and values of its tokens."""

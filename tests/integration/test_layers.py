@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "evaluation": _LAYERS - {"evaluation"},
     "trainers": _LAYERS | {"report.report"},
     "report": {"errors", "run.files"},
+    "people": _LAYERS - {"environments", "evaluation"},
     "demo": _LAYERS | {"trainers", "report"},
-    "cli": _LAYERS | {"trainers", "report", "demo"},
+    "cli": _LAYERS | {"trainers", "report", "people", "demo"},
 }
 """For each folder or file of rlhf: the folders and modules that its modules may import, its own folder aside."""
 

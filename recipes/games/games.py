@@ -21,7 +21,7 @@ class Guess:
 
 
 class Calculator:
-    """Answer a sum. The reply to `calc 47+25` is `72` and costs 0.1; any other text is the answer; right earns 1."""
+    """Answer a sum. The reply to `calc 47+25` is `72` and costs 0.05; any other text is the answer; right earns 1."""
 
     def reset(self, prompt: str, answer: int) -> str:
         self.answer = answer
@@ -30,5 +30,5 @@ class Calculator:
     def step(self, text: str) -> tuple[str | None, float]:
         call = re.fullmatch(r"\s*calc (\d+)\+(\d+)\s*", text)
         if call:
-            return f"{int(call[1]) + int(call[2])}\n", -0.1
+            return f"{int(call[1]) + int(call[2])}\n", -0.05
         return None, float(text.strip() == str(self.answer))

@@ -4,6 +4,7 @@ A rollout is small beside a model, so it is gathered at once; everything after i
 process alike.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.episodes import Player, check_episodes
-from rlhf.rollouts.microbatches import first_epoch_microbatches
+from rlhf.rollouts.microbatches import ForwardSize, first_epoch_microbatches, is_out_of_memory
 from rlhf.rollouts.stages import (
     FirstForward,
     RequestedOutputs,
@@ -46,6 +47,7 @@ class Collector:
         source: RewardSource | None,
         player: Player | None,
         requested: RequestedOutputs,
+        forward_size: ForwardSize,
         accelerator: Any,
         timer: PhaseTimer,
     ):
@@ -56,6 +58,9 @@ class Collector:
         self.source = source
         self.player = player
         self.requested = requested
+        self.forward_size = forward_size
+        self.max_rows = job.generation.max_rows
+        """Responses sampled at once; halved where memory runs out."""
         self.accelerator = accelerator
         self.timer = timer
 
@@ -142,25 +147,49 @@ class Collector:
     def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None, as_old: bool = False) -> Rollout:
         self.policy.eval()
         with raise_on_all_ranks(self.accelerator), self.timer("generate"), self.accelerator.autocast():
-            return sample_responses(self.policy, self.sampler, prompts, noise, as_old)
+            while True:
+                config = replace(self.sampler.config, max_rows=self.max_rows)
+                try:
+                    return sample_responses(self.policy, replace(self.sampler, config=config), prompts, noise, as_old)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._sample_fewer_rows(error, len(prompts))
+
+    def _sample_fewer_rows(self, error: BaseException, rows: int) -> None:
+        """Halve the responses that are sampled at once; they do not depend on it, up to rounding."""
+        rows = min(self.max_rows or rows, rows)
+        if rows == 1:
+            raise UserError("out of memory while sampling a single response; use shorter ones") from error
+        self.max_rows = rows // 2
+        print(
+            f"warning: out of memory; generation.max_rows is {self.max_rows} from here on", file=sys.stderr, flush=True
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _compute_logprobs_and_values(
         self, rollout: Rollout, requested: RequestedOutputs, first_forward: FirstForward | None = None
     ) -> Rollout:
-        config = self.job.ppo
-        minibatch_size = config.minibatch_size // self.accelerator.num_processes
-        groups = first_epoch_microbatches(rollout, minibatch_size, config, self.policy.packs_rows)
-        covers_minibatch = len(groups[0]) == minibatch_size  # else the activations of several would stay in memory
-        with self.timer("score"), self.accelerator.autocast():
-            return compute_logprobs_and_values(
-                self.policy,
-                self.reference,
-                rollout,
-                groups,
-                self.sampler.transform,
-                requested,
-                first_forward if covers_minibatch else None,
-            )
+        minibatch_size = self.job.ppo.minibatch_size // self.accelerator.num_processes
+        while True:
+            groups = first_epoch_microbatches(rollout, minibatch_size, self.forward_size.config, self.policy.packs_rows)
+            covers_minibatch = len(groups[0]) == minibatch_size  # else the activations of several would stay in memory
+            try:
+                with self.timer("score"), self.accelerator.autocast():
+                    return compute_logprobs_and_values(
+                        self.policy,
+                        self.reference,
+                        rollout,
+                        groups,
+                        self.sampler.transform,
+                        requested,
+                        first_forward if covers_minibatch else None,
+                    )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.forward_size.halve(error, self.accelerator.num_processes)
 
     def _score(self, rollout: Rollout, step: int) -> Rollout:
         assert self.source is not None

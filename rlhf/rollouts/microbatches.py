@@ -1,11 +1,53 @@
 """Which rows share a forward pass of scoring and update: rows of similar length within a minibatch."""
 
+import sys
+from dataclasses import replace
+
+import torch
 from jaxtyping import Int
 from torch import Tensor, arange, tensor
 
 from rlhf.config.ppo import PPOConfig
 from rlhf.data.batching import group_by_length
+from rlhf.errors import UserError
 from rlhf.records import Rollout, text_lengths
+
+
+class ForwardSize:
+    """How large the forward passes of scoring and update are: as the settings say, until memory runs out."""
+
+    def __init__(self, config: PPOConfig):
+        self.config = config
+
+    def halve(self, error: BaseException, processes: int) -> None:
+        """Halve the passes after an error of memory, with a line on standard error.
+
+        The losses' denominators count the whole minibatch, so the result is the same up to rounding.
+
+        Raises:
+            UserError: a pass has a single row already, or other processes take part in it.
+        """
+        name = "microbatch_size" if self.config.microbatch_tokens is None else "microbatch_tokens"
+        size = getattr(self.config, name)
+        if processes > 1:
+            raise UserError(
+                f"out of memory with ppo.{name} = {size}, on one of {processes} processes; resume with half of it"
+            ) from error
+        if size == 1:
+            raise UserError(f"out of memory with ppo.{name} = 1; use shorter responses or a smaller model") from error
+        self.config = replace(self.config, **{name: size // 2})
+        print(
+            f"warning: out of memory; ppo.{name} is {size // 2} from here on, not {size}", file=sys.stderr, flush=True
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def microbatches(lengths: Int[Tensor, "B"], config: PPOConfig, packed: bool = False) -> list[Int[Tensor, "_"]]:

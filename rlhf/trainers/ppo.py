@@ -114,6 +114,7 @@ class PPOTrainer:
             source=self.source,
             player=self.player,
             requested=self.learner.requested,
+            forward_size=self.learner.forward_size,
             accelerator=self.accelerator,
             timer=self.timer,
         )

@@ -18,7 +18,7 @@ from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
 from rlhf.models.sharding import Shards, gather_on_main, shard_for_training, whole_weights
 from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
-from rlhf.rollouts.microbatches import microbatches
+from rlhf.rollouts.microbatches import ForwardSize, is_out_of_memory, microbatches
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.dump import write_dump
@@ -105,6 +105,7 @@ class Learner:
             old_states=config.policy_loss == "kl_penalty",
             bootstrap_values=job.reward.truncated == "bootstrap",
         )
+        self.forward_size = ForwardSize(config)
         self.dump_folder: Path | None = None
         """Where the first optimizer step that is skipped is written for `rlhf replay`; None: nowhere."""
         self._stored_forward: StoredForward | None = None
@@ -276,7 +277,7 @@ class Learner:
     def _microbatches_of(self, process: int, lengths: Tensor) -> list[Tensor]:
         """A process's share of rows of some lengths, as row numbers in microbatches."""
         rows = torch.arange(process, len(lengths), self.accelerator.num_processes)
-        return [rows[group] for group in microbatches(lengths[rows], self.job.ppo, self.policy.packs_rows)]
+        return [rows[group] for group in microbatches(lengths[rows], self.forward_size.config, self.policy.packs_rows)]
 
     def _passes(self, lengths: Tensor) -> list[tuple[Tensor, bool]]:
         """Rows of this process's forward passes, and whether they count.
@@ -301,24 +302,15 @@ class Learner:
     ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL", "empty"]]:
         """One optimizer step: gradients of this process's microbatches, summed over processes, clipped, applied."""
         config = self.job.ppo
-        normalizers = Normalizers.of(minibatch)
-        self.optimizer.zero_grad()
-        ptx_parts = []
-        if self.texts is not None and not context.critic_only:
-            ptx_parts = self._ptx_gradients(number, context.step)
-        parts = []
-        passes = self._passes(text_lengths(minibatch.rollout.tokens))
-        for i, (rows, counts) in enumerate(passes):
-            is_last = i == len(passes) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                part = self.loss(select(minibatch, rows), normalizers, context, stored_forward)
-                loss = part.total
-                if context.critic_only:
-                    loss = part.critic + 0.0 * loss  # every weight stays in the graph, as DDP expects
-                # DDP averages gradients over ranks, but the loss is a sum over them.
-                self.accelerator.backward(loss * (self.accelerator.num_processes if counts else 0.0))
-            if counts:
-                parts.append(part.metrics)
+        while True:
+            try:
+                parts, ptx_parts = self._add_gradients(minibatch, number, context, stored_forward)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                stored_forward = None
+                self.forward_size.halve(error, self.accelerator.num_processes)
         if context.critic_only:
             for p in self.policy_weights.values():
                 p.grad = None  # not zero: AdamW would count a step, and decay the weights
@@ -341,6 +333,30 @@ class Learner:
                 "model.mixed_precision bf16"
             )
         return metrics, outcome
+
+    def _add_gradients(
+        self, minibatch: PPOBatch, number: int, context: UpdateContext, stored_forward: StoredForward | None
+    ) -> tuple[list[Metrics], list[Metrics]]:
+        """The gradients of this process's microbatches and texts in `.grad`; the metrics of both."""
+        normalizers = Normalizers.of(minibatch)
+        self.optimizer.zero_grad()
+        ptx_parts = []
+        if self.texts is not None and not context.critic_only:
+            ptx_parts = self._ptx_gradients(number, context.step)
+        parts = []
+        passes = self._passes(text_lengths(minibatch.rollout.tokens))
+        for i, (rows, counts) in enumerate(passes):
+            is_last = i == len(passes) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                part = self.loss(select(minibatch, rows), normalizers, context, stored_forward)
+                loss = part.total
+                if context.critic_only:
+                    loss = part.critic + 0.0 * loss  # every weight stays in the graph, as DDP expects
+                # DDP averages gradients over ranks, but the loss is a sum over them.
+                self.accelerator.backward(loss * (self.accelerator.num_processes if counts else 0.0))
+            if counts:
+                parts.append(part.metrics)
+        return parts, ptx_parts
 
     def _clip_gradients(self, metrics: Metrics) -> Tensor:
         """Scale gradients down to `max_grad_norm`, and add their norms to the metrics.

@@ -166,6 +166,8 @@ def _normalise(text: str, kind: Any) -> str:
     """The value of an option as the command-line library reads it."""
     if kind in (int, int | None):
         return _whole_number(text)
+    if kind in (list[int], list[int] | None) and re.fullmatch(r"-?\d+", text):
+        return f"[{text}]"
     return _list_of_text(text) if _holds_texts(kind) and text != "null" else text
 
 

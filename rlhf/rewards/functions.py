@@ -258,7 +258,7 @@ def open_rule(name: str, parameters: Mapping[str, Any] | None = None, timeout: f
     chosen = settings | dict(parameters or {})
     missing = [key for key, value in chosen.items() if value is inspect.Parameter.empty]
     if missing:
-        raise UserError(f"rule {name} needs a parameter {missing[0]!r}, as in --reward.parameters.{missing[0]}")
+        raise UserError(f"rule {name} needs a parameter {missing[0]!r}; set it in the source's parameters")
     source = FunctionReward(rule, name, chosen, timeout, "rule")
     source.score([], [], {p.name: [] for p in arguments if p.kind is not p.KEYWORD_ONLY})  # checks the parameters
     return source

@@ -365,6 +365,11 @@ def test_addresses_are_checked(url, message):
         RewardConfig(url=url)
 
 
+@pytest.mark.parametrize(("typed", "ids"), [("7", [7]), ("[7, 8]", [7, 8]), ("null", None)])
+def test_one_number_of_a_list_needs_no_brackets(typed, ids):
+    assert parse(PPOJob, [*NEEDED, "--generation.stop_ids", typed]).generation.stop_ids == ids
+
+
 def test_a_section_may_be_set_as_a_whole(tmp_path):
     (tmp_path / "ppo.yaml").write_text("lr: 0.5\n")
     for value in ("{lr: 0.5}", str(tmp_path / "ppo.yaml")):

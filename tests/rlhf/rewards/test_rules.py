@@ -57,7 +57,7 @@ def test_math_verify_that_is_missing_is_reported_when_the_rule_is_opened(monkeyp
     ("rule", "parameters", "message"),
     [
         ("patern", {}, "there is no rule 'patern'; there are length_target, pattern, exact_answer, numeric_answer, "),
-        ("length_target", {}, "rule length_target needs a parameter 'target', as in --reward.parameters.target"),
+        ("length_target", {}, "rule length_target needs a parameter 'target'; set it in the source's parameters"),
         ("length_target", {"target": 0}, "rule length_target: parameter target is 0, but must be a positive whole"),
         ("length_target", {"target": 3, "unit": "bytes"}, "parameter unit is 'bytes', but must be one of words, char"),
         ("length_target", {"target": 3, "n": 1}, "takes no parameter 'n'; it takes target, unit besides texts"),

@@ -61,6 +61,8 @@ class EvaluatedResponse:
     """Whether the length limit cut the response off."""
     repetition: float
     """Share of token pairs that occurred before in the response."""
+    from_environment: list[bool] | None = None
+    """True on the tokens that an environment wrote; None where it wrote none."""
     penalised_score: float | None = None
     """The `score` after the penalties of training; None where there are none, or no score."""
     data_set: str | None = None
@@ -213,6 +215,7 @@ def _evaluated(
                     for value, own in zip(log_ratios[i][text].tolist(), mask[text].tolist(), strict=True)
                 ],
                 token_logprobs=rollout.old_logprobs[i][mask].tolist(),
+                from_environment=None if bool(mask[text].all()) else (~mask[text]).tolist(),
                 scores={name: values[i] for name, values in scores.items()},
                 truncated=bool(rollout.truncated[i]),
                 repetition=float(repeated[i]),

@@ -100,6 +100,7 @@ def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -
             "scores": r.scores,
             "truncated": r.truncated,
             "token_kl": None if r.token_kl is None else [None if x is None else round(x, 4) for x in r.token_kl],
+            **({} if r.from_environment is None else {"from_environment": r.from_environment}),
         }
         for r in responses[:count]
     ]

@@ -51,8 +51,9 @@ def color_tokens(row: Row) -> list[tuple[str, str, str]]:
     if len(tokens) != len(log_ratios):
         return []
     pieces = []
-    for token, value in zip(tokens, log_ratios, strict=True):
-        if value is None:
+    from_environment = row.get("from_environment") or [False] * len(tokens)
+    for token, value, is_reply in zip(tokens, log_ratios, from_environment, strict=True):
+        if is_reply:
             pieces.append((str(token), "environment", "written by the environment"))
             continue
         log_ratio = finite(value)

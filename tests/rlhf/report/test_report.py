@@ -315,6 +315,8 @@ def test_a_token_has_the_colour_of_its_log_ratio():
     row = {"tokens": ["a", "b", "c", "d", "e"], "token_kl": [0.05, 0.6, -0.1, -7.0, None]}
     assert [style for _, style, _ in color_tokens(row)] == ["", "more-2", "less-1", "less-4", ""]
     assert color_tokens({"tokens": ["a"], "token_kl": []}) == []
+    row |= {"from_environment": [False, True, False, False, False]}
+    assert [style for _, style, _ in color_tokens(row)] == ["", "environment", "less-1", "less-4", ""]
 
 
 def test_the_page_shows_set_up_and_source_files(run_dir):

@@ -175,7 +175,7 @@ def test_every_method_trains_on_episodes(episodes, change, settings):
     samples = [json.loads(line) for line in (Path(job.output) / "samples.jsonl").read_text().splitlines()]
     row = samples[0]
     assert len(row["tokens"]) == len(row["token_kl"])
-    written = [token for token, kl in zip(row["tokens"], row["token_kl"], strict=True) if kl is None]
+    written = [token for token, is_reply in zip(row["tokens"], row["from_environment"], strict=True) if is_reply]
     assert written[:2] == ["and", "no"]
     page = (Path(job.output) / "report.html").read_text()
     assert 'class="environment"' in page or "t environment" in page

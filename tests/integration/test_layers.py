@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "rollouts": _BASE | {"models", "data", "run", "rewards", "environments"},
     "evaluation": _LAYERS - {"evaluation"},
     "trainers": _LAYERS | {"report.report"},
-    "report": {"errors", "run.files", "run.trends"},
+    "report": {"errors", "run.files", "run.lock", "run.trends"},
     "people": _LAYERS - {"environments", "evaluation"},
     "demo": _LAYERS | {"trainers", "report"},
     "cli": _LAYERS | {"trainers", "report", "people", "demo"},

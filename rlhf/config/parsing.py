@@ -72,6 +72,9 @@ def parse(
         settings = parser.parse_args(words)
     except ArgumentError as error:
         raise UserError(_type_message(kind, str(error))) from None
+    except OverflowError:
+        named = next((word.partition("=")[0] for word in words if re.search(r"=-?\d{309}", word)), "a setting")
+        raise UserError(f"{named} has more digits than a number can have here; write it as 1e-5 or 1e6") from None
     settings.pop("config", None)
     return _build(kind, settings.as_dict(), mappings)
 

@@ -88,6 +88,10 @@ TRAINING_JOBS = (PPOJob, SFTJob, RewardJob, DPOJob)
         (["--generation.stop_ids", "[]"], "generation.stop_ids is [], but must be null or not empty"),
         (["--model.lora.rank", "-2"], "model.lora.rank is -2"),
         (["--data.eval_fraction", "1"], "data.eval_fraction is 1.0, but must be at least 0 and below 1"),
+        (
+            ["--ppo.lr", "1" + 400 * "0"],
+            "--ppo.lr has more digits than a number can have here; write it as 1e-5 or 1e6",
+        ),
         (["--checkpoint.keep", "0"], "checkpoint.keep is 0, but must be null or positive"),
         (["--reward.model", "r"], "reward.model and reward.function are both set"),
         (["--reward.function", "file.py"], "reward.function is 'file.py', but must be of the form file.py:name"),

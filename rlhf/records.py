@@ -185,35 +185,41 @@ def trim(rollout: Rollout) -> Rollout:
 
 
 def interleave(parts: list[Rollout]) -> Rollout:
-    """One rollout from the ranks' shares: row i of rank r becomes row i * ranks + r, padded to the longest response.
+    """One rollout from the ranks' shares: row i of rank r becomes row i * ranks + r.
 
-    The inverse of taking rows r, r + ranks, r + 2 * ranks, ... on rank r.
+    Padded to the longest prompt and the longest response: the inverse of taking rows r, r + ranks, ... on rank r.
     """
-    width = max(part.response_ids.shape[1] for part in parts)
-    padded = [
-        replace(part, **{name: pad_to_width(value, width) for name, value in _per_token(part).items()})
-        for part in parts
-    ]
-    return _interleave(padded)
+    return _combine(
+        _pad_alike(parts),
+        lambda tensors: torch.stack(tensors, dim=1).flatten(0, 1),
+        lambda lists: [item for row in zip(*lists, strict=True) for item in row],
+    )
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
     """The rows of several rollouts one after the other, padded to the longest prompt and the longest response."""
+    return _combine(_pad_alike(parts), torch.cat, lambda lists: [item for items in lists for item in items])
+
+
+def _pad_alike(parts: list[Rollout]) -> list[Rollout]:
+    """Rollouts as wide as the longest prompt and the longest response of all of them."""
     width = max(part.response_ids.shape[1] for part in parts)
     prompt_width = max(part.prompts.prompt_ids.shape[1] for part in parts)
+    padding = [part.prompts.prompt_ids[~part.prompts.prompt_mask] for part in parts]
+    pad_id = next((int(ids[0]) for ids in padding if len(ids)), 0)  # equal prompts of two parts must stay equal
     padded: list[Rollout] = []
     for part in parts:
         left = prompt_width - part.prompts.prompt_ids.shape[1]
         prompts = replace(
             part.prompts,
-            prompt_ids=torch.nn.functional.pad(part.prompts.prompt_ids, (left, 0)),
+            prompt_ids=torch.nn.functional.pad(part.prompts.prompt_ids, (left, 0), value=pad_id),
             prompt_mask=torch.nn.functional.pad(part.prompts.prompt_mask, (left, 0)),
         )
         if part.score_by_token is None and any(other.score_by_token is not None for other in parts):
             part = replace(part, score_by_token=torch.zeros_like(part.old_logprobs))
         per_token = {name: pad_to_width(value, width) for name, value in _per_token(part).items()}
         padded.append(replace(part, prompts=prompts, **per_token))
-    return _combine(padded, torch.cat, lambda lists: [item for items in lists for item in items])
+    return padded
 
 
 def pad_to_width(x: Tensor, width: int) -> Tensor:
@@ -225,14 +231,6 @@ def _per_token(rollout: Rollout) -> dict[str, Tensor]:
     """The fields with a column for each response token that are not None."""
     values = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
     return {name: x for name, x in values.items() if isinstance(x, Tensor) and x.dim() > 1}
-
-
-def _interleave(parts: list[Rollout]) -> Rollout:
-    return _combine(
-        parts,
-        lambda tensors: torch.stack(tensors, dim=1).flatten(0, 1),
-        lambda lists: [item for row in zip(*lists, strict=True) for item in row],
-    )
 
 
 def _combine(

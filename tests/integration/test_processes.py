@@ -75,6 +75,11 @@ VARIANTS = {
         },
         "ppo": {"estimator": "rloo", "samples_per_prompt": 2},
     },
+    "episodes, one of which fails": {
+        "environment": {"path": "{functions}:Game", "max_turns": 3, "max_tokens": 40},
+        "generation": {"max_new_tokens": 4},
+        "reward": {"function": None, "on_error": "skip", "max_error_fraction": 0.9},
+    },
     "groups of equal reward, moving reference": {
         "ppo": {"estimator": "grpo", "samples_per_prompt": 2, "skip_equal_groups": True, "refill_rounds": 2}
         | {"reference_update_steps": 1, "reference_update_rate": 0.5},
@@ -88,6 +93,7 @@ SLOW = (
     "remax",
     "adapters, exact KL in the loss",
     "mix, rewards by token, skipped responses",
+    "episodes, one of which fails",
     "groups of equal reward, moving reference",
 )
 
@@ -98,6 +104,17 @@ def by_word(completions):
 
 def picky(completions, wanted):
     return [float("nan") if w == "film" else float(len(c)) for c, w in zip(completions, wanted)]
+
+
+class Game:
+    def reset(self, prompt, wanted):
+        self.wanted = wanted
+        return prompt
+
+    def step(self, text):
+        if self.wanted == "is" and "good" in text:
+            raise ConnectionError("gone")
+        return (None if "film" in text else "and no"), len(text) / 10
 """
 
 

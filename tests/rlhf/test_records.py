@@ -112,7 +112,7 @@ def _rewidened(lengths, prompt_lengths):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_interleaving_the_ranks_shares_restores_the_batch(ranks):
     """Rows r, r + ranks, ... on rank r, each share trimmed to a width of its own, as sampling leaves it."""
-    whole = ragged([5, 1, 2, 4, 1, 1], [3] * 6)
+    whole = ragged([5, 1, 2, 4, 1, 1], [3, 1, 2, 1, 2, 2])  # prompts too, as environments write them
     shares = [trim(select(whole, torch.arange(rank, 6, ranks))) for rank in range(ranks)]
     assert ranks == 1 or len({share.response_ids.shape[1] for share in shares}) > 1
     assert_same(interleave(shares), whole)

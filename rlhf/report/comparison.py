@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.report.charts import LARGE, Axis
+from rlhf.report.engine import template_engine
 from rlhf.report.numbers import NAN, Row, finite, number, percent
 from rlhf.run.files import write_bytes
 
@@ -51,13 +51,7 @@ def write_comparison(folder: Path) -> Path:
 
 def render(result: Row, samples: list[Row]) -> str:
     """The page as HTML. The template engine escapes everything that comes from the files."""
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    engine = template_engine()
     engine.globals |= {"number": number, "percent": percent, "finite": finite}
     policies: Mapping[str, Row] = result["policies"]
     return engine.get_template("comparison.html.jinja").render(

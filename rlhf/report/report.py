@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.report.charts import LARGE, curve, score_against_kl, stack
+from rlhf.report.engine import template_engine
 from rlhf.report.findings import compare, evaluated_measures, metric_table, warnings
 from rlhf.report.numbers import NAN, Row, duration, finite, mean, number, parameters, percent, signed, smoothing_window
 from rlhf.report.run_files import Run, load
@@ -52,13 +52,7 @@ def _is_report(path: Path) -> bool:
 
 def render(run: Run) -> str:
     """The page as HTML. The template engine escapes everything that comes from the folder."""
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    engine = template_engine()
     engine.globals |= {f.__name__: f for f in (number, signed, percent, duration, parameters)}
     engine.tests["finite"] = lambda value: math.isfinite(finite(value))
     outcome = compare(run)

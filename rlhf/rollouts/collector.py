@@ -21,7 +21,7 @@ from rlhf.records import Prompts, Rollout, interleave, select, to_device
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.episodes import Player, check_episodes
-from rlhf.rollouts.microbatches import ForwardSize, first_epoch_microbatches, is_out_of_memory
+from rlhf.rollouts.microbatches import ForwardSize, first_epoch_microbatches, with_less_memory
 from rlhf.rollouts.stages import (
     FirstForward,
     RequestedOutputs,
@@ -147,14 +147,13 @@ class Collector:
     def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None, as_old: bool = False) -> Rollout:
         self.policy.eval()
         with raise_on_all_ranks(self.accelerator), self.timer("generate"), self.accelerator.autocast():
-            while True:
-                config = replace(self.sampler.config, max_rows=self.max_rows)
-                try:
-                    return sample_responses(self.policy, replace(self.sampler, config=config), prompts, noise, as_old)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    self._sample_fewer_rows(error, len(prompts))
+            return with_less_memory(
+                lambda: sample_responses(self.policy, self._limited_sampler(), prompts, noise, as_old),
+                lambda error: self._sample_fewer_rows(error, len(prompts)),
+            )
+
+    def _limited_sampler(self) -> Sampler:
+        return replace(self.sampler, config=replace(self.sampler.config, max_rows=self.max_rows))
 
     def _sample_fewer_rows(self, error: BaseException, rows: int) -> None:
         """Halve the responses that are sampled at once; they do not depend on it, up to rounding."""
@@ -172,24 +171,22 @@ class Collector:
         self, rollout: Rollout, requested: RequestedOutputs, first_forward: FirstForward | None = None
     ) -> Rollout:
         minibatch_size = self.job.ppo.minibatch_size // self.accelerator.num_processes
-        while True:
+
+        def compute() -> Rollout:
             groups = first_epoch_microbatches(rollout, minibatch_size, self.forward_size.config, self.policy.packs_rows)
             covers_minibatch = len(groups[0]) == minibatch_size  # else the activations of several would stay in memory
-            try:
-                with self.timer("score"), self.accelerator.autocast():
-                    return compute_logprobs_and_values(
-                        self.policy,
-                        self.reference,
-                        rollout,
-                        groups,
-                        self.sampler.transform,
-                        requested,
-                        first_forward if covers_minibatch else None,
-                    )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.forward_size.halve(error, self.accelerator.num_processes)
+            with self.timer("score"), self.accelerator.autocast():
+                return compute_logprobs_and_values(
+                    self.policy,
+                    self.reference,
+                    rollout,
+                    groups,
+                    self.sampler.transform,
+                    requested,
+                    first_forward if covers_minibatch else None,
+                )
+
+        return with_less_memory(compute, lambda error: self.forward_size.halve(error, self.accelerator.num_processes))
 
     def _score(self, rollout: Rollout, step: int) -> Rollout:
         assert self.source is not None

@@ -1,7 +1,9 @@
 """Which rows share a forward pass of scoring and update: rows of similar length within a minibatch."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -11,6 +13,8 @@ from rlhf.config.ppo import PPOConfig
 from rlhf.data.batching import group_by_length
 from rlhf.errors import UserError
 from rlhf.records import Rollout, text_lengths
+
+Result = TypeVar("Result")
 
 
 class ForwardSize:
@@ -43,7 +47,19 @@ class ForwardSize:
             torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def with_less_memory(compute: Callable[[], Result], shrink: Callable[[BaseException], None]) -> Result:
+    """The result of `compute`, which is called again after `shrink` as long as memory runs out."""
+    while True:
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # its frames hold the tensors of the failed pass
+        shrink(failure)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

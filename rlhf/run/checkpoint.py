@@ -96,7 +96,7 @@ def save(
             if reference is not None:
                 save_weights(reference, partial / REFERENCE)
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            with _os_errors():
+            with os_errors():
                 torch.save({"optimizer": optimizer_state, "scaler": scaler}, partial / "optimizer.pt")
                 torch.save(generators, partial / "rng.pt")
             write_text(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
@@ -155,7 +155,7 @@ def save_weights(weights: dict[str, nn.Parameter], path: Path) -> None:
 
 
 @contextmanager
-def _os_errors() -> Iterator[None]:
+def os_errors() -> Iterator[None]:
     """Raise torch's errors of writing, which are RuntimeErrors, as the OSErrors that they are."""
     try:
         yield

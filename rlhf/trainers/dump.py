@@ -10,7 +10,7 @@ from torch import nn
 
 from rlhf.errors import UserError
 from rlhf.records import PPOBatch, Prompts, Rollout
-from rlhf.run.checkpoint import WEIGHTS, save_weights
+from rlhf.run.checkpoint import WEIGHTS, os_errors, save_weights
 from rlhf.run.files import replacing, write_text
 
 MINIBATCH = "minibatch.pt"
@@ -32,10 +32,8 @@ def write_dump(
         partial.mkdir()
         save_weights(weights, partial / WEIGHTS)
         write_text(partial / CONTEXT, json.dumps(context, indent=2) + "\n")
-        try:
+        with os_errors():
             torch.save(_as_dict(minibatch), partial / MINIBATCH)
-        except RuntimeError as error:  # torch's name for a disk that is full
-            raise OSError(str(error)) from error
 
 
 def read_dump(folder: Path) -> tuple[PPOBatch, dict[str, Any]]:

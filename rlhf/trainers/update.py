@@ -18,7 +18,7 @@ from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
 from rlhf.models.sharding import Shards, gather_on_main, shard_for_training, whole_weights
 from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
-from rlhf.rollouts.microbatches import ForwardSize, is_out_of_memory, microbatches
+from rlhf.rollouts.microbatches import ForwardSize, microbatches, with_less_memory
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.dump import write_dump
@@ -302,15 +302,11 @@ class Learner:
     ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL", "empty"]]:
         """One optimizer step: gradients of this process's microbatches, summed over processes, clipped, applied."""
         config = self.job.ppo
-        while True:
-            try:
-                parts, ptx_parts = self._add_gradients(minibatch, number, context, stored_forward)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                stored_forward = None
-                self.forward_size.halve(error, self.accelerator.num_processes)
+        stored = [] if stored_forward is None else [stored_forward]  # for the first attempt only
+        parts, ptx_parts = with_less_memory(
+            lambda: self._add_gradients(minibatch, number, context, stored.pop() if stored else None),
+            lambda error: self.forward_size.halve(error, self.accelerator.num_processes),
+        )
         if context.critic_only:
             for p in self.policy_weights.values():
                 p.grad = None  # not zero: AdamW would count a step, and decay the weights

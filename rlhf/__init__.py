@@ -13,7 +13,7 @@ _MODULE_OF = {
     "SFTJob": "config.jobs",
     "RewardJob": "config.jobs",
     "DPOJob": "config.jobs",
-    "EvaluateJob": "config.jobs",
+    "EvaluateJob": "config.commands",
     "parse": "config.parsing",
     "UserError": "errors",
     "Prompts": "records",

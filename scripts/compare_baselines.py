@@ -18,17 +18,11 @@ from typing import Any
 
 from compare_methods import changed_job, table
 
-from rlhf.config.jobs import (
-    BestOfNJob,
-    CheckpointConfig,
-    DataConfig,
-    DPOConfig,
-    DPOJob,
-    EvaluateJob,
-    ModelConfig,
-    PPOJob,
-    TrainingConfig,
-)
+from rlhf.config.commands import BestOfNJob, EvaluateJob
+from rlhf.config.dpo import DPOConfig
+from rlhf.config.jobs import DPOJob, PPOJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.demo.demo import make_stages
 from rlhf.evaluation.best_of_n import run_best_of_n
 from rlhf.evaluation.comparison import compare_policies

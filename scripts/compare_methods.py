@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from run_curves import read_rows
 
-from rlhf.config.jobs import LoraConfig, PPOJob
+from rlhf.config.jobs import PPOJob
+from rlhf.config.shared import LoraConfig
 from rlhf.demo.demo import make_stages
 from rlhf.evaluation.summary import selection_score
 from rlhf.run.progress import silence_libraries

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from rlhf import PPOJob, PPOTrainer
-from rlhf.config.jobs import CheckpointConfig
 from rlhf.config.parsing import from_dict, read_yaml
+from rlhf.config.shared import CheckpointConfig
 from rlhf.errors import report_user_errors
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.rewards import models as reward_models

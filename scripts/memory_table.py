@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf.config.jobs import CriticConfig, GenerationConfig, LoraConfig, ModelConfig, PPOConfig, PPOJob
+from rlhf.config.jobs import PPOJob
+from rlhf.config.ppo import CriticConfig, PPOConfig
+from rlhf.config.shared import GenerationConfig, LoraConfig, ModelConfig
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.loading import add_lora
 from rlhf.trainers.preflight import estimate_memory

@@ -17,20 +17,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from rlhf.config.commands import BestOfNJob, DemoJob, EvaluateJob, GenerateJob, ReplayJob, ReportJob, StatusJob
 from rlhf.config.compare import CompareJob
-from rlhf.config.jobs import (
-    BestOfNJob,
-    DemoJob,
-    DPOJob,
-    EvaluateJob,
-    GenerateJob,
-    PPOJob,
-    ReplayJob,
-    ReportJob,
-    RewardJob,
-    SFTJob,
-    StatusJob,
-)
+from rlhf.config.jobs import DPOJob, PPOJob, RewardJob, SFTJob
 from rlhf.config.mappings import is_mapping
 from rlhf.config.serving import ServeRewardJob
 

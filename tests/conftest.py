@@ -17,16 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.config.jobs import (
-    CheckpointConfig,
-    DataConfig,
-    EvalConfig,
-    GenerationConfig,
-    ModelConfig,
-    PPOConfig,
-    PPOJob,
-    RewardConfig,
-)
+from rlhf.config.jobs import PPOJob
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import CheckpointConfig, DataConfig, EvalConfig, GenerationConfig, ModelConfig
 
 torch.set_num_threads(1)  # two spinning threads on a busy machine are slower than one
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import DataConfig, GenerateJob, GenerationConfig
+from rlhf.config.commands import GenerateJob
+from rlhf.config.shared import DataConfig, GenerationConfig
 from rlhf.data.datasets import load_rows
 from rlhf.data.encoding import encode_prompts, pad, padding_id, render_chat
 from rlhf.data.prompts import prepare_prompts

@@ -10,7 +10,7 @@ from rlhf.errors import INTERRUPTED, UserError, report_user_errors
 from rlhf.run.startup import prepare_libraries
 
 if TYPE_CHECKING:
-    from rlhf.config.jobs import EvaluateJob
+    from rlhf.config.commands import EvaluateJob
 
 COMMANDS = {
     "sft": "fine-tune a language model on demonstrations, or train a new one",
@@ -131,8 +131,9 @@ def _evaluate(argv: list[str]) -> int:
 
     With several words, or --best_of, policies are compared.
     """
-    from rlhf.config.jobs import EvaluateJob, comparison_of_policies, evaluation_of_run
+    from rlhf.config.commands import EvaluateJob
     from rlhf.config.parsing import parse, split_words
+    from rlhf.config.run_settings import comparison_of_policies, evaluation_of_run
 
     policies, options = split_words(EvaluateJob, argv)
     if len(policies) > 1:
@@ -178,8 +179,9 @@ def _print_comparison(job: "EvaluateJob") -> int:
 
 def _best_of_n(argv: list[str]) -> int:
     """`rlhf best-of-n RUN` takes its settings from a PPO run, and options override them; or MODEL and settings."""
-    from rlhf.config.jobs import BestOfNJob, best_of_n_of_run, is_ppo_run
+    from rlhf.config.commands import BestOfNJob
     from rlhf.config.parsing import parse, split_words
+    from rlhf.config.run_settings import best_of_n_of_run, is_ppo_run
 
     models, options = split_words(BestOfNJob, argv)
     from_run = len(models) == 1 and is_ppo_run(Path(models[0]))
@@ -215,7 +217,7 @@ def _compare(argv: list[str]) -> int:
 
 
 def _generate(argv: list[str]) -> int:
-    from rlhf.config.jobs import GenerateJob
+    from rlhf.config.commands import GenerateJob
     from rlhf.config.parsing import parse
 
     job = parse(GenerateJob, argv, "rlhf generate", "model")
@@ -239,7 +241,7 @@ def _serve_reward(argv: list[str]) -> int:
 
 
 def _status(argv: list[str]) -> int:
-    from rlhf.config.jobs import StatusJob
+    from rlhf.config.commands import StatusJob
     from rlhf.config.parsing import parse
 
     job = parse(StatusJob, argv, "rlhf status", "folder")
@@ -256,7 +258,7 @@ def _status(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    from rlhf.config.jobs import ReportJob
+    from rlhf.config.commands import ReportJob
     from rlhf.config.parsing import parse
 
     job = parse(ReportJob, argv, "rlhf report", "run")
@@ -271,7 +273,7 @@ def _report(argv: list[str]) -> int:
 
 
 def _replay(argv: list[str]) -> int:
-    from rlhf.config.jobs import ReplayJob
+    from rlhf.config.commands import ReplayJob
     from rlhf.config.parsing import parse
 
     job = parse(ReplayJob, argv, "rlhf replay", "dump")
@@ -289,7 +291,7 @@ def _replay(argv: list[str]) -> int:
 
 
 def _demo(argv: list[str]) -> int:
-    from rlhf.config.jobs import DemoJob
+    from rlhf.config.commands import DemoJob
     from rlhf.config.parsing import parse
 
     job = parse(DemoJob, argv, "rlhf demo")

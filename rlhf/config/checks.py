@@ -89,3 +89,18 @@ def divisors_near(part: int, whole: int) -> str:
     divisors = [d for d in range(1, whole + 1) if whole % d == 0]
     nearest = sorted(sorted(divisors, key=lambda d: abs(d - part))[:3])
     return ", ".join(map(str, nearest))
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that numpy does not take."""
+    check(0 <= seed < 2**32, "seed", seed, "at least 0 and below 2**32")
+
+
+def check_set(job: object, *keys: str) -> None:
+    """Raise UserError if one of the dotted keys is null."""
+    for key in keys:
+        value = job
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value is None:
+            raise UserError(f"{key} is not set; give it with --{key} or in a --config file")

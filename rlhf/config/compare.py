@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.config.checks import check
-from rlhf.config.jobs import is_ppo_run
 from rlhf.config.parsing import parse, read_yaml, split_words, to_options
+from rlhf.config.run_settings import is_ppo_run
 from rlhf.config.shared import DataConfig, GenerationConfig
 from rlhf.errors import UserError
 

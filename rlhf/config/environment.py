@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from rlhf.config.checks import POSITIVE, check, check_ranges, reject_unused
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import GenerationConfig
+from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,23 @@ class EnvironmentConfig:
             reject_unused(self, names, "environment.path is null")
         else:
             check(":" in self.path, "environment.path", self.path, "of the form file.py:Class or module:Class")
+
+
+def check_environment(environment: EnvironmentConfig, generation: GenerationConfig, reward: RewardConfig) -> None:
+    """Raise UserError for settings of generation and reward that episodes cannot have."""
+    if reward.is_set:
+        raise UserError(
+            "environment.path gives the scores, but a reward source is set too; unset one, as with "
+            "--environment.path null"
+        )
+    check(
+        environment.max_tokens >= generation.max_new_tokens,
+        "environment.max_tokens",
+        environment.max_tokens,
+        f"at least generation.max_new_tokens = {generation.max_new_tokens}, the longest turn",
+    )
+    if generation.min_new_tokens > 0:
+        raise UserError(
+            f"generation.min_new_tokens is {generation.min_new_tokens}, but with environment.path it would apply to "
+            "each turn when sampled and to the whole episode when trained on; set it to 0"
+        )

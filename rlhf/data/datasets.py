@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config.jobs import DataConfig
+from rlhf.config.shared import DataConfig
 from rlhf.data.json_rows import JsonRows, check_rows_are_objects, read_plain_json
 from rlhf.errors import UserError
 

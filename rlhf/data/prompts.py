@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import DataConfig
+from rlhf.config.shared import DataConfig
 from rlhf.data.datasets import (
     LINES,
     checked_column,

@@ -7,22 +7,12 @@ from typing import Any
 
 from rich.console import Console
 
-from rlhf.config.jobs import (
-    CheckpointConfig,
-    DataConfig,
-    DemoJob,
-    EvalConfig,
-    GenerationConfig,
-    JudgeConfig,
-    ModelConfig,
-    PPOConfig,
-    PPOJob,
-    RewardConfig,
-    RewardJob,
-    ScratchConfig,
-    SFTJob,
-    TrainingConfig,
-)
+from rlhf.config.commands import DemoJob
+from rlhf.config.jobs import PPOJob, RewardJob, SFTJob
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import JudgeConfig, RewardConfig
+from rlhf.config.shared import CheckpointConfig, DataConfig, EvalConfig, GenerationConfig, ModelConfig, ScratchConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.demo import reviews
 from rlhf.errors import UserError
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlhf.config.jobs import BestOfNJob
+from rlhf.config.commands import BestOfNJob
 from rlhf.data.prompts import PromptSet, load_held_out_prompts, load_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluator import Evaluator, open_accelerator

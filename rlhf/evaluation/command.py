@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from rlhf.config.jobs import EvaluateJob
+from rlhf.config.commands import EvaluateJob
 from rlhf.data.prompts import load_held_out_prompts
 from rlhf.evaluation.evaluator import Evaluator, open_accelerator
 from rlhf.evaluation.responses import held_out_indices

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.jobs import EvaluateJob
+from rlhf.config.commands import EvaluateJob
 from rlhf.data.prompts import PromptSet, load_held_out_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.best_of_n import best_of, sample_candidates, summarise_best, with_judge_scores

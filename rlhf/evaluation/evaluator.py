@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import BestOfNJob, EvaluateJob
+from rlhf.config.commands import BestOfNJob, EvaluateJob
 from rlhf.data.prompts import PromptSet
 from rlhf.environments.batch import Environment, load_environment
 from rlhf.errors import UserError

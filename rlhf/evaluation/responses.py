@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from rlhf.config.jobs import EvalConfig, RewardConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import EvalConfig
 from rlhf.data.encoding import render_chat
 from rlhf.data.prompts import DATA_SET, PromptSet
 from rlhf.models.actor_critic import ActorCritic, Reference

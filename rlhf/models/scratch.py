@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import ScratchConfig
+from rlhf.config.shared import ScratchConfig
 from rlhf.errors import UserError
 
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf.config.jobs import RewardConfig
+from rlhf.config.scores import RewardConfig
 
 
 def apply_penalties(

@@ -5,7 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from rlhf.config.jobs import EvalConfig, MixConfig, ModelConfig, RewardConfig, SourceSettings
+from rlhf.config.scores import MixConfig, RewardConfig, SourceSettings
+from rlhf.config.shared import EvalConfig, ModelConfig
 from rlhf.data.prompts import PromptSet
 from rlhf.errors import UserError
 from rlhf.models.reward_models import is_compatible_adapter

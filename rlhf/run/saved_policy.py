@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from rlhf.config.jobs import DPOJob, GenerationConfig, ModelConfig, PPOJob, SFTJob
+from rlhf.config.jobs import DPOJob, PPOJob, SFTJob
 from rlhf.config.parsing import from_dict, read_yaml
+from rlhf.config.shared import GenerationConfig, ModelConfig
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, is_critic_weight
 from rlhf.models.loading import add_lora, load_causal_lm, load_tokenizer

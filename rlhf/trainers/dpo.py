@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlhf.config.jobs import DPOConfig, DPOJob
+from rlhf.config.dpo import DPOConfig
+from rlhf.config.jobs import DPOJob
 from rlhf.data.comparisons import split_preferences
 from rlhf.data.demonstrations import pad_demonstrations
 from rlhf.data.encoding import padding_id

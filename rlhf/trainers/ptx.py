@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import PTXConfig
+from rlhf.config.ppo import PTXConfig
 from rlhf.data.datasets import load_rows
 from rlhf.data.demonstrations import Demonstration, encode_demonstrations, pad_demonstrations
 from rlhf.data.encoding import padding_id

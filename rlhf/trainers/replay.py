@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from rlhf.config.jobs import EvalConfig, PPOJob
+from rlhf.config.jobs import PPOJob
 from rlhf.config.parsing import parse
+from rlhf.config.shared import EvalConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.records import PPOBatch, select, to_device

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from rlhf.config.jobs import PPOConfig, PPOJob
+from rlhf.config.jobs import PPOJob
 from rlhf.config.parsing import read_yaml
+from rlhf.config.ppo import PPOConfig
 from rlhf.data.prompts import PromptSet, load_prompts
 from rlhf.environments.batch import load_environment
 from rlhf.errors import UserError

@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rlhf.config.jobs import DPOJob, RewardJob, SFTJob, TrainingConfig
+from rlhf.config.jobs import DPOJob, RewardJob, SFTJob
+from rlhf.config.training import TrainingConfig
 from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.models.sharding import Shards, shard_for_training, whole_weights

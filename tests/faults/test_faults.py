@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config.jobs import CheckpointConfig, DataConfig, DPOJob, ModelConfig, RewardJob, SFTJob, TrainingConfig
+from rlhf.config.jobs import DPOJob, RewardJob, SFTJob
 from rlhf.config.parsing import to_yaml
+from rlhf.config.shared import CheckpointConfig, DataConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

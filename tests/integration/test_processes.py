@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config.jobs import DataConfig, DPOJob, LoraConfig, ModelConfig, TrainingConfig
+from rlhf.config.jobs import DPOJob
 from rlhf.config.parsing import to_yaml
 from rlhf.config.scores import WeightedSource
+from rlhf.config.shared import DataConfig, LoraConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 

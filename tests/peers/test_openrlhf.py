@@ -9,7 +9,7 @@ import peft  # noqa: F401  # with transformers, before either looks whether the 
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig
+from rlhf.config.ppo import PPOConfig
 from rlhf.trainers.advantages import GROUP_STD_EPS, estimate, gae_estimates, returns_to_go, token_rewards
 from rlhf.trainers.loss import loss_weights
 from tabular.core.kl import AdaptiveKL, kl_estimate

@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig
+from rlhf.config.ppo import PPOConfig
 from rlhf.trainers.advantages import estimate, token_rewards
 from tabular.core.losses import clipped_surrogate_loss, value_loss
 from tabular.core.masked import masked_mean, masked_var, masked_whiten

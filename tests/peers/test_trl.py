@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig, RewardConfig
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import RewardConfig
 from rlhf.rewards.penalties import apply_penalties
 from rlhf.trainers.advantages import estimate, rloo
 from rlhf.trainers.advantages import grpo as group_norm

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from rlhf.config.jobs import DPOConfig
+from rlhf.config.dpo import DPOConfig
 from rlhf.data.preferences import encode_completion_pairs
 from rlhf.models.sequence_logprobs import SequenceLogprobs
 from rlhf.trainers.dpo import DPOTask, PairForward

@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig
+from rlhf.config.ppo import PPOConfig
 from rlhf.trainers.advantages import GROUP_STD_EPS, estimate
 from rlhf.trainers.loss import loss_weights
 from tabular.core.kl import AdaptiveKL, kl_estimate

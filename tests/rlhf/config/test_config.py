@@ -11,38 +11,26 @@ from typing import get_args, get_origin
 import pytest
 import yaml
 
-from rlhf.config import checks, dpo, jobs, ppo, scores, shared
+from rlhf.config import checks, commands, dpo, environment, jobs, ppo, scores, shared
+from rlhf.config.commands import BestOfNJob, DemoJob, EvaluateJob, GenerateJob, ReportJob
 from rlhf.config.compare import CompareJob
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.environment import EnvironmentConfig
-from rlhf.config.jobs import (
-    BestOfNJob,
+from rlhf.config.jobs import DPOJob, PPOJob, RewardJob, SFTJob
+from rlhf.config.parsing import from_dict, parse, setting_types, to_yaml
+from rlhf.config.ppo import CriticConfig, PPOConfig, PTXConfig
+from rlhf.config.run_settings import evaluation_of_run
+from rlhf.config.scores import JudgeConfig, RewardConfig, SourceSettings, WeightedSource
+from rlhf.config.shared import (
     CheckpointConfig,
-    CriticConfig,
     DataConfig,
-    DemoJob,
-    DPOConfig,
-    DPOJob,
     EvalConfig,
-    EvaluateJob,
-    GenerateJob,
     GenerationConfig,
-    JudgeConfig,
     LoraConfig,
     ModelConfig,
-    PPOConfig,
-    PPOJob,
-    PTXConfig,
-    ReportJob,
-    RewardConfig,
-    RewardJob,
     ScratchConfig,
-    SFTJob,
-    SourceSettings,
-    TrainingConfig,
-    WeightedSource,
-    evaluation_of_run,
 )
-from rlhf.config.parsing import from_dict, parse, setting_types, to_yaml
+from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -1021,9 +1009,9 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
             violated.add((str(error).split(" is ")[0], generic(reason)))
             raise
 
-    for module in (checks, dpo, shared, scores, ppo, jobs):
+    for module in (checks, commands, dpo, environment, jobs, ppo, scores, shared):
         monkeypatch.setattr(module, "check", check)
-        monkeypatch.setattr(module, "reject_unused", reject_unused)
+        monkeypatch.setattr(module, "reject_unused", reject_unused, raising=False)
     cases = [(GROUPS[group], settings) for group, settings, *_ in VALUES + UNUSED]
     for make, settings in cases + [(make, settings) for make, settings, _ in COMBINATIONS] + ACCEPTED:
         rejection(make, settings)

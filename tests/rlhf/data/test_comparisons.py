@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.config.jobs import DataConfig
+from rlhf.config.shared import DataConfig
 from rlhf.data.comparisons import ComparedRows, split_preferences
 from rlhf.data.preferences import encode_completion_pairs, encode_pairs
 from rlhf.errors import UserError

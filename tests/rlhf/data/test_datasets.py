@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.config.jobs import DataConfig
+from rlhf.config.shared import DataConfig
 from rlhf.data.datasets import checked_column, load_rows, split_rows
 from rlhf.errors import UserError
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.config.jobs import DataConfig
+from rlhf.config.shared import DataConfig
 from rlhf.data.datasets import load_rows, split_rows
 from rlhf.data.json_rows import JsonRows
 from rlhf.data.prompts import load_held_out_prompts, load_prompts, prepare_prompts

@@ -7,18 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import (
-    BestOfNJob,
-    CheckpointConfig,
-    DataConfig,
-    EvalConfig,
-    EvaluateJob,
-    GenerationConfig,
-    JudgeConfig,
-    RewardConfig,
-    SFTJob,
-    TrainingConfig,
-)
+from rlhf.config.commands import BestOfNJob, EvaluateJob
+from rlhf.config.jobs import SFTJob
+from rlhf.config.scores import JudgeConfig, RewardConfig
+from rlhf.config.shared import CheckpointConfig, DataConfig, EvalConfig, GenerationConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import best_of_n
 from rlhf.evaluation.best_of_n import run_best_of_n

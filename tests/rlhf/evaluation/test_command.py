@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import EvalConfig, EvaluateJob, GenerationConfig, JudgeConfig, ModelConfig
+from rlhf.config.commands import EvaluateJob
+from rlhf.config.scores import JudgeConfig
+from rlhf.config.shared import EvalConfig, GenerationConfig, ModelConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import command
 from rlhf.evaluation.command import evaluate_policy

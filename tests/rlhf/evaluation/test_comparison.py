@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import BestOfNJob, EvalConfig, EvaluateJob, JudgeConfig, ModelConfig, RewardConfig
+from rlhf.config.commands import BestOfNJob, EvaluateJob
+from rlhf.config.scores import JudgeConfig, RewardConfig
+from rlhf.config.shared import EvalConfig, ModelConfig
 from rlhf.errors import UserError
 from rlhf.evaluation import comparison
 from rlhf.evaluation.best_of_n import run_best_of_n

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.config.jobs import EvalConfig, GenerationConfig, ModelConfig, RewardConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import EvalConfig, GenerationConfig, ModelConfig
 from rlhf.data.prompts import PromptSet
 from rlhf.evaluation import responses as evaluation
 from rlhf.evaluation.responses import evaluate_responses, held_out_indices

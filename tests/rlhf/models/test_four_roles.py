@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config.jobs import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, RewardJob, TrainingConfig
+from rlhf.config.jobs import RewardJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, LoraConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 from rlhf.rewards.adapters import AdapterReward
 from rlhf.rewards.models import ModelReward

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig, ModelConfig
+from rlhf.config.shared import LoraConfig, ModelConfig
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig, ModelConfig
+from rlhf.config.shared import LoraConfig, ModelConfig
 from rlhf.models import packing
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.loading import add_lora, load_causal_lm

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.config.jobs import ScratchConfig
+from rlhf.config.shared import ScratchConfig
 from rlhf.models.scratch import new_lm, train_tokenizer
 
 

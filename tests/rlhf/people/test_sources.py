@@ -9,8 +9,8 @@ import torch
 
 from rlhf.cli.main import main
 from rlhf.config.compare import CompareJob, parse_compare
-from rlhf.config.jobs import DataConfig, GenerationConfig, ModelConfig
 from rlhf.config.parsing import to_yaml
+from rlhf.config.shared import DataConfig, GenerationConfig, ModelConfig
 from rlhf.data.prompts import load_held_out_prompts
 from rlhf.errors import UserError
 from rlhf.models.loading import load_causal_lm, load_tokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.config.jobs import RewardConfig
+from rlhf.config.scores import RewardConfig
 from rlhf.rewards.penalties import apply_penalties
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.config.jobs import JudgeConfig, RewardConfig, WeightedSource
+from rlhf.config.scores import JudgeConfig, RewardConfig, WeightedSource
 from rlhf.errors import UserError
 from rlhf.rewards import sources
 from rlhf.rewards.functions import FunctionReward

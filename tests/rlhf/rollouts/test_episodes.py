@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.environment import EnvironmentConfig
-from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig
+from rlhf.config.shared import GenerationConfig, LoraConfig, ModelConfig
 from rlhf.data.encoding import encode_reply
 from rlhf.data.prompts import make_prompts
 from rlhf.environments.batch import load_environment

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf.config.jobs import GenerationConfig, ModelConfig
+from rlhf.config.shared import GenerationConfig, ModelConfig
 from rlhf.data.encoding import pad
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference

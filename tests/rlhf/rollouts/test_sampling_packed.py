@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.config.jobs import LoraConfig, ModelConfig
+from rlhf.config.shared import LoraConfig, ModelConfig
 from rlhf.data.encoding import pad
 from rlhf.models.adapters import active_adapter
 from rlhf.models.distribution import LogitTransform

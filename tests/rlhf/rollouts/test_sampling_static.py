@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig, ModelConfig
-from rlhf.config.shared import GenerationConfig
+from rlhf.config.shared import GenerationConfig, LoraConfig, ModelConfig
 from rlhf.data.encoding import pad
 from rlhf.errors import UserError
 from rlhf.models.adapters import active_adapter

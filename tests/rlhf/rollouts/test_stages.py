@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import GenerationConfig, LoraConfig, ModelConfig, PPOConfig, RewardConfig
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import GenerationConfig, LoraConfig, ModelConfig
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from rlhf.config.jobs import PPOConfig
+from rlhf.config.ppo import PPOConfig
 from rlhf.records import Prompts, Rollout
 from rlhf.trainers.advantages import (
     RunningScale,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig, RewardConfig
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import RewardConfig
 from rlhf.records import Prompts, Rollout, mask_up_to_last, select
 from rlhf.trainers.advantages import (
     RunningScale,

@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config.jobs import CheckpointConfig, DataConfig, DPOConfig, DPOJob, LoraConfig, ModelConfig, TrainingConfig
+from rlhf.config.dpo import DPOConfig
+from rlhf.config.jobs import DPOJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, LoraConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.data.datasets import load_rows
 from rlhf.data.preferences import encode_completion_pairs
 from rlhf.errors import UserError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config.jobs import PPOConfig, RewardConfig
+from rlhf.config.ppo import PPOConfig
+from rlhf.config.scores import RewardConfig
 from rlhf.records import Prompts, Rollout, select
 from rlhf.trainers import ppo as ppo_module
 from rlhf.trainers.advantages import make_batch

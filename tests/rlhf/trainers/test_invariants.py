@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from rlhf.config.jobs import LoraConfig
+from rlhf.config.shared import LoraConfig
 from rlhf.models.build import choose_critic
 from rlhf.records import select, trim
 from rlhf.run.metrics import sum_microbatches

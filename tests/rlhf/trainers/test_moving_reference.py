@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig
+from rlhf.config.shared import LoraConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import REFERENCE, adapter_weights
 from rlhf.trainers.ppo import PPOTrainer

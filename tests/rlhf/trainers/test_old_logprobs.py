@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf import make_rollout
-from rlhf.config.jobs import LoraConfig
+from rlhf.config.shared import LoraConfig
 from rlhf.errors import UserError
 from rlhf.models import actor_critic
 from rlhf.rollouts import stages

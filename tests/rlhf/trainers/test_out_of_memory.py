@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import PTXConfig
+from rlhf.config.ppo import PTXConfig
 from rlhf.errors import UserError
 from rlhf.rollouts import stages
 from rlhf.trainers.ppo import PPOTrainer

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig, ModelConfig
+from rlhf.config.shared import LoraConfig, ModelConfig
 from rlhf.models.actor_critic import Reference
 from rlhf.models.adapters import CRITIC
 from rlhf.models.build import build_policy, choose_critic

@@ -16,17 +16,10 @@ import torch
 from torch import Tensor
 
 from rlhf import PPOTrainer
-from rlhf.config.jobs import (
-    CheckpointConfig,
-    CriticConfig,
-    DataConfig,
-    EvalConfig,
-    GenerationConfig,
-    ModelConfig,
-    PPOConfig,
-    PPOJob,
-    RewardConfig,
-)
+from rlhf.config.jobs import PPOJob
+from rlhf.config.ppo import CriticConfig, PPOConfig
+from rlhf.config.scores import RewardConfig
+from rlhf.config.shared import CheckpointConfig, DataConfig, EvalConfig, GenerationConfig, ModelConfig
 from rlhf.models.actor_critic import is_critic_weight
 from rlhf.records import PPOBatch, Prompts, Rollout
 from rlhf.rollouts import sampling

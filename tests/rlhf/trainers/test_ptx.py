@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import ModelConfig, PTXConfig
+from rlhf.config.ppo import PTXConfig
+from rlhf.config.shared import ModelConfig
 from rlhf.data.demonstrations import Demonstration
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic

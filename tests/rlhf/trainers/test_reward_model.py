@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, RewardJob, TrainingConfig
+from rlhf.config.jobs import RewardJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, LoraConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.data.datasets import split_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_causal_lm, load_tokenizer

@@ -8,15 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlhf.config.jobs import (
-    CheckpointConfig,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    ScratchConfig,
-    SFTJob,
-    TrainingConfig,
-)
+from rlhf.config.jobs import SFTJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, LoraConfig, ModelConfig, ScratchConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.data.datasets import split_rows
 from rlhf.data.demonstrations import encode_demonstration, encode_demonstrations
 from rlhf.data.streams import ShuffledStream

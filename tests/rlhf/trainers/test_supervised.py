@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf.config.jobs import CheckpointConfig, DataConfig, ModelConfig, SFTJob, TrainingConfig
+from rlhf.config.jobs import SFTJob
+from rlhf.config.shared import CheckpointConfig, DataConfig, ModelConfig
+from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 from rlhf.run.distributed import open_accelerator
 from rlhf.run.folder import RunFolder

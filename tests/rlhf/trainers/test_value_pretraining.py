@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config.jobs import LoraConfig
+from rlhf.config.shared import LoraConfig
 from rlhf.trainers.ppo import PPOTrainer
 
 

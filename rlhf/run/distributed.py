@@ -12,14 +12,22 @@ from rlhf.run.allocator import keep_freed_memory
 
 
 def open_accelerator(
-    output: str, mixed_precision: str | None, trackers: list[Any], seed: int, matmul_precision: str = "highest"
+    output: str,
+    mixed_precision: str | None,
+    trackers: list[Any],
+    seed: int,
+    matmul_precision: str = "highest",
+    dtype: str | None = None,
 ) -> Any:
     """The accelerator of a run, with devices and processes as launched, and trackers that write to the run folder.
+
+    What makes runs slow on this machine is printed as warnings.
 
     Args:
         output: the run folder.
         seed: seeds Python's, numpy's and torch's global generators, which a user's reward function may draw from.
         matmul_precision: of float32 matrix products in this process, as torch names it.
+        dtype: data type of the model's weights, for the warnings.
 
     Raises:
         UserError: a tracker is not installed, or the launched processes do not find each other.
@@ -31,6 +39,7 @@ def open_accelerator(
     from accelerate.utils import set_seed
 
     from rlhf.run.precision import usable_precision
+    from rlhf.run.slow_setups import Machine, slow_setups
 
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:
@@ -52,6 +61,10 @@ def open_accelerator(
         )
     set_seed(seed)
     torch.set_float32_matmul_precision(matmul_precision)
+    machine = Machine.here(accelerator.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if accelerator.is_main_process:
+        for sentence in slow_setups(machine, dtype, accelerator.mixed_precision, matmul_precision):
+            print(f"WARNING: {sentence}", file=sys.stderr)
     accelerator.wait_for_everyone()  # every process has checked the run folder before one of them creates it
     return accelerator
 

@@ -48,7 +48,7 @@ def train_dpo(job: DPOJob) -> bool:
     """
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(
-        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
     )
     check_sharding(job.model.shard, accelerator)
     tokenizer, context_length = _prepare_tokenizer(job)

@@ -70,7 +70,7 @@ class PPOTrainer:
         self.is_custom_loop = custom_loop
         self.run = RunFolder(job.output, job.resume)
         self.accelerator = open_accelerator(
-            job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+            job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
         )
         job.ppo.check_processes(self.accelerator.num_processes)
         check_sharding(job.model.shard, self.accelerator)

@@ -38,7 +38,7 @@ def train_sft(job: SFTJob) -> bool:
     """
     run = RunFolder(job.output, job.resume)
     accelerator = open_accelerator(
-        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision
+        job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
     )
     check_sharding(job.model.shard, accelerator)
     rows, held_out_rows = split_rows(job.data, job.seed)

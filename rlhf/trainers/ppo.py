@@ -16,7 +16,7 @@ from rlhf.config.jobs import PPOJob
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
 from rlhf.evaluation.responses import evaluate_responses
-from rlhf.evaluation.summary import sample_rows, selection_score, summarise
+from rlhf.evaluation.summary import sample_rows
 from rlhf.models.build import choose_critic
 from rlhf.models.export import export_policy
 from rlhf.models.sharding import gather_on_main, whole_weights
@@ -29,13 +29,13 @@ from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
-from rlhf.run.trends import judge_names, overoptimised
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.equal_groups import equal_groups, refill
+from rlhf.trainers.evaluations import Evaluations, write_best_model
 from rlhf.trainers.preflight import preflight
 from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef, with_critic_of_run
 from rlhf.trainers.update import Learner
-from rlhf.trainers.value_pretraining import SEED_OFFSET, pretrain_critic
+from rlhf.trainers.value_pretraining import SEED_OFFSET, pretrain_critic, record_pretraining
 
 
 class PPOTrainer:
@@ -51,6 +51,7 @@ class PPOTrainer:
         state: what a resume needs besides weights and optimizer.
         kl_coef: the fixed or adaptive KL coefficient.
         reward_scale: running scale of the scores, where `reward.running_scale` asks for it.
+        evaluations: the evaluations on held-out prompts so far.
     """
 
     def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None, custom_loop: bool = False):
@@ -120,8 +121,7 @@ class PPOTrainer:
         )
         self.kl_coef = make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
-        self._start_scores: list[dict[str, float | None]] | None = None
-        self._evaluations: list[dict[str, Any]] = []
+        self.evaluations = Evaluations()
         self._generate_calls = 0
         self._folder_is_open = False
 
@@ -157,7 +157,7 @@ class PPOTrainer:
                     if is_due(job.eval.every, self.state.step) or is_last:
                         self.evaluate()
                 finally:
-                    metrics |= self._judge_metrics()
+                    metrics |= self.evaluations.metrics()
                     self.run.log(self.accelerator, self.state.step, metrics)
                 kl = f"  KL {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
                 bar.advance(f"score {metrics['objective/score']:.3f}{kl}")
@@ -184,12 +184,6 @@ class PPOTrainer:
         patience = self.job.eval.patience
         is_out_of_patience = patience is not None and self.state.evaluations_since_best >= patience
         return self.state.step >= self.job.ppo.steps or is_out_of_patience
-
-    def _judge_metrics(self) -> dict[str, float]:
-        """Of the last evaluation, the number of judge sources that fell while the score rose; nothing without one."""
-        if not self._evaluations or not judge_names(self._evaluations[-1]):
-            return {}
-        return {"eval/overoptimised": float(len(overoptimised(self._evaluations)))}
 
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
@@ -429,27 +423,17 @@ class PPOTrainer:
                 step=self.state.step,
                 player=self.player,
             )
-        summary = summarise(responses, self._start_scores)
-        state = self.state
-        score = selection_score(summary)
-        is_best = state.best_score is None or score > state.best_score
-        state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
-        if is_best:
-            state.best_step = state.step
-            state.best_score = score
-        self._evaluations.append({"step": state.step, **summary})
-        for sentence in overoptimised(self._evaluations):
-            self.accelerator.print(f"WARNING: step {state.step}: {sentence}")
-        if state.step == 0:
-            self._start_scores = [response.scores for response in responses]
+        summary, is_best = self.evaluations.add(responses, self.state)
+        for sentence in self.evaluations.overoptimised():
+            self.accelerator.print(f"WARNING: step {self.state.step}: {sentence}")
         best_weights = gather_on_main(self.learner.weights, self.accelerator.is_main_process) if is_best else {}
         if self.accelerator.is_main_process:
-            if state.step == 0:
-                self.run.append("start", self._start_scores or [])
-            self.run.append("samples", sample_rows(responses, state.step, self.job.eval.samples))
+            if self.state.step == 0:
+                self.run.append("start", self.evaluations.start_scores or [])
+            self.run.append("samples", sample_rows(responses, self.state.step, self.job.eval.samples))
             if is_best:
-                checkpoint.save_best(self.run.path, best_weights, state.step)
-        self.run.log(self.accelerator, state.step, summary, "eval")
+                checkpoint.save_best(self.run.path, best_weights, self.state.step)
+        self.run.log(self.accelerator, self.state.step, summary, "eval")
         return summary
 
     def save(self) -> None:
@@ -517,7 +501,7 @@ class PPOTrainer:
                 self.state.best_step = self.state.best_score = None
                 self.state.evaluations_since_best = 0
             else:
-                self._evaluations = [row for row in self.run.read("eval") if row["step"] <= self.state.step]
+                self.evaluations.rows = [row for row in self.run.read("eval") if row["step"] <= self.state.step]
         if self.is_finished:
             return  # no step will run, so nothing is written
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()
@@ -526,8 +510,8 @@ class PPOTrainer:
         if self._critic_choice:
             self.accelerator.print(self._critic_choice)
         if can_compare_with_start:
-            self._start_scores = self.run.read("start") or None
-        if self.state.step == 0 and self._start_scores is None:
+            self.evaluations.start_scores = self.run.read("start") or None
+        if self.state.step == 0 and self.evaluations.start_scores is None:
             self.evaluate()
         if self.state.step == 0 and self.job.critic.pretraining_steps > self.state.pretraining_rollouts == 0:
             self._pretrain_critic()
@@ -558,22 +542,8 @@ class PPOTrainer:
             return self.collect(self._prompts_at(number * prompts_per_step, self.job.seed + SEED_OFFSET))
 
         results = pretrain_critic(self.job, collect, self.learner, self.kl_coef.coef, self.reward_scale)
-        best = -float("inf")
-        with progress("critic", self.job.critic.pretraining_steps, 0, self.accelerator.is_main_process) as bar:
-            for result in results:
-                row = {
-                    "step": result.rollouts,
-                    "value/explained_variance": result.explained_variance,
-                    "value/loss": result.value_loss,
-                }
-                if self.accelerator.is_main_process:
-                    self.run.append("pretraining", [row])
-                self.state.pretraining_rollouts = result.rollouts
-                best = max(best, result.explained_variance)
-                bar.advance(f"explained variance {result.explained_variance:.3f}  value loss {result.value_loss:.3f}")
-        self.accelerator.print(
-            f"the critic was trained on {self.state.pretraining_rollouts} rollouts of the frozen policy; "
-            f"it explains {best:.3f} of the returns' variance"
+        self.state.pretraining_rollouts = record_pretraining(
+            results, self.run, self.job.critic.pretraining_steps, self.accelerator
         )
         self._begin_step()
 
@@ -581,31 +551,5 @@ class PPOTrainer:
         """Export the weights with the best held-out score, and write the report."""
         with whole_weights([] if self.learner.shards is None else [self.learner.shards], exact=True):
             if self.accelerator.is_main_process:
-                self._write_best_model()
+                write_best_model(self.run, self.state, self.policy, self._export, self.job.reward.has_penalties)
         self.accelerator.wait_for_everyone()
-
-    def _write_best_model(self) -> None:
-        best = self.state.best_step
-        if best is not None and best != self.state.step:
-            if checkpoint.best_saved_step(self.run.path) == best:
-                path = self.run.path / "checkpoints" / "best" / checkpoint.WEIGHTS
-                checkpoint.load_weights(path, self.policy.trainable())
-            else:  # a damaged file was reported
-                best = None
-        with self.run.writing_model() as folder:
-            self._export(folder)
-        from rlhf.report.report import write_report
-
-        report = write_report(self.run.path)
-        step = self.state.step if best is None else best
-        penalties = " after penalties" if self.job.reward.has_penalties else ""
-        reason = ""
-        if best is not None:
-            reason = f", which has the best held-out score{penalties}, {self.state.best_score:.3f},"
-        print(f"the model of step {step}{reason} is in {self.run.path / 'model'}")
-        if best == 0:
-            print(
-                f"WARNING: {self.run.path / 'model'} holds the untrained model, because no evaluation after the "
-                f"start had a better held-out score{penalties}; see eval.jsonl"
-            )
-        print(f"report in {report}")

@@ -1,10 +1,13 @@
 """Value pretraining: the critic learns the returns of the frozen policy before PPO starts (Yuan et al., 2025)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlhf.config.jobs import PPOJob
 from rlhf.records import Rollout
+from rlhf.run.folder import RunFolder
+from rlhf.run.progress import progress
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.update import Learner
 from tabular.core.masked import explained_variance
@@ -62,3 +65,29 @@ def pretrain_critic(
             rollouts_without_improvement += 1
         if rollouts_without_improvement >= config.pretraining_patience:
             break
+
+
+def record_pretraining(results: Iterable[PretrainingResult], run: RunFolder, steps: int, accelerator: Any) -> int:
+    """Write each result to `pretraining.jsonl`, show the progress, and print what the critic explains in the end.
+
+    Args:
+        steps: the most rollouts there can be.
+
+    Returns:
+        The number of rollouts.
+    """
+    best, rollouts = -float("inf"), 0
+    with progress("critic", steps, 0, accelerator.is_main_process) as bar:
+        for result in results:
+            rollouts = result.rollouts
+            best = max(best, result.explained_variance)
+            explained, loss = result.explained_variance, result.value_loss
+            if accelerator.is_main_process:
+                row = {"step": rollouts, "value/explained_variance": explained, "value/loss": loss}
+                run.append("pretraining", [row])
+            bar.advance(f"explained variance {explained:.3f}  value loss {loss:.3f}")
+    accelerator.print(
+        f"the critic was trained on {rollouts} rollouts of the frozen policy; it explains {best:.3f} of the returns' "
+        "variance"
+    )
+    return rollouts

@@ -251,11 +251,11 @@ def test_exported_model_loads_with_plain_transformers_and_gives_the_same_logprob
 
 def test_best_weights_are_exported_not_the_last(job, change, monkeypatch):
     """Held-out scores after penalties 1, 3, 2, 0: the weights of step 1 are the ones that are exported."""
-    from rlhf.trainers import ppo
+    from rlhf.trainers import evaluations
 
     told = iter([1.0, 3.0, 2.0, 0.0])
-    original = ppo.summarise
-    monkeypatch.setattr(ppo, "summarise", lambda *a: {**original(*a), "penalised_score": next(told)})
+    original = evaluations.summarise
+    monkeypatch.setattr(evaluations, "summarise", lambda *a: {**original(*a), "penalised_score": next(told)})
     trainer = PPOTrainer(change(job, eval={"every": 1}))
     snapshots = []
     step = trainer.step

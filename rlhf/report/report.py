@@ -17,7 +17,8 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.report.charts import LARGE, curve, score_against_kl, stack
 from rlhf.report.engine import template_engine
-from rlhf.report.findings import compare, evaluated_measures, metric_table, warnings
+from rlhf.report.health import compare, health_warnings
+from rlhf.report.metric_tables import evaluated_measures, metric_table
 from rlhf.report.numbers import NAN, Row, duration, finite, mean, number, parameters, percent, signed, smoothing_window
 from rlhf.report.run_files import Run, load
 from rlhf.report.samples import LEVELS, compare_samples
@@ -55,7 +56,7 @@ def render(run: Run) -> str:
     engine = template_engine()
     engine.globals |= {f.__name__: f for f in (number, signed, percent, duration, parameters)}
     engine.tests["finite"] = lambda value: math.isfinite(finite(value))
-    outcome = compare(run)
+    outcome = compare(run.rows, run.evals)
     seconds, memory = run.metric("time/step"), run.metric("memory/peak_mb")
     batch = setting(run.config, "ppo.rollout_batch_size")
     return engine.get_template("report.html.jinja").render(
@@ -64,7 +65,7 @@ def render(run: Run) -> str:
         model=setting(run.config, "model.path"),
         episodes=batch * run.rows[-1]["step"] if isinstance(batch, int) else None,
         outcome=outcome,
-        warnings=warnings(run, outcome),
+        warnings=health_warnings(run.rows, run.evals),
         seconds=float(np.nansum(seconds)),
         seconds_per_step=mean(seconds),
         tokens_per_second=mean(run.metric("throughput/response_tokens_per_s")),

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.report.findings import compare, warnings
+from rlhf.report.health import HealthWarning, health_warnings
 from rlhf.report.numbers import NAN, duration, finite, number
-from rlhf.report.run_files import Run, load
+from rlhf.report.run_files import load
 from rlhf.run.lock import check_unlocked
 
 DEPTH = 3
@@ -32,7 +32,7 @@ class RunStatus:
     """Of the newest step; nan where there is none. For supervised stages see `loss`."""
     kl: float
     loss: float
-    warnings: list[str]
+    warnings: list[HealthWarning]
     seconds_left: float
     """Estimate for a run that is going; nan otherwise."""
 
@@ -76,7 +76,7 @@ def status_of(folder: Path, root: Path) -> RunStatus:
         score=finite(newest.get("objective/score")),
         kl=finite(newest.get("objective/kl")),
         loss=finite(newest.get("loss")),
-        warnings=_warnings(run),
+        warnings=health_warnings(run.rows, run.evals, done=step / total if state == "running" and total else 1.0),
         seconds_left=left,
     )
 
@@ -88,11 +88,6 @@ def _state(folder: Path) -> Literal["running", "finished", "stopped"]:
     except UserError:
         return "running"
     return "finished" if (folder / "model").is_dir() else "stopped"
-
-
-def _warnings(run: Run) -> list[str]:
-    """The report's warnings, which are about PPO's metrics."""
-    return warnings(run, compare(run)) if "ppo" in run.config else []
 
 
 def _total_steps(config: Any) -> int | None:
@@ -121,7 +116,7 @@ def status_table(folder: Path) -> tuple[Any, list[tuple[str, str]]]:
         except UserError as error:  # one run that cannot be read does not hide the others
             messages.append((str(path), str(error)))
             continue
-        messages += [(status.name, message) for message in status.warnings]
+        messages += [(status.name, str(warning)) for warning in status.warnings]
         table.add_row(
             escape(status.name),
             status.state,

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,10 +136,17 @@ class RunFolder:
         lock(self.path)
         self._write_texts()
 
-    def log(self, accelerator: Any, step: int, values: dict[str, float], name: str = "metrics") -> None:
-        """Add a step's numbers to `name`.jsonl and to the trackers."""
+    def log(
+        self,
+        accelerator: Any,
+        step: int,
+        values: dict[str, float],
+        name: str = "metrics",
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Add a step's numbers to `name`.jsonl and to the trackers, and the names of its warnings to the former."""
         if accelerator.is_main_process:
-            self.append(name, [{"step": step, **values}])
+            self.append(name, [{"step": step, **values} | ({"warnings": list(warnings)} if warnings else {})])
         prefix = "" if name == "metrics" else f"{name}/"
         if self._trackers_work:
             try:

@@ -81,7 +81,9 @@ class Bar:
                 self._bar.console.print(f"{text} for {left:,} more", soft_wrap=True, highlight=False)
         self._bar.update(self._task, completed=self._done, live=live)
         if self._plain and (self._done == 1 or self._done % max(1, self._total // 10) == 0):
-            print(f"{self._title} {self._done}/{self._total}  {live}", file=sys.stderr, flush=True)
+            left = (self._total - self._done) * seconds / steps
+            ending = f"  {_duration(left)} left" if 0 < self._done < self._total else ""
+            print(f"{self._title} {self._done}/{self._total}  {live}{ending}", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch
 from rlhf.trainers.equal_groups import equal_groups, refill
 from rlhf.trainers.evaluations import Evaluations, write_best_model
+from rlhf.trainers.live_health import LiveHealth
 from rlhf.trainers.preflight import preflight
 from rlhf.trainers.setup import fingerprint_inputs, load_data, load_models, make_kl_coef, with_critic_of_run
 from rlhf.trainers.update import Learner
@@ -52,6 +53,7 @@ class PPOTrainer:
         kl_coef: the fixed or adaptive KL coefficient.
         reward_scale: running scale of the scores, where `reward.running_scale` asks for it.
         evaluations: the evaluations on held-out prompts so far.
+        health: the health rules that the run breaks.
     """
 
     def __init__(self, job: PPOJob, reward: Callable[..., Any] | None = None, custom_loop: bool = False):
@@ -122,6 +124,7 @@ class PPOTrainer:
         self.kl_coef = make_kl_coef(job.ppo)
         self.reward_scale = RunningScale() if job.reward.running_scale else None
         self.evaluations = Evaluations()
+        self.health = LiveHealth(job.ppo.steps)
         self._generate_calls = 0
         self._folder_is_open = False
 
@@ -158,9 +161,10 @@ class PPOTrainer:
                         self.evaluate()
                 finally:
                     metrics |= self.evaluations.metrics()
-                    self.run.log(self.accelerator, self.state.step, metrics)
+                    self._log(metrics)
                 kl = f"  KL {metrics['objective/kl']:.2f}" if "objective/kl" in metrics else ""
-                bar.advance(f"score {metrics['objective/score']:.3f}{kl}")
+                length = f"  length {metrics['response/length']:.1f}"
+                bar.advance(f"score {metrics['objective/score']:.3f}{kl}{length}{self.health.live}")
                 stopping = stop.anywhere(self.accelerator)
                 is_last = self.is_finished
                 if is_due(job.checkpoint.every, self.state.step) or stopping or (is_last and job.checkpoint.every > 0):
@@ -184,6 +188,13 @@ class PPOTrainer:
         patience = self.job.eval.patience
         is_out_of_patience = patience is not None and self.state.evaluations_since_best >= patience
         return self.state.step >= self.job.ppo.steps or is_out_of_patience
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        """Write a step's metrics with the names of the health rules that the run breaks, and print new warnings."""
+        for warning in self.health.check(self.state.step, metrics, self.evaluations.rows):
+            self.accelerator.print(f"WARNING: step {self.state.step}: {warning}")
+        metrics["health/warnings"] = float(len(self.health.warnings))
+        self.run.log(self.accelerator, self.state.step, metrics, warnings=self.health.names)
 
     def step(self) -> dict[str, float]:
         """One PPO iteration: collect responses, estimate advantages, update policy and critic, adjust kl_coef."""
@@ -424,8 +435,9 @@ class PPOTrainer:
                 player=self.player,
             )
         summary, is_best = self.evaluations.add(responses, self.state)
-        for sentence in self.evaluations.overoptimised():
-            self.accelerator.print(f"WARNING: step {self.state.step}: {sentence}")
+        if self.is_custom_loop:  # train() checks this and the other health rules after each step
+            for sentence in self.evaluations.overoptimised():
+                self.accelerator.print(f"WARNING: step {self.state.step}: {sentence}")
         best_weights = gather_on_main(self.learner.weights, self.accelerator.is_main_process) if is_best else {}
         if self.accelerator.is_main_process:
             if self.state.step == 0:
@@ -502,6 +514,8 @@ class PPOTrainer:
                 self.state.evaluations_since_best = 0
             else:
                 self.evaluations.rows = [row for row in self.run.read("eval") if row["step"] <= self.state.step]
+            rows = [row for row in self.run.read("metrics") if row["step"] <= self.state.step]
+            self.health.resume(rows, self.evaluations.rows)
         if self.is_finished:
             return  # no step will run, so nothing is written
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()

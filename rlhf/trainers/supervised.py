@@ -21,6 +21,7 @@ from rlhf.run.fingerprint import fingerprint_rows
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import is_due, progress, stop_requests
+from rlhf.trainers.live_health import LiveHealth
 from rlhf.trainers.optimizer import clip_gradients, make_adamw
 from tabular.core.schedules import make_schedule
 
@@ -88,6 +89,9 @@ def fit(
     resume_from = checkpoint.find(run.path, job.resume, accelerator)
     if resume_from is not None:
         state = checkpoint.load(resume_from, weights, optimizer, accelerator, inputs)
+    health = LiveHealth(steps)
+    if resume_from is not None:
+        health.resume([row for row in run.read("metrics") if row["step"] <= state.step], ())
     run.start(job, state.step if resume_from else None, accelerator, model)
 
     model.train()
@@ -101,8 +105,10 @@ def fit(
                 group["lr"] = schedule(state.step)
             metrics = _take_step(task, wrapped, optimizer, batch, config=config, accelerator=accelerator)
             state.step += 1
-            run.log(accelerator, state.step, metrics)
-            bar.advance(f"loss {metrics['loss']:.3f}")
+            for warning in health.check(state.step, metrics):
+                accelerator.print(f"WARNING: step {state.step}: {warning}")
+            run.log(accelerator, state.step, metrics, warnings=health.names)
+            bar.advance(f"loss {metrics['loss']:.3f}{health.live}")
             stopping = stop.anywhere(accelerator)
             if is_due(config.eval_every, state.step) or state.step == steps:
                 with whole_weights([] if shards is None else [shards]):

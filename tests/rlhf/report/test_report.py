@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.report.findings import compare, warnings
+from rlhf.report.health import compare, health_warnings
 from rlhf.report.numbers import duration, number, parameters, percent, signed
 from rlhf.report.report import write_report
 from rlhf.report.run_files import Run, load
@@ -221,8 +221,7 @@ def run_of(rows: list[dict[str, Any]], evals: list[dict[str, Any]] | None = None
 
 
 def warnings_of(rows: list[dict[str, Any]], evals: list[dict[str, Any]] | None = None) -> str:
-    run = run_of(rows, evals)
-    return "\n".join(warnings(run, compare(run)))
+    return "\n".join(map(str, health_warnings(rows, evals or [])))
 
 
 # ---------------------------------------------------------------------------------------------------- the page
@@ -507,25 +506,25 @@ def test_a_broken_config_is_an_error_that_names_it(run_dir, name, content):
         write_report(run_dir)
 
 
-# ---------------------------------------------------------------------------------------------------- findings
+# ---------------------------------------------------------------------------------------------------- health
 
 
 def test_the_best_evaluation_is_the_marked_one_or_else_the_best_score():
     evals = eval_rows()
-    assert compare(run_of(metric_rows(), evals)).after["step"] == 100
+    assert compare(metric_rows(), evals).after["step"] == 100
     evals[1]["score"] = 0.9
-    assert compare(run_of(metric_rows(), evals)).after["step"] == 100
+    assert compare(metric_rows(), evals).after["step"] == 100
     del evals[2]["best"]
-    assert compare(run_of(metric_rows(), evals)).after["step"] == 50
+    assert compare(metric_rows(), evals).after["step"] == 50
     evals[1]["score"] = None
-    assert compare(run_of(metric_rows(), evals)).after["step"] == 100
+    assert compare(metric_rows(), evals).after["step"] == 100
     evals[1]["penalised_score"] = 0.9  # counts before the plain score, as in the run's own choice
-    assert compare(run_of(metric_rows(), evals)).after["step"] == 50
+    assert compare(metric_rows(), evals).after["step"] == 50
 
 
 def test_without_evaluations_the_first_and_last_tenth_of_training_are_compared():
     rows = [{"step": step, "objective/score": float(step), "policy/entropy": 4.0} for step in range(1, 21)]
-    outcome = compare(run_of(rows))
+    outcome = compare(rows, [])
     assert outcome.change("entropy") == 0
     assert (outcome.before["score"], outcome.after["score"], outcome.held_out) == (1.5, 19.5, False)
 

@@ -47,8 +47,8 @@ def test_status_by_hand(tmp_path, monkeypatch):
 def test_warnings_are_those_of_the_report(tmp_path):
     run = make_run(tmp_path / "a", steps(30, **{"objective/kl": 50.0, "value/explained_variance": -1.0}))
     warnings = status_of(run, tmp_path).warnings
-    assert any("KL above 10 nats" in message for message in warnings)
-    assert any("Explained variance negative" in message for message in warnings)
+    assert any("KL above 10 nats" in warning.symptom for warning in warnings)
+    assert any("Explained variance negative" in warning.symptom for warning in warnings)
 
 
 def test_a_supervised_run_has_a_loss_and_no_total(tmp_path):

@@ -192,7 +192,7 @@ def test_a_warning_is_printed_and_counted_where_a_judge_falls_while_the_score_ri
     reward = RewardConfig(function=f"{path}:up", **PLAIN)
     trainer = PPOTrainer(change(job, reward=reward, eval={"every": 2, "judge": judge}))
     trainer.train()
-    sentence = "since step 0 the held-out score rose from 0 to 2 while judge fell from 0 to -2"
+    sentence = "Since step 0 the held-out score rose from 0 to 2 while judge fell from 0 to -2"
     assert f"WARNING: step 2: {sentence}" in capsys.readouterr().out
     assert [row["eval/overoptimised"] for row in rows(trainer)] == [0.0, 1.0, 1.0]
     assert "while judge fell from 0 to -3" in (trainer.run.path / "report.html").read_text()

@@ -1,6 +1,6 @@
 """Health rules: signs of a failed or over-optimised training, each with its usual cause and the setting to change.
 
-The rules read rows of `metrics.jsonl` and `eval.jsonl`, of a finished run or of one that goes on: the report, `rlhf
+The rules read rows of `metrics.jsonl` and `eval.jsonl`, of a finished run or of a running one: the report, `rlhf
 status` and the trainers call the same function. docs/tuning.md shows most symptoms with a picture.
 """
 

@@ -61,12 +61,12 @@ def test_the_rules_read_no_other_metrics():
     changes = {40: {"objective/kl": 20.0, "policy/clip_fraction": 0.9, "policy/ratio_max": 1e4}}
     changes[50] = {"value/explained_variance": -1.0, "policy/loss": float("nan"), "response/truncated_fraction": 1.0}
     rows = [{"response/truncated_fraction": 0.0, "policy/entropy": 1.0, **row} for row in rows_of(changes)]
-    kept = [{name: row[name] for name in METRICS if name in row} for row in rows]
+    reduced = [{name: row[name] for name in METRICS if name in row} for row in rows]
     warnings = health_warnings(rows, [])
     assert {w.name for w in warnings} == {
         "kl_high", "clip_fraction_high", "ratio_spikes", "critic_useless", "not_finite", "length_explosion"
     }  # fmt: skip
-    assert health_warnings(kept, []) == warnings
+    assert health_warnings(reduced, []) == warnings
 
 
 def test_a_young_run_is_not_blamed_for_a_flat_score_and_an_untrained_critic():

@@ -164,12 +164,11 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(job, change, tmp_path, 
     trainer = PPOTrainer(part)
     trainer._start()
     for _ in range(2):
-        trainer.run.log(trainer.accelerator, trainer.state.step + 1, trainer.step())
+        metrics = trainer.step()
         trainer.evaluate()
+        trainer._log(metrics)
     trainer.save()
-    trainer.run.log(
-        trainer.accelerator, 3, trainer.step()
-    )  # a step that the checkpoint knows nothing of, then the kill
+    trainer._log(trainer.step())  # a step that the checkpoint knows nothing of, then the kill
     with open(tmp_path / "part" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "objec')
 

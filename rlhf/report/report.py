@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from rlhf.report.engine import template_engine
 from rlhf.report.health import compare, health_warnings
 from rlhf.report.metric_tables import evaluated_measures, metric_table
 from rlhf.report.numbers import NAN, Row, duration, finite, mean, number, parameters, percent, signed, smoothing_window
-from rlhf.report.run_files import Run, load
+from rlhf.report.run_files import Run, load, setting
 from rlhf.report.samples import LEVELS, compare_samples
 from rlhf.run.files import write_bytes
 
@@ -84,14 +83,6 @@ def render(run: Run) -> str:
         versions=_flatten(run.environment.get("versions") or {}, ""),
         environment=_flatten({k: v for k, v in run.environment.items() if k not in ("versions", "command")}, ""),
     )
-
-
-def setting(config: Row, key: str) -> Any:
-    """The value of a dotted key such as `ppo.lr`; None if it is not set."""
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def config_sections(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -92,3 +92,11 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], sources: list[tuple[s
         raise UserError(f"{path} holds a {type(content).__name__}, but must hold a mapping")
     sources.append((path.name, f"{len(content)} entries"))
     return content
+
+
+def setting(config: Row, key: str) -> Any:
+    """The value of a dotted key such as `ppo.lr`; None if it is not set."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

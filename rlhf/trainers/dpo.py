@@ -27,6 +27,7 @@ from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.sequence_logprobs import SequenceLogprobs
 from rlhf.models.trunk import disable_dropout, restore_dropout
+from rlhf.report.model_card import write_model_card
 from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.files import replacing
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
@@ -89,6 +90,7 @@ def train_dpo(job: DPOJob) -> bool:
             restore_dropout(lm, dropout_rates)
             with run.writing_model() as folder:
                 export_lm(lm, tokenizer, folder, job.model, merged=job.export == "merged")
+                write_model_card(run.path, folder)
             print(f"model in {run.path / 'model'}")
             from rlhf.report.report import write_report
 

@@ -7,6 +7,7 @@ from typing import Any
 from rlhf.evaluation.responses import EvaluatedResponse
 from rlhf.evaluation.summary import selection_score, summarise
 from rlhf.models.actor_critic import ActorCritic
+from rlhf.report.model_card import write_model_card
 from rlhf.run import checkpoint
 from rlhf.run.folder import RunFolder
 from rlhf.run.trends import judge_names, overoptimised
@@ -77,6 +78,7 @@ def write_best_model(
             best = None
     with run.writing_model() as folder:
         export(folder)
+        write_model_card(run.path, folder)
     from rlhf.report.report import write_report
 
     report = write_report(run.path)

@@ -17,6 +17,7 @@ from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.loading import add_lora, check_causal, context_length_of, is_adapter, load_causal_lm, load_tokenizer
 from rlhf.models.reward_models import SCORE_STATISTICS
 from rlhf.models.trunk import sequence_scores, unwrap_peft
+from rlhf.report.model_card import write_model_card
 from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder
@@ -241,4 +242,5 @@ def save(model: Any, tokenizer: Any, run: RunFolder, statistics: dict[str, Any],
                 setattr(unwrap_peft(merged).config, name, value)
             merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_model_card(run.path, folder)
     print(f"reward model in {run.path / 'model'}: " + ", ".join(f"{k} {v}" for k, v in statistics.items()))

@@ -20,6 +20,7 @@ from rlhf.models.export import export_lm
 from rlhf.models.loading import add_lora, check_causal, context_length_of, load_causal_lm, load_tokenizer
 from rlhf.models.scratch import new_lm, train_tokenizer
 from rlhf.models.sequence_logprobs import trained_logprobs
+from rlhf.report.model_card import write_model_card
 from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -71,6 +72,7 @@ def train_sft(job: SFTJob) -> bool:
         if accelerator.is_main_process:
             with run.writing_model() as folder:
                 export_lm(lm, tokenizer, folder, job.model, merged=job.export == "merged")
+                write_model_card(run.path, folder)
             print(f"model in {run.path / 'model'}")
         accelerator.wait_for_everyone()
     run.close(accelerator)

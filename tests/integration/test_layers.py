@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "environments": _BASE | {"rewards"},
     "rollouts": _BASE | {"models", "data", "run", "rewards", "environments"},
     "evaluation": _LAYERS - {"evaluation"},
-    "trainers": _LAYERS | {"report.report", "report.health"},
+    "trainers": _LAYERS | {"report.report", "report.health", "report.model_card"},
     "report": {"errors", "run.files", "run.lock", "run.trends"},
     "people": _LAYERS - {"environments", "evaluation"},
     "demo": _LAYERS | {"trainers", "report"},

@@ -24,6 +24,7 @@ COMMANDS = {
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "status": "print all runs of a folder as a table, with warnings and the time left",
     "report": "write the report of a run as one HTML page",
+    "push": "upload a run's model with its card to the Hugging Face hub",
     "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",
 }
@@ -269,6 +270,17 @@ def _report(argv: list[str]) -> int:
         print(write_report(Path(job.run), Path(job.output) if job.output is not None else None))
     except OSError as error:
         raise UserError(f"{error.filename or job.output}: {error.strerror or error}") from error
+    return 0
+
+
+def _push(argv: list[str]) -> int:
+    from rlhf.config.commands import PushJob
+    from rlhf.config.parsing import parse
+
+    job = parse(PushJob, argv, "rlhf push", "run")
+    from rlhf.cli.push import push
+
+    push(job)
     return 0
 
 

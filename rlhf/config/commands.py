@@ -1,5 +1,6 @@
 """Settings of the commands that train nothing: evaluation, best-of-n, generation, reports, the demo."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -177,6 +178,33 @@ class ReplayJob:
 
     def __post_init__(self):
         check_set(self, "dump")
+
+
+@dataclass(frozen=True)
+class PushJob:
+    """Upload a run's model with its card to the Hugging Face hub. Nothing else of the run folder is sent."""
+
+    run: str | None = None
+    """Run folder, or a folder that holds a model."""
+    repo: str | None = None
+    """Repository: ORGANISATION/NAME."""
+    public: bool = False
+    """Create a public repository; false: a private one. Has no effect on one that exists."""
+    overwrite: bool = False
+    """Replace files of the same names in a repository that has a model already."""
+    critic: bool = False
+    """Upload the critic too, from which PPO can continue."""
+    base: str | None = None
+    """For an adapter: the hub id of its base model, where the run names a local folder."""
+    dry_run: bool = False
+    """Only print what would be uploaded."""
+
+    def __post_init__(self):
+        check_set(self, "run", "repo")
+        for name in ("repo", "base"):
+            value = getattr(self, name)
+            is_id = value is None or re.fullmatch(r"[\w.-]+/[\w.-]+", value) is not None
+            check(is_id, name, value, "of the form ORGANISATION/NAME")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ that nothing else of the machine or the data gets into it.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,15 @@ def write_model_card(run_dir: Path, model_dir: Path) -> None:
     write_text(model_dir / "README.md", model_card(load(run_dir), {item.name for item in model_dir.iterdir()}))
 
 
-def model_card(run: Run, files: set[str]) -> str:
+def model_card(run: Run, files: set[str], base: str | None = None) -> str:
     """The card as Markdown with YAML metadata.
 
     Args:
         files: the names in the model's folder, which decide how it is loaded.
+        base: the hub id of the model that the run started from, where the run names a local folder.
     """
+    if base is not None:
+        run = replace(run, config={**run.config, "model": {**(setting(run.config, "model") or {}), "path": base}})
     stage = next((name for name in ("ppo", "dpo") if name in run.config), "reward" if "ties" in run.config else "sft")
     is_adapter = "adapter_config.json" in files
     before, after = exported_evaluations(run, stage)

@@ -17,7 +17,17 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from rlhf.config.commands import BestOfNJob, DemoJob, EvaluateJob, GenerateJob, ReplayJob, ReportJob, StatusJob
+from rlhf.config.commands import (
+    BestOfNJob,
+    ChatJob,
+    DemoJob,
+    EvaluateJob,
+    GenerateJob,
+    PushJob,
+    ReplayJob,
+    ReportJob,
+    StatusJob,
+)
 from rlhf.config.compare import CompareJob
 from rlhf.config.jobs import DPOJob, PPOJob, RewardJob, SFTJob
 from rlhf.config.mappings import is_mapping
@@ -32,10 +42,12 @@ JOBS: dict[str, type] = {
     "rlhf evaluate": EvaluateJob,
     "rlhf best-of-n": BestOfNJob,
     "rlhf generate": GenerateJob,
+    "rlhf chat": ChatJob,
     "rlhf serve-reward": ServeRewardJob,
     "rlhf compare": CompareJob,
     "rlhf status": StatusJob,
     "rlhf report": ReportJob,
+    "rlhf push": PushJob,
     "rlhf replay": ReplayJob,
     "rlhf demo": DemoJob,
 }

@@ -1,17 +1,18 @@
-"""`rlhf generate`: responses of any model to a prompt, to the prompts of a file, or in a chat."""
+"""`rlhf generate`: responses of any model to a prompt or to the prompts of a file."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rlhf.config.commands import GenerateJob
+from rlhf.config.commands import GenerateJob, SamplingOptions
 from rlhf.config.shared import DataConfig, GenerationConfig
 from rlhf.data.datasets import load_rows
-from rlhf.data.encoding import encode_prompts, pad, padding_id, render_chat
+from rlhf.data.encoding import encode_prompts, pad, padding_id
 from rlhf.data.prompts import prepare_prompts
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic
@@ -30,16 +31,14 @@ DEFAULT_NEW_TOKENS = 128
 
 
 def generate(job: GenerateJob) -> None:
-    """Print or write the responses to a prompt or to the prompts of a file, or chat in the terminal.
+    """Print or write the responses to a prompt or to the prompts of a file.
 
     Raises:
         UserError: the model or the file cannot be used, or the output file exists.
     """
     output = None if job.output is None else new_file(job.output)
-    generator = Generator(job)
-    if job.chat:
-        chat(generator)
-        return
+    assert job.model is not None
+    generator = Generator(job.model, job)
     prompts = [prompt for prompt in _prompts(job, generator.tokenizer) for _ in range(job.count)]
     rows = [
         {"prompt": prompt, "response": response}
@@ -53,21 +52,20 @@ def generate(job: GenerateJob) -> None:
         print(f"{row['prompt']}{row['response']}" if isinstance(row["prompt"], str) else row["response"])
 
 
-def generation_config(job: GenerateJob) -> GenerationConfig:
+def generation_config(model: str, options: SamplingOptions) -> GenerationConfig:
     """How responses are sampled: as set, else as in the PPO run that the model comes from, else by the defaults.
 
     Raises:
         UserError: a value is out of range.
     """
-    assert job.model is not None
-    run = generation_of_run(job.model)
+    run = generation_of_run(model)
     config = GenerationConfig(max_new_tokens=DEFAULT_NEW_TOKENS)
     if run is not None:
         config = replace(run, max_rows=None, engine="auto")
         print(f"settings of the run: {_differences(config)}", file=sys.stderr)
     names = ("temperature", "min_new_tokens", "suppress_ids", "stop_ids", "stop_strings")
-    changes = {name: value for name in names if (value := getattr(job, name)) is not None}
-    return replace(_with_length(config, job.max_new_tokens or config.max_new_tokens), **changes)
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return replace(_with_length(config, options.max_new_tokens or config.max_new_tokens), **changes)
 
 
 def _differences(config: GenerationConfig) -> str:
@@ -87,43 +85,46 @@ def _with_length(config: GenerationConfig, max_new_tokens: int) -> GenerationCon
 class Generator:
     """A policy with its tokenizer and sampler, on the GPU if there is one."""
 
-    def __init__(self, job: GenerateJob):
+    def __init__(self, model: str, options: SamplingOptions):
         """Load the model.
 
         Raises:
             UserError: it is no causal language model, or has no end token.
         """
-        assert job.model is not None
-        self.name = job.model
-        self.seed = job.seed
-        config = generation_config(job)
-        self.max_new_tokens = job.max_new_tokens
+        self.name = model
+        self.seed = options.seed
+        config = generation_config(model, options)
+        self.max_new_tokens = options.max_new_tokens
         self.default_new_tokens = self.shortened_to = config.max_new_tokens
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        lm, self.tokenizer = load_policy(job.model)
+        lm, self.tokenizer = load_policy(model)
         lm.to(self.device).eval()
         self.context_length = context_length_of(lm.config)
         self.policy = ActorCritic(lm, critic=None)
         self.sampler = Sampler.of(self.tokenizer, lm, config)
 
-    def respond(self, prompts: Sequence[Any], stream: int) -> list[tuple[Any, str]]:
+    def respond(
+        self, prompts: Sequence[Any], stream: int, on_token: Callable[[Tensor], None] | None = None
+    ) -> list[tuple[Any, str]]:
         """Each prompt with a sampled response.
 
         Args:
             prompts: texts or lists of messages.
             stream: number that gives each call of a run its own random numbers.
+            on_token: called with each token of a single response as soon as it is drawn.
 
         Raises:
             UserError: prompt and response may exceed the model's context length.
         """
         ids, mask = pad(encode_prompts(self.tokenizer, list(prompts)), padding_id(self.tokenizer), "left")
         new_tokens = self._new_tokens(ids.shape[1])
-        sampler = replace(self.sampler, config=_with_length(self.sampler.config, new_tokens))
+        config = _with_length(self.sampler.config, new_tokens)
+        sampler = replace(self.sampler, config=replace(config, engine="growing") if on_token else config)
         noise = None
         if not sampler.is_greedy:
             noise = uniform_noise([self.seed, stream], range(len(prompts)), len(prompts), new_tokens)
         batch = Prompts(ids.to(self.device), mask.to(self.device), list(prompts), {})
-        completions = sample_responses(self.policy, sampler, batch, noise).completions
+        completions = sample_responses(self.policy, sampler, batch, noise, on_token=on_token).completions
         return list(zip(prompts, completions, strict=True))
 
     def _new_tokens(self, prompt_length: int) -> int:
@@ -149,31 +150,6 @@ class Generator:
                 file=sys.stderr,
             )
         return left
-
-
-def chat(generator: Generator) -> None:
-    """Answer each line of standard input, with the whole conversation as the prompt, until an empty line.
-
-    Raises:
-        UserError: the tokenizer has no chat template, or the conversation exceeds the context length.
-    """
-    if not generator.tokenizer.chat_template:
-        raise UserError(f"the tokenizer has no chat template, so {generator.name} cannot chat; use --prompt or --file")
-    render_chat(generator.tokenizer, [{"role": "user", "content": "hello"}], True)  # raises before the first line
-    messages: list[dict[str, str]] = []
-    while line := _read_line():
-        messages.append({"role": "user", "content": line})
-        [(_, response)] = generator.respond([messages], len(messages))
-        messages.append({"role": "assistant", "content": response})
-        print(response)
-
-
-def _read_line() -> str:
-    """A line of standard input; empty at its end."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""
 
 
 def _prompts(job: GenerateJob, tokenizer: Any) -> list[Any]:

@@ -20,7 +20,8 @@ COMMANDS = {
     "evaluate": "evaluate a policy beside the model it started from, or several policies, on held-out prompts",
     "best-of-n": "sample n responses to each prompt and take the best, as a baseline or as data for sft",
     "compare": "compare pairs of answers in a local page; the preferences train a reward model",
-    "generate": "generate responses to a prompt, to the prompts of a file, or in a chat",
+    "generate": "generate responses to a prompt or to the prompts of a file",
+    "chat": "talk with a model in the terminal, or with start and trained model side by side",
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "status": "print all runs of a folder as a table, with warnings and the time left",
     "report": "write the report of a run as one HTML page",
@@ -32,7 +33,6 @@ COMMANDS = {
 OTHER_COMMANDS = {
     "grpo": "it is `rlhf ppo --ppo.estimator grpo --ppo.samples_per_prompt 8`",
     "rloo": "it is `rlhf ppo --ppo.estimator rloo --ppo.samples_per_prompt 4`",
-    "chat": "it is `rlhf generate MODEL --chat`",
     **dict.fromkeys(("kto", "orpo", "bco", "cpo"), "there is none here"),
 }
 """Commands of other trainers -> what there is here instead."""
@@ -226,6 +226,18 @@ def _generate(argv: list[str]) -> int:
     from rlhf.cli.generate import generate
 
     generate(job)
+    return 0
+
+
+def _chat(argv: list[str]) -> int:
+    from rlhf.config.commands import ChatJob
+    from rlhf.config.parsing import parse
+
+    job = parse(ChatJob, argv, "rlhf chat", "model")
+    prepare_libraries()
+    from rlhf.cli.chat import chat
+
+    chat(job)
     return 0
 
 

@@ -100,21 +100,9 @@ class BestOfNJob:
 
 
 @dataclass(frozen=True)
-class GenerateJob:
-    """Generate responses with any model: to a prompt, to the prompts of a file, or in a chat."""
+class SamplingOptions:
+    """How a model answers: as set, else as in the PPO run that it comes from, else by the defaults."""
 
-    model: str | None = None
-    """The model: run folder, checkpoint folder, model folder or hub id."""
-    prompt: str | None = None
-    """A prompt to continue."""
-    file: str | None = None
-    """Dataset with a column `prompt`, in the formats of data.path."""
-    chat: bool = False
-    """Chat in the terminal: each line is a message, an empty line ends the chat."""
-    output: str | None = None
-    """Write prompts and responses to this jsonl file, which must not exist; null: print them."""
-    count: int = 1
-    """Responses per prompt."""
     max_new_tokens: int | None = None
     """Maximum length of a response, in tokens, including its end token; null: that of the model's PPO run, else 128, or
     what the context length leaves."""
@@ -133,12 +121,6 @@ class GenerateJob:
 
     def __post_init__(self):
         check_seed(self.seed)
-        check_set(self, "model")
-        if sum([self.prompt is not None, self.file is not None, self.chat]) != 1:
-            raise UserError("set one of prompt (a text), file (a file of prompts) and chat")
-        if self.prompt is not None and not self.prompt.strip():
-            raise UserError("prompt is empty, but must be a text to continue")
-        check(self.count > 0, "count", self.count, "positive")
         length, temperature, shortest = self.max_new_tokens, self.temperature, self.min_new_tokens
         check(length is None or length > 0, "max_new_tokens", length, "null or positive")
         check(temperature is None or temperature >= 0, "temperature", temperature, "null or at least 0")
@@ -146,6 +128,49 @@ class GenerateJob:
         check(shortest is None or 0 <= shortest < (length or shortest + 1), "min_new_tokens", shortest, limit)
         check(self.stop_ids is None or len(self.stop_ids) > 0, "stop_ids", self.stop_ids, "null or not empty")
         check(all(self.stop_strings or ()), "stop_strings", self.stop_strings, "without empty strings")
+
+
+@dataclass(frozen=True)
+class GenerateJob(SamplingOptions):
+    """Generate responses with any model: to a prompt or to the prompts of a file."""
+
+    model: str | None = None
+    """The model: run folder, checkpoint folder, model folder or hub id."""
+    prompt: str | None = None
+    """A prompt to continue."""
+    file: str | None = None
+    """Dataset with a column `prompt`, in the formats of data.path."""
+    output: str | None = None
+    """Write prompts and responses to this jsonl file, which must not exist; null: print them."""
+    count: int = 1
+    """Responses per prompt."""
+
+    def __post_init__(self):
+        check_set(self, "model")
+        if (self.prompt is None) == (self.file is None):
+            raise UserError("set one of prompt (a text) and file (a file of prompts); rlhf chat talks with a model")
+        if self.prompt is not None and not self.prompt.strip():
+            raise UserError("prompt is empty, but must be a text to continue")
+        check(self.count > 0, "count", self.count, "positive")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class ChatJob(SamplingOptions):
+    """Talk with a model in the terminal, by its tokenizer's chat template; without one, it continues each line."""
+
+    model: str | None = None
+    """The model: run folder, checkpoint folder, model folder or hub id."""
+    beside: bool = False
+    """Have the model that the run started from, or `other`, answer too."""
+    other: str | None = None
+    """A second model that answers beside the first; null: with beside, the one that the run started from."""
+    system: str | None = None
+    """System message of the conversation; null: that of the template, if it has one."""
+
+    def __post_init__(self):
+        check_set(self, "model")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ responses however they are batched, on however many processes, and after a resum
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ def sample(
     max_rows: int | None = None,
     engine: Engine = "auto",
     value_head: ValueHead | None = None,
+    on_token: Callable[[Int[Tensor, "N"]], None] | None = None,
 ) -> SampledTokens:
     """Continue every prompt until a stop token, a stop string, or for `max_new_tokens` tokens.
 
@@ -65,6 +66,7 @@ def sample(
         max_rows: responses sampled at once; None samples them all together.
         engine: see `rlhf.rollouts.engines`.
         value_head: with it, values are computed from the hidden states that the tokens are sampled from.
+        on_token: called with the tokens of the unfinished responses as soon as they are drawn, by the growing engine.
 
     Raises:
         UserError: the engine does not support the model.
@@ -77,6 +79,7 @@ def sample(
         max_new_tokens=max_new_tokens,
         stop_strings=stop_strings,
         value_head=value_head,
+        on_token=on_token,
     )
     n_rows = min(max_rows or len(request), len(request))
     is_static = use_static_engine(
@@ -130,6 +133,8 @@ def _sample_growing(lm: Any, request: SamplingRequest) -> SampledTokens:
         logprobs[rows, t] = torch.where(live, categorical_logprob(logits, token), 0)
         if values is not None and request.value_head is not None:
             values[rows, t] = torch.where(live, request.value_head(states), 0)
+        if request.on_token is not None:
+            request.on_token(token[live])
         # 3. which responses end here
         ends = torch.isin(token, stop_ids)
         if request.stop_strings is not None:

@@ -28,6 +28,8 @@ class SamplingRequest:
     stop_strings: StopStrings | None
     value_head: ValueHead | None = None
     """With it, the value of the state before each token is computed too."""
+    on_token: Callable[[Int[Tensor, "B"]], None] | None = None
+    """Called by the growing engine with the token of each unfinished response as soon as it is drawn."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

@@ -83,12 +83,14 @@ def sample_responses(
     prompts: Prompts,
     noise: Float[Tensor, "B R"] | None,
     as_old: bool = False,
+    on_token: Callable[[Int[Tensor, "N"]], None] | None = None,
 ) -> Rollout:
     """A response to every prompt, greedy without noise; log-probabilities, values and scores are still nan.
 
     Args:
         as_old: the sampler's log-probabilities are the rollout's old ones, and the values of a shared critic are
             computed while sampling; without a critic they are 0, and those of any other critic are still nan.
+        on_token: called with new tokens as soon as they are drawn; see `sample`.
     """
     with uncompiled(policy.lm):
         sampled = sample(
@@ -102,6 +104,7 @@ def sample_responses(
             max_rows=sampler.config.max_rows,
             engine=sampler.config.engine,
             value_head=policy.value_of if as_old and policy.critic == "shared" else None,
+            on_token=on_token,
         )
     if not bool(sampled.logprobs.isfinite().all()):
         raise UserError(

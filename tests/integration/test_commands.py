@@ -224,13 +224,6 @@ def test_resume_auto_starts_and_continues(capsys, config, job):
     assert steps == [1, 2, 3]
 
 
-def test_chat_ends_at_an_empty_line(capsys, models, monkeypatch):
-    lines = iter(["the film", ""])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    status, output = rlhf(capsys, "generate", models("llama", chat=True), "--chat", "--max_new_tokens", "3")
-    assert status == 0, output
-
-
 @pytest.mark.parametrize("script", ["train_sft.py", "train_reward.py", "train_dpo.py", "train_ppo.py"])
 def test_a_script_ends_with_one_line_for_an_unknown_setting(script, tmp_path):
     done = subprocess.run(
@@ -670,7 +663,6 @@ def test_temperature_0_is_greedy_and_the_same_for_every_seed(capsys, models):
         (["--prompt", " "], "prompt is empty"),
         (["--prompt", "the film is " * 60], "exceed the context length of"),
         (["--prompt", "the film", "--max_new_tokens", "500"], "exceed the context length of"),
-        (["--chat"], "the tokenizer has no chat template"),
     ],
 )
 def test_generate_refuses_before_it_samples(capsys, models, options, message):

@@ -5,13 +5,14 @@ and a win rate compares responses pair by pair.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from rlhf.config.scores import RewardConfig
 from rlhf.config.shared import EvalConfig
@@ -68,11 +69,25 @@ class EvaluatedResponse:
     """The `score` after the penalties of training; None where there are none, or no score."""
     data_set: str | None = None
     """The name of the prompt's data set, where there are several."""
+    token_values: list[float | None] | None = None
+    """The critic's value of the state before each token, as in `token_kl`; None where it was not asked for."""
+    token_advantages: list[float | None] | None = None
+    """The advantage of each token, likewise."""
 
 
 def held_out_indices(count: int, config: EvalConfig) -> list[int]:
     """Which of `count` held-out prompts are used: the same in every run on the same data."""
     return sorted(np.random.default_rng(0).permutation(count)[: config.prompts].tolist())
+
+
+@dataclass(frozen=True)
+class TokenDetails:
+    """Values and advantages of the first responses' tokens, which cost a forward pass of a critic of its own."""
+
+    count: int
+    """Of the responses, in the order of the prompts."""
+    advantages: Callable[[Rollout], Tensor | None]
+    """[B, R] from a rollout with values and scores after penalties; None where they cannot be computed."""
 
 
 @torch.no_grad()
@@ -91,6 +106,7 @@ def evaluate_responses(
     step: int = 0,
     noise_key: Sequence[int] = (),
     player: Player | None = None,
+    details: TokenDetails | None = None,
 ) -> list[EvaluatedResponse]:
     """Sample and score a response to each of the prompts `indices`, in their order.
 
@@ -103,6 +119,7 @@ def evaluate_responses(
         step: finished training steps, for sources that depend on it.
         noise_key: numbers that give further samples of the same prompts random numbers of their own.
         player: plays an episode of the environment for each prompt instead, whose rewards are the `score`.
+        details: what to add to the first responses.
 
     Raises:
         UserError: on all ranks, where a source fails on one.
@@ -127,9 +144,9 @@ def evaluate_responses(
                     length = sampler.config.max_new_tokens
                     noise = None if key is None else uniform_noise(key, rows, len(indices), length)
                     rollout = sample_responses(policy, sampler, batch, noise)
-                rollout = compute_logprobs_and_values(
-                    policy, reference, rollout, together, sampler.transform, RequestedOutputs(values=False)
-                )
+                shown = details if details is not None and rows[0] < details.count else None
+                outputs = RequestedOutputs(values=shown is not None)
+                rollout = compute_logprobs_and_values(policy, reference, rollout, together, sampler.transform, outputs)
             context = scoring_context(rollout, sampler.tokenizer, step)
             scores, failures = _score(rollout, sources, context, reward.on_error == "skip")
             if player is not None:
@@ -138,6 +155,8 @@ def evaluate_responses(
             errors += failures
             penalised = _penalised(rollout, scores, reward, max_tokens)
             evaluated = _evaluated(rollout, sampler.tokenizer, batch_indices, scores, penalised)
+            if shown is not None:
+                evaluated = _with_details(evaluated, rollout, penalised or scores.get("score"), rows, shown)
             if prompts.counts:
                 evaluated = [replace(r, data_set=prompts.columns[DATA_SET][r.index]) for r in evaluated]
             responses += evaluated
@@ -145,6 +164,37 @@ def evaluate_responses(
         responses, errors = gather_object(responses), gather_object(errors)
     check_errors(errors, reward)
     return sorted(responses, key=lambda response: response.index)
+
+
+def _with_details(
+    evaluated: list[EvaluatedResponse],
+    rollout: Rollout,
+    scores: Sequence[float | None] | None,
+    rows: Sequence[int],
+    details: TokenDetails,
+) -> list[EvaluatedResponse]:
+    """The responses with values and advantages, as far as `details` asks for them."""
+    numbers = [math.nan if score is None else score for score in scores or [None] * len(rows)]
+    rollout = replace(rollout, scores=torch.tensor(numbers, device=rollout.scores.device))
+    advantages = details.advantages(rollout)
+    detailed = []
+    for i, (response, row) in enumerate(zip(evaluated, rows, strict=True)):
+        if row < details.count:
+            text = mask_up_to_last(rollout.response_mask[i : i + 1])[0]
+            own = rollout.response_mask[i][text]
+            response = replace(
+                response,
+                token_values=_where(own, rollout.old_values[i][text]),
+                token_advantages=None if advantages is None else _where(own, advantages[i][text]),
+            )
+        detailed.append(response)
+    return detailed
+
+
+def _where(own: Tensor, values: Tensor) -> list[float | None]:
+    """Finite values of the policy's own tokens, and None for the others."""
+    pairs = zip(values.tolist(), own.tolist(), strict=True)
+    return [value if is_own and math.isfinite(value) else None for value, is_own in pairs]
 
 
 def _score(
@@ -209,12 +259,7 @@ def _evaluated(
                 prompt=prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt, True),
                 response=rollout.completions[i],
                 tokens=[tokenizer.decode([token]) for token in rollout.response_ids[i][text].tolist()],
-                token_kl=None
-                if log_ratios is None
-                else [
-                    value if own else None
-                    for value, own in zip(log_ratios[i][text].tolist(), mask[text].tolist(), strict=True)
-                ],
+                token_kl=None if log_ratios is None else _where(mask[text], log_ratios[i][text]),
                 token_logprobs=rollout.old_logprobs[i][mask].tolist(),
                 from_environment=None if bool(mask[text].all()) else (~mask[text]).tolist(),
                 scores={name: values[i] for name, values in scores.items()},

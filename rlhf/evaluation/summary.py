@@ -89,7 +89,7 @@ def _mean_with_interval(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -> list[dict[str, Any]]:
-    """The first `count` responses as rows of `samples.jsonl`, with the divergence of each token."""
+    """The first `count` responses as rows of `samples.jsonl`, with divergence, value and advantage of each token."""
     return [
         {
             "step": step,
@@ -99,8 +99,14 @@ def sample_rows(responses: Sequence[EvaluatedResponse], step: int, count: int) -
             "tokens": r.tokens,
             "scores": r.scores,
             "truncated": r.truncated,
-            "token_kl": None if r.token_kl is None else [None if x is None else round(x, 4) for x in r.token_kl],
+            "token_kl": _rounded(r.token_kl),
+            **({} if r.token_values is None else {"token_values": _rounded(r.token_values)}),
+            **({} if r.token_advantages is None else {"token_advantages": _rounded(r.token_advantages)}),
             **({} if r.from_environment is None else {"from_environment": r.from_environment}),
         }
         for r in responses[:count]
     ]
+
+
+def _rounded(values: Sequence[float | None] | None) -> list[float | None] | None:
+    return None if values is None else [None if value is None else round(value, 4) for value in values]

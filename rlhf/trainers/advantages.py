@@ -4,7 +4,7 @@ Every function takes the whole rollout batch, of all processes. With `samples_pe
 are responses to the same prompt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -117,6 +117,25 @@ def make_batch(
     if config.whitens:
         advantages = masked_whiten(advantages, loss_mask)
     return PPOBatch(rollout, rewards, advantages, returns, loss_mask)
+
+
+def sample_advantages(
+    rollout: Rollout, config: PPOConfig, kl_coef: float, reward: RewardConfig, scale: RunningScale | None = None
+) -> Float[Tensor, "B R"] | None:
+    """Advantages of held-out responses as training would estimate them, before whitening; None where it cannot.
+
+    Held-out responses have no group to be compared with, no exact KL, and no value behind their end.
+
+    Args:
+        rollout: with values, and with scores after penalties.
+    """
+    needs_exact_kl = kl_coef != 0 and config.kl_placement == "reward" and config.kl_estimator == "full"
+    if config.estimator != "gae" or needs_exact_kl or reward.truncated == "bootstrap":
+        return None
+    if rollout.ref_logprobs is None:
+        kl_coef = 0.0
+    plain = replace(config, whiten_advantages=False, whiten_rewards=False)
+    return make_batch(rollout, plain, kl_coef, reward, scale).advantages
 
 
 def estimate(

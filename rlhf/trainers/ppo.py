@@ -12,10 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from rlhf.config.jobs import PPOJob
 from rlhf.data.prompts import make_prompts
 from rlhf.errors import UserError
-from rlhf.evaluation.responses import evaluate_responses
+from rlhf.evaluation.responses import TokenDetails, evaluate_responses
 from rlhf.evaluation.summary import sample_rows
 from rlhf.models.build import choose_critic
 from rlhf.models.export import export_policy
@@ -29,7 +31,7 @@ from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.folder import RunFolder, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
-from rlhf.trainers.advantages import RunningScale, make_batch
+from rlhf.trainers.advantages import RunningScale, make_batch, sample_advantages
 from rlhf.trainers.equal_groups import equal_groups, refill
 from rlhf.trainers.evaluations import Evaluations, write_best_model
 from rlhf.trainers.live_health import LiveHealth
@@ -433,6 +435,7 @@ class PPOTrainer:
                 accelerator=self.accelerator,
                 step=self.state.step,
                 player=self.player,
+                details=self._token_details(),
             )
         summary, is_best = self.evaluations.add(responses, self.state)
         if self.is_custom_loop:  # train() checks this and the other health rules after each step
@@ -447,6 +450,17 @@ class PPOTrainer:
                 checkpoint.save_best(self.run.path, best_weights, self.state.step)
         self.run.log(self.accelerator, self.state.step, summary, "eval")
         return summary
+
+    def _token_details(self) -> TokenDetails | None:
+        """Values and advantages for the responses of `samples.jsonl`; None without a critic."""
+        job = self.job
+        if self.policy.critic is None:
+            return None
+
+        def advantages(rollout: Rollout) -> Tensor | None:
+            return sample_advantages(rollout, job.ppo, self.kl_coef.coef, job.reward, self.reward_scale)
+
+        return TokenDetails(job.eval.samples, advantages)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

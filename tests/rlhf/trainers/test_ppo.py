@@ -398,3 +398,27 @@ def test_scores_are_logged_for_each_of_several_data_sets(job, change, tmp_path):
     assert sets <= {"set/prompts/score", "set/hard/score"}
     assert sets
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_samples_have_the_values_and_advantages_of_their_tokens(job, change):
+    """With lambda and gamma 1, value and advantage add up to what is still to come: the score after penalties."""
+    trainer = PPOTrainer(change(job, ppo={"kl_coef": 0.0, "lam": 1.0}, reward={"missing_eos_penalty": 0.25}))
+    trainer.train()
+    rows = [json.loads(line) for line in Path(job.output, "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 4  # of two prompts, at the start and at the end
+    for row in rows:
+        final = -0.25 if row["truncated"] else row["scores"]["score"]
+        assert len(row["token_values"]) == len(row["token_advantages"]) == len(row["tokens"])
+        sums = [value + gain for value, gain in zip(row["token_values"], row["token_advantages"], strict=True)]
+        assert sums == pytest.approx([final] * len(sums), abs=2e-4)
+    assert any(value != 0 for row in rows for value in row["token_values"])
+
+
+@pytest.mark.parametrize(
+    "ppo", [{"estimator": "rloo", "samples_per_prompt": 4}, {"estimator": "grpo", "samples_per_prompt": 4}]
+)
+def test_samples_without_a_critic_have_no_values(job, change, ppo):
+    PPOTrainer(change(job, ppo=ppo)).train()
+    row = json.loads(Path(job.output, "samples.jsonl").read_text().splitlines()[0])
+    assert "token_values" not in row
+    assert "token_advantages" not in row

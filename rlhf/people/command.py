@@ -1,8 +1,6 @@
 """`rlhf compare`: make pairs, open the page, export what people prefer; or print the summary."""
 
-import importlib.util
 import secrets
-import signal
 import socket
 import threading
 from pathlib import Path
@@ -14,10 +12,8 @@ from rlhf.people.production import Production
 from rlhf.people.sources import open_source
 from rlhf.people.store import Store
 from rlhf.run.files import write_text
+from rlhf.web.serving import address_of, check_packages, listen, serve, tunnel
 
-FIRST_PORT = 8765
-PORTS = 50
-"""Ports that are tried where none is set."""
 EXPORT_EVERY = 30.0
 """Seconds between exports while the page is open; the database has every answer at once."""
 MARK = "<!-- rlhf compare: summary -->"
@@ -30,15 +26,13 @@ def compare(job: CompareJob) -> None:
     Raises:
         UserError: a package is missing, a source cannot be used, there is nothing to compare, or the port is taken.
     """
-    for package in ("starlette", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"rlhf compare needs {package}, which is not installed: pip install 'tabular-rlhf[people]'")
+    check_packages("rlhf compare")
     assert job.annotator is not None
     output = Path(job.output).expanduser()
     source = open_source(job) if job.sources else None
     if source is None and not output.with_name(f"{output.name}.db").exists():
         raise UserError(f"{job.output} has no comparison to continue; name what to compare: `rlhf compare SOURCE`")
-    listener = _listen(job.host, job.port)
+    listener = listen(job.host, job.port)
     store = Store(job.output, seed=job.seed, repeats=job.repeats, overlap=job.overlap)
     production = Production(source, store, job.reward_model, job.order == "uncertain")
     try:
@@ -57,61 +51,25 @@ def compare(job: CompareJob) -> None:
     print(f"reward model: rlhf reward --model.path MODEL --data.path {job.output}")
 
 
-def _listen(host: str, port: int | None) -> socket.socket:
-    """A socket that is bound but not yet served, so that its port can be printed.
-
-    Raises:
-        UserError: the port is taken, or the address is none of this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    ports = range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]
-    problem: OSError | None = None
-    for candidate in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, candidate))
-            listener.listen()  # a browser that is quicker than the server waits
-            return listener
-        except OSError as error:
-            listener.close()
-            problem = error
-    assert problem is not None
-    named = f"port is {port}, which" if port is not None else f"host is {host}, which"
-    raise UserError(f"{named} cannot be listened on ({problem.strerror}); name another") from problem
-
-
 def _serve(job: CompareJob, store: Store, production: Production, listener: socket.socket) -> None:
     """Serve until a signal, and export now and then."""
-    import uvicorn
-
     from rlhf.people.server import make_app
 
     assert job.annotator is not None
     token = secrets.token_urlsafe(24)
     app = make_app(store, job.annotator, token, host=job.host, production=production)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))
-    host, port = job.host, listener.getsockname()[1]
-    name = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
-    print(f"\n{job.annotator} compares at\n\n    http://{name}:{port}/?token={token}\n")
-    print(f"Preferences are saved at once in {store.path}. From another machine: ssh -L {port}:127.0.0.1:{port} HOST")
+    port = listener.getsockname()[1]
+    print(f"\n{job.annotator} compares at\n\n    {address_of(job.host, port, token)}\n")
+    print(f"Preferences are saved at once in {store.path}. From another machine: {tunnel(port)}")
     print("Ctrl-C ends and writes the preferences; the same command continues.", flush=True)
     ended = threading.Event()
     exporter = threading.Thread(target=_export_now_and_then, args=(store, ended), daemon=True)
     exporter.start()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # so that it exports too
     try:
-        server.run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
+        serve(app, listener)
     finally:
         ended.set()
         exporter.join()
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _export_now_and_then(store: Store, ended: threading.Event) -> None:

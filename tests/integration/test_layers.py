@@ -26,9 +26,11 @@ MAY_IMPORT = {
     "evaluation": _LAYERS - {"evaluation"},
     "trainers": _LAYERS | {"report.report", "report.health", "report.model_card"},
     "report": {"errors", "run.files", "run.lock", "run.trends"},
-    "people": _LAYERS - {"environments", "evaluation"},
+    "web": {"errors"},
+    "people": (_LAYERS - {"environments", "evaluation"}) | {"web"},
+    "watch": {"config", "errors", "report", "run", "web"},
     "demo": _LAYERS | {"trainers", "report"},
-    "cli": _LAYERS | {"trainers", "report", "people", "demo"},
+    "cli": _LAYERS | {"trainers", "report", "people", "demo", "watch"},
 }
 """For each folder or file of rlhf: the folders and modules that its modules may import, its own folder aside."""
 

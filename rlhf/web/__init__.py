@@ -1,0 +1,1 @@
+"""Local web pages: the security and the start of the servers of `rlhf compare` and `rlhf watch`."""

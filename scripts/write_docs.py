@@ -27,6 +27,7 @@ from rlhf.config.commands import (
     ReplayJob,
     ReportJob,
     StatusJob,
+    WatchJob,
 )
 from rlhf.config.compare import CompareJob
 from rlhf.config.jobs import DPOJob, PPOJob, RewardJob, SFTJob
@@ -46,6 +47,7 @@ JOBS: dict[str, type] = {
     "rlhf serve-reward": ServeRewardJob,
     "rlhf compare": CompareJob,
     "rlhf status": StatusJob,
+    "rlhf watch": WatchJob,
     "rlhf report": ReportJob,
     "rlhf push": PushJob,
     "rlhf replay": ReplayJob,

@@ -24,7 +24,8 @@ COMMANDS = {
     "chat": "talk with a model in the terminal, or with start and trained model side by side",
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "status": "print all runs of a folder as a table, with warnings and the time left",
-    "report": "write the report of a run as one HTML page",
+    "watch": "show all runs of a folder in a local page while they go",
+    "report": "write the report of a run as one HTML page, or of several runs laid over one another",
     "push": "upload a run's model with its card to the Hugging Face hub",
     "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",
@@ -270,16 +271,37 @@ def _status(argv: list[str]) -> int:
     return 0
 
 
-def _report(argv: list[str]) -> int:
-    from rlhf.config.commands import ReportJob
+def _watch(argv: list[str]) -> int:
+    from rlhf.config.commands import WatchJob
     from rlhf.config.parsing import parse
 
-    job = parse(ReportJob, argv, "rlhf report", "run")
+    job = parse(WatchJob, argv, "rlhf watch", "folder")
+    from rlhf.watch.command import watch
+
+    watch(job)
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    from rlhf.config.commands import ReportJob
+    from rlhf.config.parsing import parse, to_options
+
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    words, options = argv[1:count], argv[:1] + argv[count:]
+    named = to_options(ReportJob, {"others": words}) if words else []
+    job = parse(ReportJob, [*options[:1], *named, *options[1:]], "rlhf report", "run")
     from rlhf.report.report import write_report
 
     assert job.run is not None
+    output = Path(job.output).expanduser() if job.output is not None else None
     try:
-        print(write_report(Path(job.run), Path(job.output) if job.output is not None else None))
+        if job.others:
+            from rlhf.watch.static import write_overlay
+
+            folders = [Path(name).expanduser() for name in (job.run, *job.others)]
+            print(write_overlay(folders, output or Path("runs.html")))
+        else:
+            print(write_report(Path(job.run).expanduser(), output))
     except OSError as error:
         raise UserError(f"{error.filename or job.output}: {error.strerror or error}") from error
     return 0

@@ -175,12 +175,14 @@ class ChatJob(SamplingOptions):
 
 @dataclass(frozen=True)
 class ReportJob:
-    """Write the report of a run as one self-contained HTML page."""
+    """Write the report of a run as one self-contained HTML page, or one that lays several runs over one another."""
 
     run: str | None = None
     """Run folder."""
+    others: list[str] = field(default_factory=list)
+    """Further run folders, to compare with; `rlhf report A B` sets them."""
     output: str | None = None
-    """HTML file to write; null: report.html in the run folder."""
+    """HTML file to write; null: report.html in the run folder, and runs.html here for several."""
 
     def __post_init__(self):
         check_set(self, "run")
@@ -192,6 +194,21 @@ class StatusJob:
 
     folder: str = "runs"
     """Folder in which runs are looked for, up to three folders deep."""
+
+
+@dataclass(frozen=True)
+class WatchJob:
+    """Show all runs of a folder in a local page while they go: curves, warnings, settings, samples."""
+
+    folder: str = "runs"
+    """Folder in which runs are looked for, up to three folders deep."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is reached from this machine alone; the page has no encryption."""
+    port: int | None = None
+    """Port to listen on; null: the first free one from 8765 on."""
+
+    def __post_init__(self):
+        check(self.port is None or 0 <= self.port < 65536, "port", self.port, "null or from 0 to 65535")
 
 
 @dataclass(frozen=True)

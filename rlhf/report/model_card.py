@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf.report.health import health_warnings, selection_score
 from rlhf.report.numbers import Row, duration, finite, number, parameters, percent
-from rlhf.report.run_files import Run, load, setting
+from rlhf.report.run_files import Run, load, setting, stage_of
 from rlhf.run.files import write_text
 
 STAGES = {
@@ -65,7 +65,7 @@ def model_card(run: Run, files: set[str], base: str | None = None) -> str:
     """
     if base is not None:
         run = replace(run, config={**run.config, "model": {**(setting(run.config, "model") or {}), "path": base}})
-    stage = next((name for name in ("ppo", "dpo") if name in run.config), "reward" if "ties" in run.config else "sft")
+    stage = stage_of(run.config)
     is_adapter = "adapter_config.json" in files
     before, after = exported_evaluations(run, stage)
     sections = [

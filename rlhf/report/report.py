@@ -36,7 +36,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
         UserError: `run_dir` does not exist, has no metrics, its config or environment cannot be read, or `output` is
             a file that is no report.
     """
-    if output is not None and output.exists() and not _is_report(output):
+    if output is not None and output.exists() and not is_report(output):
         raise UserError(f"{output} exists and is no report; name another file with --output")
     page = render(load(run_dir))
     output = output or run_dir / "report.html"
@@ -45,7 +45,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     return output
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
     """Whether a path is a page of ours, which a new one may replace."""
     return path.is_file() and GENERATOR in path.read_bytes()[:1000]
 

@@ -100,3 +100,8 @@ def setting(config: Row, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def stage_of(config: Row) -> str:
+    """The stage of a run by its settings: ppo, dpo, reward or sft."""
+    return next((name for name in ("ppo", "dpo") if name in config), "reward" if "ties" in config else "sft")

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.report.health import HealthWarning, health_warnings
 from rlhf.report.numbers import NAN, duration, finite, number
-from rlhf.report.run_files import load
+from rlhf.report.run_files import load, setting
 from rlhf.run.lock import check_unlocked
 
 DEPTH = 3
@@ -60,13 +60,10 @@ def status_of(folder: Path, root: Path) -> RunStatus:
         UserError: its files cannot be read.
     """
     run = load(folder)
-    state = _state(folder)
+    state = state_of(folder)
     step = run.rows[-1]["step"]
-    total = _total_steps(run.config)
-    seconds = run.metric("time/step")[-RECENT:]
-    left = NAN
-    if state == "running" and total is not None and np.isfinite(seconds).any():
-        left = (total - step) * float(np.nanmedian(seconds))
+    total = total_steps(run.config)
+    left = seconds_left(step, total, run.metric("time/step")[-RECENT:]) if state == "running" else NAN
     newest = run.rows[-1]
     return RunStatus(
         name=folder.resolve().name if folder == root else str(folder.relative_to(root)),
@@ -81,7 +78,12 @@ def status_of(folder: Path, root: Path) -> RunStatus:
     )
 
 
-def _state(folder: Path) -> Literal["running", "finished", "stopped"]:
+def seconds_left(step: int, total: int | None, recent: np.ndarray) -> float:
+    """The time that a run still takes, by the median of its newest steps' seconds; nan where that is unknown."""
+    return (total - step) * float(np.nanmedian(recent)) if total is not None and np.isfinite(recent).any() else NAN
+
+
+def state_of(folder: Path) -> Literal["running", "finished", "stopped"]:
     """Whether a process writes to a run, or it has written its model."""
     try:
         check_unlocked(folder)
@@ -90,11 +92,12 @@ def _state(folder: Path) -> Literal["running", "finished", "stopped"]:
     return "finished" if (folder / "model").is_dir() else "stopped"
 
 
-def _total_steps(config: Any) -> int | None:
-    ppo = config.get("ppo")
-    if not isinstance(ppo, dict) or not ppo.get("rollout_batch_size"):
+def total_steps(config: Any) -> int | None:
+    """The steps of a whole PPO run by its settings; None for other stages, whose steps depend on their data."""
+    episodes, batch = (setting(config, f"ppo.{name}") for name in ("total_episodes", "rollout_batch_size"))
+    if not isinstance(episodes, int) or not isinstance(batch, int) or batch < 1:
         return None
-    return -(-ppo["total_episodes"] // ppo["rollout_batch_size"])
+    return -(-episodes // batch)
 
 
 def status_table(folder: Path) -> tuple[Any, list[tuple[str, str]]]:

@@ -8,6 +8,7 @@ locked.
 import json
 import os
 import platform
+import time
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+ATTEMPTS, PAUSE = 5, 0.05
+"""Times that a lock is tried again, and the seconds between."""
 _held: dict[Path, IO[str]] = {}
 """Lock files of this process, by folder: a process does not keep itself out."""
 
@@ -61,6 +64,13 @@ def unlock(folder: Path) -> None:
 
 def _lock(file: IO[str], kind: int, folder: Path) -> None:
     assert fcntl is not None
+    # `check_unlocked` of a program that only looks holds a shared lock for a moment.
+    for _ in range(ATTEMPTS if kind == fcntl.LOCK_EX else 0):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        except OSError:
+            time.sleep(PAUSE)
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -136,7 +136,7 @@ class Reader:
         return {"steps": steps, "step": chosen, "rows": [dict(row) for row in rows if row["step"] == chosen]}
 
 
-def thin(steps: np.ndarray, values: np.ndarray) -> dict[str, list[float]] | None:
+def thin(steps: np.ndarray, values: np.ndarray) -> dict[str, list[float] | list[int]] | None:
     """A curve of at most `BUCKETS` points: x and mean of each part, and its minimum and maximum where it has several.
 
     None where no value is finite.

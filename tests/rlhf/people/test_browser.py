@@ -1,8 +1,6 @@
 """The page in a real headless Chromium: pairs compared by keys and by buttons, every text, lost connections."""
 
-import importlib.util
 import json
-import shutil
 import time
 
 import pytest
@@ -11,45 +9,15 @@ from rlhf.people.pairs import Pair
 from rlhf.people.production import Production
 from rlhf.people.store import Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def open_page(browser):
-    """`open_page(client, width=..., color_scheme=...)`: the page; errors, requests to elsewhere and dialogs fail."""
-    contexts, problems = [], []
-
-    def start(client, width=1280, height=800, path="/", **options):
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.on("request", lambda r: problems.append(r.url) if not r.url.startswith("http://127.0.0.1:") else None)
-        page.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
-        page.goto(f"http://127.0.0.1:{client.port}{path}?token={client.token}")
-        return page
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert not problems
+def open_page(open_address):
+    """`open_page(client, path="/", ...)`: the page of a server."""
+    return lambda client, path="/", **options: open_address(
+        f"http://127.0.0.1:{client.port}{path}?token={client.token}", **options
+    )
 
 
 def sides(page):

@@ -25,7 +25,7 @@ COMMANDS = {
     "serve-reward": "answer requests for scores over HTTP, with any reward source",
     "status": "print all runs of a folder as a table, with warnings and the time left",
     "watch": "show all runs of a folder in a local page while they go",
-    "report": "write the report of a run as one HTML page, or of several runs laid over one another",
+    "report": "write the report of a run as one HTML page, or of several runs over common axes",
     "push": "upload a run's model with its card to the Hugging Face hub",
     "replay": "show again why a run skipped an optimizer step",
     "demo": "run all stages on film reviews, in minutes on a CPU",

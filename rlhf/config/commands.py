@@ -175,7 +175,7 @@ class ChatJob(SamplingOptions):
 
 @dataclass(frozen=True)
 class ReportJob:
-    """Write the report of a run as one self-contained HTML page, or one that lays several runs over one another."""
+    """Write the report of a run as one self-contained HTML page, or one of several runs over common axes."""
 
     run: str | None = None
     """Run folder."""

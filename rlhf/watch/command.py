@@ -25,7 +25,7 @@ def watch(job: WatchJob) -> None:
     listener = listen(job.host, job.port)
     token, port = secrets.token_urlsafe(24), listener.getsockname()[1]
     try:
-        print(f"\n{len(runs.list())} runs of {folder} at\n\n    {address_of(job.host, port, token)}\n")
+        print(f"\n{len(runs.list())} runs in {folder}, at\n\n    {address_of(job.host, port, token)}\n")
         print(f"Runs that start later appear by themselves. From another machine: {tunnel(port)}")
         print("Ctrl-C ends the page; it does not touch the runs.", flush=True)
         serve(make_app(runs, token, job.host), listener)

@@ -141,10 +141,10 @@ def thin(steps: np.ndarray, values: np.ndarray) -> dict[str, list[float] | list[
 
     None where no value is finite.
     """
-    known = np.isfinite(values)
-    if not known.any():
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
         return None
-    steps, values = steps[known], values[known]
+    steps, values = steps[is_finite], values[is_finite]
     if len(values) <= BUCKETS:
         return {"x": steps.astype(int).tolist(), "y": [_short(v) for v in values]}
     parts = np.array_split(np.arange(len(values)), BUCKETS)

@@ -37,17 +37,17 @@ def own_hosts(host: str) -> set[str] | None:
     return None if host in ("0.0.0.0", "::") else {"127.0.0.1", "localhost", "::1", host}
 
 
-def check_token(request: Request, token: str, command: str, given: str | None = None) -> None:
+def check_token(request: Request, token: str, command: str, sent: str | None = None) -> None:
     """Refuse a request without the token.
 
     Args:
         command: printed the address with the token.
-        given: the token of the address; None: that of the header `Authorization`.
+        sent: the token of the address; None: that of the header `Authorization`.
     """
-    if given is None:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        given = given if scheme == "Bearer" else ""
-    if not secrets.compare_digest(given.encode(), token.encode()):
+    if sent is None:
+        scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+        sent = sent if scheme == "Bearer" else ""
+    if not secrets.compare_digest(sent.encode(), token.encode()):
         raise HTTPException(401, f"open the address that `{command}` printed, with its token")
 
 

@@ -111,6 +111,7 @@ async function refresh() {
     for (const run of stale) {
       const detail = await detailOf(run.name);
       if (detail) details.set(run.name, detail);
+      showDetails(); // the first run is drawn while the others are read
     }
     if (stale.length || !before.size) {
       showDetails();
@@ -451,7 +452,7 @@ function response(name, row, title) {
   if (row.truncated) facts.push("cut at the limit");
   const text = make("div", { class: "text", dir: "auto" });
   const pieces = tokens(row);
-  if (!row.response?.length && !pieces) text.append(make("span", { class: "empty" }, "(no text)"));
+  if (!row.response && !row.from_environment) text.append(make("span", { class: "empty" }, "(no text)"));
   else text.append(...(pieces ?? [row.response]));
   return make("div", { class: "side" }, make("div", { class: "head" }, swatch(name), make("b", {}, title), ...facts.map((fact) => make("span", {}, fact))), text);
 }

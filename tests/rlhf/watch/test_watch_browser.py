@@ -20,6 +20,12 @@ HEBREW = "שלום, זה סרט טוב"
 
 
 @pytest.fixture
+def expect():
+    """Waits until a locator is as expected."""
+    return pytest.importorskip("playwright.sync_api").expect
+
+
+@pytest.fixture
 def open_page(serve_app, open_address, tmp_path):
     """`open_page("#?run=a", width=360)`: the page of `tmp_path / "runs"`."""
 
@@ -30,24 +36,23 @@ def open_page(serve_app, open_address, tmp_path):
     return start
 
 
-def test_runs_are_laid_over_one_another_and_settings_that_differ_are_listed(make_run, open_page):
+def test_runs_are_laid_over_one_another_and_settings_that_differ_are_listed(make_run, open_page, expect):
     make_run("a", lr=1e-5)
     make_run("b", lr=2e-5)
     page = open_page()
     page.wait_for_selector("figure[data-chart='Score against KL']")
     assert page.locator("figure[data-chart=Score] path.line").count() == 2
-    assert page.locator("#differences tbody tr").all_inner_texts() == ["ppo.lr\t2e-05\t1e-05"] or page.locator(
-        "#differences tbody tr"
-    ).all_inner_texts() == ["ppo.lr\t1e-05\t2e-05"]
-    page.get_by_label("b", exact=False).first.uncheck()
-    page.wait_for_function("document.querySelectorAll('figure[data-chart=Score] path.line').length === 1")
+    [difference] = page.locator("#differences tbody tr").all_inner_texts()
+    assert sorted(difference.split()) == ["1e-05", "2e-05", "ppo.lr"]
+    page.uncheck("[data-run=b]")
+    expect(page.locator("figure[data-chart=Score] path.line")).to_have_count(1)
     assert "Choose two runs" in page.inner_text("#differences")
     page.click("#other summary")
     page.fill("#metric-filter", "time")
     assert page.locator("#other-charts figure").count() == 1
 
 
-def test_samples_are_found_by_score_text_and_order_and_the_address_reopens_the_view(make_run, open_page):
+def test_samples_are_found_by_score_text_and_order_and_the_address_reopens_the_view(make_run, open_page, expect):
     make_run("a")
     page = open_page()
     page.wait_for_selector(".sample")
@@ -55,11 +60,12 @@ def test_samples_are_found_by_score_text_and_order_and_the_address_reopens_the_v
     page.select_option("#order", "best")
     assert "prompt 11" in page.locator(".sample").first.inner_text()
     page.fill("#search", "text 7")
-    page.wait_for_function("document.querySelectorAll('.sample').length === 1")
+    expect(page.locator(".sample")).to_have_count(1)
     page.fill("#search", "")
     page.locator(".bars button:not([disabled])").first.click()
-    page.wait_for_function("document.querySelectorAll('.sample').length < 5")
+    expect(page.locator("#shown")).not_to_have_text("10 of 12 prompts")
     shown = page.inner_text("#shown")
+    assert page.locator(".sample").count() < 5
     page.select_option("#colour", "token_values")
     assert page.locator(".sample span.less-4").count() > 0
     page.reload()
@@ -68,10 +74,10 @@ def test_samples_are_found_by_score_text_and_order_and_the_address_reopens_the_v
     assert page.input_value("#order") == "best"
     assert page.input_value("#colour") == "token_values"
     page.get_by_role("button", name="Over time").first.click()
-    page.wait_for_function("document.querySelectorAll('.side').length === 2")
+    expect(page.locator(".side")).to_have_count(2)
     assert "One prompt at 2 evaluations" in page.inner_text("#shown")
     page.get_by_role("button", name="All prompts").click()
-    page.wait_for_function("document.querySelectorAll('.sample').length > 1")
+    page.wait_for_selector(".sample ~ .sample")
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -114,12 +120,8 @@ def test_a_running_ppo_is_followed(open_page, job, change, tmp_path):
         page.locator("#runs input").first.check()
         page.wait_for_selector("figure[data-chart=Score] path.line", timeout=20_000)
         assert run.wait(100) == 0
-        page.wait_for_function(
-            "document.querySelector('#runs .state').textContent.includes('finished')", timeout=20_000
-        )
-        page.wait_for_function(
-            "document.querySelector('#runs .facts').textContent.includes('step 40/40')", timeout=20_000
-        )
+        page.wait_for_selector("#runs .state:has-text('finished')", timeout=20_000)
+        page.wait_for_selector("#runs .facts:has-text('step 40/40')", timeout=20_000)
         assert page.locator("figure[data-chart='Explained variance']").count() == 1
     finally:
         run.kill()
@@ -134,7 +136,7 @@ def test_the_page_is_usable_by_keyboard(make_run, open_page):
     assert page.evaluate("document.activeElement.id") in ("main", "")
     page.focus("#runs input")
     page.keyboard.press("Space")
-    page.wait_for_function("!document.querySelector('#nothing').hidden")
+    page.wait_for_selector("#nothing:not([hidden])")
     assert page.evaluate("document.activeElement.dataset.run") == "a"
 
 

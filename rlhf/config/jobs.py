@@ -23,7 +23,7 @@ from rlhf.config.shared import (
 from rlhf.config.training import TrainingConfig
 from rlhf.errors import UserError
 
-Tracker = Literal["tensorboard", "wandb"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class TrainingJob:
     resume: str | None = None
     """`auto`: continue from the newest checkpoint in output, or start if there is none; or a checkpoint folder."""
     trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
-    """Experiment trackers that log the metrics besides metrics.jsonl: tensorboard, wandb."""
+    """Experiment trackers that get the metrics besides metrics.jsonl, and samples where they have tables: tensorboard,
+    wandb, trackio, mlflow, swanlab."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 

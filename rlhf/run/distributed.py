@@ -1,6 +1,5 @@
 """One run on several processes: opening the accelerator, raising on all ranks, ending a launched process."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 from rlhf.errors import INTERRUPTED, UserError
 from rlhf.run.allocator import keep_freed_memory
+from rlhf.run.trackers import check_installed
 
 
 def open_accelerator(
@@ -41,9 +41,7 @@ def open_accelerator(
     from rlhf.run.precision import usable_precision
     from rlhf.run.slow_setups import Machine, slow_setups
 
-    for tracker in trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"trackers names {tracker}, which is not installed; pip install {tracker}")
+    check_installed(trackers)
     # Without a GPU and without this argument, every launched process would believe that it is the only one.
     cpu = not torch.accelerator.is_available()
     mixed_precision = usable_precision(mixed_precision, cpu)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from rlhf.errors import UserError
 from rlhf.run.distributed import raise_on_all_ranks
 from rlhf.run.files import replacing, write_text
 from rlhf.run.lock import LOCK, check_unlocked, lock, unlock
+from rlhf.run.trackers import PROJECT, init_options, log_samples
 
 REFERENCE_LOGPROBS = "reference_logprobs.safetensors"
 """The file of DPO's reference, which is written before the first step."""
@@ -94,7 +95,13 @@ class RunFolder:
             self._texts = {"config.yaml": config, "environment.json": json.dumps(environment, indent=2) + "\n"}
             self._write_texts()
         accelerator.wait_for_everyone()
-        accelerator.init_trackers("rlhf", config={name: str(value) for name, value in flat_settings(job).items()})
+        settings = {name: str(value) for name, value in flat_settings(job).items()}
+        options = init_options(self.path.resolve().name)
+        with raise_on_all_ranks(accelerator):
+            try:
+                accelerator.init_trackers(PROJECT, config=settings, init_kwargs=options)
+            except Exception as error:  # of any kind: trackers write to disks and to servers
+                raise UserError(f"a tracker of trackers cannot start: {type(error).__name__}: {error}") from error
 
     def close(self, accelerator: Any) -> None:
         """End the trackers and the process group, and let other processes write to the folder. Called on every rank."""
@@ -148,12 +155,22 @@ class RunFolder:
         if accelerator.is_main_process:
             self.append(name, [{"step": step, **values} | ({"warnings": list(warnings)} if warnings else {})])
         prefix = "" if name == "metrics" else f"{name}/"
-        if self._trackers_work:
-            try:
-                accelerator.log({prefix + key: value for key, value in values.items()}, step=step)
-            except Exception as error:  # of any kind: trackers write to disks and to servers
-                self._trackers_work = False
-                print(f"warning: nothing more is sent to the trackers, because of: {error}", file=sys.stderr)
+        self._track(lambda: accelerator.log({prefix + key: value for key, value in values.items()}, step=step))
+
+    def log_samples(self, accelerator: Any, step: int, rows: list[dict[str, Any]]) -> None:
+        """Add the samples of an evaluation to `samples.jsonl` and to trackers that have tables. On the main process."""
+        self.append("samples", rows)
+        self._track(lambda: log_samples(accelerator.trackers, step, rows))
+
+    def _track(self, send: Callable[[], None]) -> None:
+        """Send something to the trackers; after a failure, nothing more."""
+        if not self._trackers_work:
+            return
+        try:
+            send()
+        except Exception as error:  # of any kind: trackers write to disks and to servers
+            self._trackers_work = False
+            print(f"warning: nothing more is sent to the trackers, because of: {error}", file=sys.stderr)
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add rows to `name`.jsonl. Rows that cannot be written wait in memory, and are written with later ones."""

@@ -445,7 +445,8 @@ class PPOTrainer:
         if self.accelerator.is_main_process:
             if self.state.step == 0:
                 self.run.append("start", self.evaluations.start_scores or [])
-            self.run.append("samples", sample_rows(responses, self.state.step, self.job.eval.samples))
+            rows = sample_rows(responses, self.state.step, self.job.eval.samples)
+            self.run.log_samples(self.accelerator, self.state.step, rows)
             if is_best:
                 checkpoint.save_best(self.run.path, best_weights, self.state.step)
         self.run.log(self.accelerator, self.state.step, summary, "eval")

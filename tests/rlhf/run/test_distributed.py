@@ -8,7 +8,7 @@ from rlhf.run.distributed import open_accelerator
 
 
 def test_tracker_that_is_not_installed_is_rejected(tmp_path):
-    with pytest.raises(UserError, match="trackers names no_such_tracker, which is not installed"):
+    with pytest.raises(UserError, match="no_such_tracker, which is not installed: pip install"):
         open_accelerator(str(tmp_path), None, ["no_such_tracker"], 0)
 
 

@@ -25,7 +25,7 @@ class SingleProcess:
     def wait_for_everyone(self):
         pass
 
-    def init_trackers(self, name, config):
+    def init_trackers(self, name, config, init_kwargs):
         self.settings = config
 
     def log(self, values, step):

@@ -32,11 +32,11 @@ def split_preferences(config: DataConfig, seed: int, with_ties: bool = False) ->
         UserError: a file cannot be read, or no preference is left.
     """
     rows, held_out = split_rows(config, seed)
-    if "choice" not in rows.column_names:
+    if not is_compared(rows):
         return rows, held_out, ""
     if has_held_out_rows(config):
         training, note = _usable(rows, config.path, with_ties)
-        if held_out is not None and "choice" in held_out.column_names:
+        if held_out is not None and is_compared(held_out):
             held_out, _ = _usable(held_out, config.eval_path or config.path, with_ties=False)
         return training, held_out, note
     everything, note = _usable(load_rows(config.path or "", config.split), config.path, with_ties)
@@ -45,6 +45,11 @@ def split_preferences(config: DataConfig, seed: int, with_ties: bool = False) ->
     inside = [i for i, pair in enumerate(everything["pair"]) if pair not in for_evaluation]
     outside = [i for i, pair in enumerate(everything["pair"]) if pair in for_evaluation and not everything["tie"][i]]
     return _select(everything, inside), _select(everything, outside) if outside else None, note
+
+
+def is_compared(rows: Any) -> bool:
+    """Whether rows are those of a file that `rlhf compare` wrote."""
+    return "choice" in rows.column_names
 
 
 def _select(rows: ComparedRows, indices: Sequence[int]) -> ComparedRows:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlhf.people.agreement import Share, agreement, krippendorff_alpha
+from rlhf.data.agreement import Share, agreement, first_answers, krippendorff_alpha, labels_by_pair, self_consistency
 from rlhf.people.pairs import other
 from rlhf.people.store import Store
 from rlhf.people.win_rates import OriginResult, Outcome, compare_origins
@@ -63,24 +63,18 @@ def summarise(store: Store) -> Summary:
     """The summary of all answers in a store."""
     rows = store.rows()
     names = sorted({row["annotator"] for row in rows})
-    labels: dict[str, list[str]] = {}
-    for row in _first_answers(rows):
-        labels.setdefault(row["pair"], []).append(row["choice"])
+    labels = labels_by_pair(rows)
     return Summary(
         pairs=store.count(),
         compared=len(labels),
         identical=store.identical(),
         everybody=_of_rows("everybody", rows),
         annotators=[_of_rows(name, [row for row in rows if row["annotator"] == name]) for name in names],
-        seen_by_two=sum(len(choices) > 1 for choices in labels.values()),
-        agreement=agreement(list(labels.values())),
-        alpha=krippendorff_alpha(list(labels.values())),
+        seen_by_two=sum(len(choices) > 1 for choices in labels),
+        agreement=agreement(labels),
+        alpha=krippendorff_alpha(labels),
         origins=compare_origins(_outcomes(rows)),
     )
-
-
-def _first_answers(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if not row["repeat"] and row["choice"] != "skip"]
 
 
 def _of_rows(name: str, rows: Sequence[Row]) -> AnnotatorSummary:
@@ -95,7 +89,7 @@ def _of_rows(name: str, rows: Sequence[Row]) -> AnnotatorSummary:
         skipped=sum(row["choice"] == "skip" for row in rows),
         seconds=median(seconds) if seconds else None,
         left=_share(row["choice"] == row["left"] for row in decided),
-        consistent=_consistent(rows),
+        consistent=self_consistency(rows),
         longer=_prefers_higher(decided, lambda row, answer: len(row[answer])),
         reward_model=_prefers_higher(decided, lambda row, answer: row[f"score_{answer}"]),
     )
@@ -104,13 +98,6 @@ def _of_rows(name: str, rows: Sequence[Row]) -> AnnotatorSummary:
 def _share(values: Any) -> Share:
     values = list(values)
     return Share(sum(values), len(values))
-
-
-def _consistent(rows: Sequence[Row]) -> Share:
-    first = {(row["annotator"], row["pair"]): row["choice"] for row in _first_answers(rows)}
-    second = [row for row in rows if row["repeat"] and row["choice"] != "skip"]
-    pairs = [(first.get((row["annotator"], row["pair"])), row["choice"]) for row in second]
-    return _share(a == b for a, b in pairs if a is not None)
 
 
 def _prefers_higher(decided: Sequence[Row], value: Any) -> Share:
@@ -125,7 +112,7 @@ def _outcomes(rows: Sequence[Row]) -> list[Outcome]:
     """One outcome for each pair: the mean over those who compared it."""
     points: dict[str, list[float]] = {}
     origins: dict[str, tuple[str, str]] = {}
-    for row in _first_answers(rows):
+    for row in first_answers(rows):
         points.setdefault(row["pair"], []).append({"a": 1.0, "tie": 0.5, "b": 0.0}[row["choice"]])
         origins[row["pair"]] = (row["origin_a"], row["origin_b"])
     return [Outcome(*origins[pair], sum(values) / len(values)) for pair, values in points.items()]

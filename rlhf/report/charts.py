@@ -38,6 +38,13 @@ def _thin(values: np.ndarray, buckets: int = 200) -> np.ndarray:
     return np.array(sorted(keep))
 
 
+def round_step(rough: float, whole: bool = False) -> float:
+    """The next 1, 2, 2.5 or 5 times a power of ten, for ticks and bars; with `whole`, a whole number."""
+    base = 10.0 ** math.floor(math.log10(rough))
+    steps = [base * m for m in (1, 2, 2.5, 5, 10) if not whole or (base * m).is_integer()]
+    return next(step for step in steps if step >= 0.999 * rough)
+
+
 # ---------------------------------------------------------------------------------------------------- shapes
 
 
@@ -67,10 +74,7 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """(position, label) of a few round numbers."""
-        rough = (self.high - self.low) / 4
-        base = 10.0 ** math.floor(math.log10(rough))
-        steps = [base * m for m in (1, 2, 2.5, 5, 10) if not self.whole or (base * m).is_integer()]
-        step = next(step for step in steps if step >= 0.999 * rough)
+        step = round_step((self.high - self.low) / 4, self.whole)
         values = step * np.arange(math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6) + 1)
         return [(self(float(v)), self._label(float(v), step)) for v in values]
 
@@ -154,7 +158,7 @@ class Chart:
         return points
 
 
-def _canvas(size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+def canvas(size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Start and end of the x and y axes in SVG units, inside the tick labels."""
     width, height = size
     return (42.0, width - 8.0), (height - 22.0, 8.0)
@@ -163,7 +167,7 @@ def _canvas(size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, fl
 def _step_axis(rows: Sequence[Row], evals: Sequence[Row], size: tuple[int, int]) -> Axis:
     """The x axis of steps, the same for all charts of a run."""
     last = max(row["step"] for row in [*rows, *evals])
-    return Axis(0.0, float(max(last, 1)), *_canvas(size)[0], whole=True)
+    return Axis(0.0, float(max(last, 1)), *canvas(size)[0], whole=True)
 
 
 # ---------------------------------------------------------------------------------------------------- charts
@@ -205,7 +209,7 @@ def curve(
     shown = np.maximum(np.concatenate([values, behind, held, low, high]), floor)
     indices = _thin(values)
     latest = values[np.isfinite(values)][-1] if exact else _latest(values)
-    y = Axis.around(shown, *_canvas(size)[1], zero=zero)
+    y = Axis.around(shown, *canvas(size)[1], zero=zero)
     chart = Chart(size, _step_axis(rows, evals, size), y, latest=number(latest))
     chart.areas = [("band", chart.area(at, low, high))]
     chart.lines = [
@@ -227,7 +231,7 @@ def stack(rows: Sequence[Row], evals: Sequence[Row], metrics: Sequence[str], tot
     indices = _thin(whole)
     layers = [np.nan_to_num(smooth(series(rows, name), indices)) for name in metrics]
     sums, line = np.cumsum([np.zeros(len(indices)), *layers], axis=0), smooth(whole, indices)
-    y = Axis.around(np.append(sums, line), *_canvas(SMALL)[1], zero=True)
+    y = Axis.around(np.append(sums, line), *canvas(SMALL)[1], zero=True)
     chart = Chart(SMALL, _step_axis(rows, evals, SMALL), y, latest=f"{number(_latest(whole))} s")
     for layer, (low, high) in enumerate(pairwise(sums), start=1):
         chart.areas.append((f"layer-{layer}", chart.area(steps[indices], low, high)))
@@ -248,7 +252,7 @@ def score_against_kl(rows: Sequence[Row], evals: Sequence[Row], labelled: Sequen
     held, low, high = (series(evals, "score" + end) for end in ENDS)
     nodes = np.unique(np.linspace(0, len(kl) - 1, 120).astype(int))
     kl, score = smooth(kl, nodes), smooth(score, nodes)
-    x_range, y_range = _canvas(LARGE)
+    x_range, y_range = canvas(LARGE)
     x = Axis.around(np.append(kl, at), *x_range, zero=True)
     y = Axis.around(np.concatenate([score, held, low, high]), *y_range)
     chart = Chart(LARGE, x, y, x_name="KL, nats")

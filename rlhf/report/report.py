@@ -19,8 +19,10 @@ from rlhf.report.engine import template_engine
 from rlhf.report.health import compare, health_warnings
 from rlhf.report.metric_tables import evaluated_measures, metric_table
 from rlhf.report.numbers import NAN, Row, duration, finite, mean, number, parameters, percent, signed, smoothing_window
+from rlhf.report.reward_quality import reward_quality
 from rlhf.report.run_files import Run, load, setting
-from rlhf.report.samples import LEVELS, compare_samples
+from rlhf.report.samples import compare_samples
+from rlhf.report.score_histogram import score_histogram
 from rlhf.run.files import write_bytes
 
 GENERATOR = b'<meta name="generator" content="rlhf report">'
@@ -58,6 +60,7 @@ def render(run: Run) -> str:
     outcome = compare(run.rows, run.evals)
     seconds, memory = run.metric("time/step"), run.metric("memory/peak_mb")
     batch = setting(run.config, "ppo.rollout_batch_size")
+    samples, colourings = compare_samples(run, outcome.after["step"])
     return engine.get_template("report.html.jinja").render(
         run=run,
         steps=run.rows[-1]["step"],
@@ -75,10 +78,12 @@ def render(run: Run) -> str:
         stack=partial(stack, run.rows, run.evals),
         frontier=score_against_kl(run.rows, run.evals, (outcome.before["step"], outcome.after["step"])),
         LARGE=LARGE,
-        LEVELS=LEVELS,
         evaluated_measures=evaluated_measures(run),
         metrics=metric_table(run),
-        samples=compare_samples(run, outcome.after["step"]),
+        samples=samples,
+        colourings=colourings,
+        histogram=score_histogram(samples),
+        quality=reward_quality(run.reward_quality),
         config=config_sections(run.config),
         versions=_flatten(run.environment.get("versions") or {}, ""),
         environment=_flatten({k: v for k, v in run.environment.items() if k not in ("versions", "command")}, ""),

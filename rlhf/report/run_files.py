@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Run:
     environment: Row
     sources: list[tuple[str, str]]
     """(file name, number of its rows or entries), for the footer."""
+    reward_quality: Row = field(default_factory=dict)
+    """`reward_quality.json` of a reward model's run; empty where there is none."""
 
     def metric(self, name: str) -> np.ndarray:
         """[N] one metric, NaN where it is missing, null or infinite."""
@@ -38,7 +40,7 @@ def load(run_dir: Path) -> Run:
     """Read a run folder. Only metrics.jsonl must be there.
 
     Raises:
-        UserError: the folder or its metrics are missing, or the config or environment cannot be read.
+        UserError: the folder or its metrics are missing, or another file cannot be read.
     """
     if not run_dir.is_dir():
         raise UserError(f"there is no run folder at {run_dir}")
@@ -46,6 +48,7 @@ def load(run_dir: Path) -> Run:
     rows = _read_rows(run_dir / "metrics.jsonl", ("step",), sources)
     if not rows:
         raise UserError(f"{run_dir / 'metrics.jsonl'} has no training steps; name a run folder that has begun to train")
+    quality = run_dir / "reward_quality.json"
     return Run(
         name=run_dir.resolve().name,
         rows=rows,
@@ -54,6 +57,7 @@ def load(run_dir: Path) -> Run:
         config=_read_mapping(run_dir / "config.yaml", yaml.safe_load, sources),
         environment=_read_mapping(run_dir / "environment.json", json.loads, sources),
         sources=sources,
+        reward_quality=_read_mapping(quality, json.loads, sources) if quality.is_file() else {},
     )
 
 

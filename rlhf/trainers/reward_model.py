@@ -18,11 +18,13 @@ from rlhf.models.loading import add_lora, check_causal, context_length_of, is_ad
 from rlhf.models.reward_models import SCORE_STATISTICS
 from rlhf.models.trunk import sequence_scores, unwrap_peft
 from rlhf.report.model_card import write_model_card
+from rlhf.report.report import write_report
 from rlhf.run.distributed import check_sharding, open_accelerator
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
 from rlhf.run.precision import warn_about_slow_weights
+from rlhf.trainers.reward_quality import write_reward_quality
 from rlhf.trainers.supervised import check_batches, check_lengths, fit
 
 _MEASURED_TRAINING_PAIRS = 1000
@@ -76,8 +78,11 @@ def train_reward_model(job: RewardJob) -> bool:
         if accelerator.is_main_process:
             model.eval()
             with torch.no_grad(), accelerator.autocast():
-                statistics = score_statistics(task, model)
+                chosen, rejected = task.scores(model, held_out or pairs[:_MEASURED_TRAINING_PAIRS])
+            statistics = score_statistics(chosen, rejected, held_out=bool(held_out))
             save(model.model, tokenizer, run, statistics, as_adapter=job.export == "adapter")
+            write_reward_quality(run.path, chosen.float().numpy(), rejected.float().numpy(), held_out, job.data)
+            print(f"report in {write_report(run.path)}")
         accelerator.wait_for_everyone()
     run.close(accelerator)
     return finished
@@ -146,12 +151,7 @@ class RewardModelTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         if not self.held_out:
             return {}
-        chosen, rejected = self.scores(model, self.held_out)
-        return {
-            "accuracy": float((chosen > rejected).float().mean()),
-            "loss": float(pairwise_loss(chosen, rejected)) / len(self.held_out),
-            "margin": float((chosen - rejected).mean()),
-        }
+        return pair_metrics(*self.scores(model, self.held_out))
 
     def scores(self, model: nn.Module, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
         """Scores of the chosen and of the rejected texts, in microbatches."""
@@ -167,17 +167,27 @@ class RewardModelTask:
         return chosen, rejected
 
 
-def score_statistics(task: RewardModelTask, model: nn.Module) -> dict[str, Any]:
+def pair_metrics(chosen: Float[Tensor, "N"], rejected: Float[Tensor, "N"]) -> dict[str, float]:
+    """Accuracy, mean loss and mean margin over pairs, from their scores."""
+    return {
+        "accuracy": float((chosen > rejected).float().mean()),
+        "loss": float(pairwise_loss(chosen, rejected)) / len(chosen),
+        "margin": float((chosen - rejected).mean()),
+    }
+
+
+def score_statistics(chosen: Float[Tensor, "N"], rejected: Float[Tensor, "N"], held_out: bool) -> dict[str, Any]:
     """Mean and deviation of a trained model's scores, and its metrics on held-out pairs.
 
     Raises:
         UserError: all scores are equal.
     """
-    scores = torch.cat(task.scores(model, task.held_out or task.rows[:_MEASURED_TRAINING_PAIRS]))
+    scores = torch.cat([chosen, rejected])
     if float(scores.std()) == 0.0:
         raise UserError("the trained model gives every text the same score; is training.max_length too short?")
     statistics = {"score_mean": float(scores.mean()), "score_std": float(scores.std()), "append_eos": True}
-    return statistics | {f"pairwise_{name}": value for name, value in task.evaluate(model).items()}
+    metrics = pair_metrics(chosen, rejected) if held_out else {}
+    return statistics | {f"pairwise_{name}": value for name, value in metrics.items()}
 
 
 def _prepare_tokenizer(job: RewardJob) -> tuple[Any, int | None]:

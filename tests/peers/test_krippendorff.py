@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.people.agreement import krippendorff_alpha
+from rlhf.data.agreement import krippendorff_alpha
 
 krippendorff = pytest.importorskip("krippendorff")
 

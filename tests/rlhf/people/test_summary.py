@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.people.agreement import Share
+from rlhf.data.agreement import Share
 from rlhf.people.pairs import Pair
 from rlhf.people.store import Store
 from rlhf.people.summary import headline, measures, render, summarise, table

@@ -16,7 +16,7 @@ from rlhf.report.health import compare, health_warnings
 from rlhf.report.numbers import duration, number, parameters, percent, signed
 from rlhf.report.report import write_report
 from rlhf.report.run_files import Run, load
-from rlhf.report.samples import color_tokens
+from rlhf.report.samples import colour_tokens, colourings_of
 
 STEPS = 100
 HOSTILE = '</pre></style></script><script>alert("x")</script><img src=x onerror=alert(1)> & "quotes"'
@@ -312,10 +312,11 @@ def test_samples_are_side_by_side_with_coloured_tokens(run_dir):
 
 def test_a_token_has_the_colour_of_its_log_ratio():
     row = {"tokens": ["a", "b", "c", "d", "e"], "token_kl": [0.05, 0.6, -0.1, -7.0, None]}
-    assert [style for _, style, _ in color_tokens(row)] == ["", "more-2", "less-1", "less-4", ""]
-    assert color_tokens({"tokens": ["a"], "token_kl": []}) == []
+    colourings = colourings_of([row])
+    assert [style for _, style, _ in colour_tokens(row, colourings)] == ["", "more-2", "less-1", "less-4", ""]
+    assert colour_tokens({"tokens": ["a"], "token_kl": []}, colourings) == []
     row |= {"from_environment": [False, True, False, False, False]}
-    assert [style for _, style, _ in color_tokens(row)] == ["", "environment", "less-1", "less-4", ""]
+    assert [style for _, style, _ in colour_tokens(row, colourings)] == ["", "environment", "less-1", "less-4", ""]
 
 
 def test_the_page_shows_set_up_and_source_files(run_dir):
@@ -579,3 +580,55 @@ def test_numbers_are_written_with_their_units():
     assert [percent(x) for x in (0.8714, None)] == ["87.1%", "–"]
     assert [duration(x) for x in (4.2, 202, 11_520)] == ["4.20 s", "3 min 22 s", "3 h 12 min"]
     assert [parameters(x) for x in (950_000, 1_235_814_400, 124_439_808, 12)] == ["950k", "1.24B", "124M", "12"]
+
+
+# ---------------------------------------------------------------------------------------------------- more sections
+
+
+def test_the_tokens_colours_are_chosen_without_javascript(run_dir):
+    rows = [row | {"token_values": [0.5] * len(row["tokens"])} for row in sample_rows()]
+    write_rows(run_dir / "samples.jsonl", rows)
+    page = page_of(run_dir)
+    switch = [attributes for attributes in page.all("input") if attributes["type"] == "radio"]
+    assert [radio["id"] for radio in switch] == ["by-log-ratio", "by-value"]
+    assert [label["for"] for label in page.all("label")] == ["by-log-ratio", "by-value"]
+    assert ["checked" in radio for radio in switch] == [True, False]
+    assert "#by-value:checked ~ div .value-more-1" in page.source
+
+
+def test_without_a_critic_there_is_nothing_to_choose(run_dir):
+    page = page_of(run_dir)
+    assert not page.all("label")
+    assert ["hidden" in radio for radio in page.all("input")] == [True]  # the rules of its colours need it
+
+
+def test_bars_of_the_histogram_open_their_samples(run_dir):
+    page = page_of(run_dir)
+    assert "Scores of the samples (score)" in page.text
+    links = re.findall(r'<a href="#sample-(\d+)">Prompt \1</a>\s*<span class="aside">(\w+),', page.source)
+    assert sorted(links) == sorted((str(i), side) for i in range(len(PROMPTS)) for side in ("before", "after"))
+    articles = {article["id"] for article in page.all("article")}
+    assert articles == {f"sample-{i}" for i in range(len(PROMPTS))}
+
+
+def test_a_reward_models_accuracy_stands_beside_the_agreement_of_people(run_dir):
+    share = {"count": 18, "total": 20, "value": 0.9, "low": 0.699, "high": 0.972}
+    model = {"accuracy": share | {"value": 0.81}, "margins": [{"low": 0.1, "high": 1.5, "accuracy": share}]}
+    content = {"held_out": model, "people": {"self_consistency": share, "alpha": 0.62}}
+    (run_dir / "reward_quality.json").write_text(json.dumps(content), encoding="utf-8")
+    page = page_of(run_dir)
+    section = page.text[page.text.index("People and model") : page.text.index("Curves Thin")]
+    assert "reward model’s held-out accuracy it prefers what people preferred 81.0% 69.9% to 97.2% 20" in section
+    assert "self-consistency the same choice when a pair comes again 90.0% 69.9% to 97.2% 20" in section
+    assert "Krippendorff’s alpha agreement beyond chance: 1 is full, 0 chance 0.620" in section
+    assert {"href": "#reward-model"} in page.all("a")
+
+
+def test_an_empty_response_is_named_and_a_huge_one_is_whole(run_dir):
+    rows = sample_rows()
+    rows[0] |= {"response": "", "tokens": [], "token_kl": []}
+    rows[-1] |= {"response": "word " * 20_000, "tokens": ["word "] * 20_000, "token_kl": [0.7] * 20_000}
+    write_rows(run_dir / "samples.jsonl", rows)
+    page = page_of(run_dir)
+    assert '<span class="void">empty</span>' in page.source
+    assert page.source.count('<span class="t more-2" title="+0.700 nats">word </span>') == 20_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.people.agreement import Share, agreement, krippendorff_alpha
+from rlhf.data.agreement import Share, agreement, krippendorff_alpha
 
 
 def test_agreement_counts_pairs_of_labels():

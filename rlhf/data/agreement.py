@@ -1,10 +1,9 @@
-"""How far people agree, with others and with themselves. Pure functions over labels."""
+"""How far people agree, with others and with themselves. Pure functions over labels and rows of `rlhf compare`."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy.stats import binomtest
+from typing import Any
 
 from tabular.core.statistics import Interval
 
@@ -21,6 +20,8 @@ class Share:
         """The share with its 95% interval by Wilson (1927); None of nothing."""
         if self.total == 0:
             return None
+        from scipy.stats import binomtest  # a second of import that most runs need not wait for
+
         bounds = binomtest(self.count, self.total).proportion_ci(method="wilson")
         return Interval(self.count / self.total, float(bounds.low), float(bounds.high))
 
@@ -56,3 +57,25 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
     disagreements = sum((c.total() ** 2 - sum(m * m for m in c.values())) / (c.total() - 1) for c in pairable)
     expected = n * n - sum(m * m for m in totals.values())
     return None if expected == 0 else 1 - (n - 1) * disagreements / expected
+
+
+def first_answers(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The answers that count: not skipped, and not the second one of the same person to the same pair."""
+    return [row for row in rows if not row["repeat"] and row["choice"] != "skip"]
+
+
+def labels_by_pair(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each pair the choices of those who compared it."""
+    labels: dict[str, list[str]] = {}
+    for row in first_answers(rows):
+        labels.setdefault(row["pair"], []).append(row["choice"])
+    return list(labels.values())
+
+
+def self_consistency(rows: Sequence[Mapping[str, Any]]) -> Share:
+    """Of the pairs that somebody saw twice, those with the same choice."""
+    first = {(row["annotator"], row["pair"]): row["choice"] for row in first_answers(rows)}
+    second = [row for row in rows if row["repeat"] and row["choice"] != "skip"]
+    pairs = [(first.get((row["annotator"], row["pair"])), row["choice"]) for row in second]
+    equal = [a == b for a, b in pairs if a is not None]
+    return Share(sum(equal), len(equal))

@@ -65,7 +65,7 @@ def reward_quality(chosen: np.ndarray, rejected: np.ndarray, lengths: np.ndarray
     margins = np.abs(chosen - rejected).astype(float)
     confidences = 1 / (1 + np.exp(-margins))
     bins = np.clip(np.digitize(confidences, CONFIDENCES) - 1, 0, len(CONFIDENCES) - 2)
-    reliability = [
+    reliability: list[dict[str, Any]] = [
         {"low": float(CONFIDENCES[i]), "high": float(CONFIDENCES[i + 1]), "confidence": float(confidences[own].mean())}
         | {"accuracy": _share(correct[own])}
         for i in range(len(CONFIDENCES) - 1)

@@ -90,6 +90,20 @@ def test_preference_is_learned_and_the_saved_model_scores_as_the_trained_one(rew
     assert float((chosen - rejected).mean()) == pytest.approx(last["margin"], rel=1e-4)
 
 
+def test_the_run_reports_its_quality_on_the_held_out_pairs(reward_job, tmp_path):
+    train_reward_model(reward_job)
+    quality = json.loads((tmp_path / "run" / "reward_quality.json").read_text())
+    assert set(quality) == {"held_out"}  # no people: the pairs are no file of `rlhf compare`
+    assert quality["held_out"]["accuracy"] | {"low": 0} == {
+        "count": 16,
+        "total": 16,
+        "value": 1.0,
+        "low": 0,
+        "high": 1.0,
+    }
+    assert "Calibration" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_statistics_are_of_the_training_pairs_if_none_are_held_out(reward_job, tmp_path):
     job = replace(reward_job, data=replace(reward_job.data, eval_fraction=0.0))
     train_reward_model(job)

@@ -36,7 +36,8 @@ def test_reliability_and_calibration_error_of_four_pairs():
 
 
 def test_accuracy_by_margin_has_quarters_from_the_smallest_margin():
-    margins = reward_quality(CHOSEN, REJECTED, LENGTHS)["margins"]
+    order = [3, 0, 2, 1]
+    margins = reward_quality(CHOSEN[order], REJECTED[order], LENGTHS[order])["margins"]
     assert [row["accuracy"]["value"] for row in margins] == [1.0, 0.0, 0.0, 1.0]
     assert [row["low"] for row in margins] == pytest.approx([logit(0.55), logit(0.55), logit(0.65), logit(0.95)])
 

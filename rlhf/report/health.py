@@ -16,6 +16,17 @@ from rlhf.run.trends import overoptimised
 ENOUGH_STEPS = 20
 """Rules about a trend in training need this many steps; those about single steps need `SEVERAL` of them."""
 SEVERAL = 3
+MOVED = 1.0
+"""KL to the reference, in nats, above which a policy has moved: small steps then are not the cause of a flat score."""
+FLAT_AND_NEAR = (
+    "The learning rate is too small, or the KL coefficient too large for the size of the scores",
+    "raise ppo.lr until policy/approx_kl is .001 to .02, or set reward.normalize",
+)
+FLAT_AND_FAR = (
+    "The policy moved away from the reference without a better score: the steps are too large, or the reward too noisy",
+    "lower ppo.lr until policy/approx_kl is .001 to .02, set ppo.target_kl to 0.02, or raise ppo.rollout_batch_size",
+)
+"""Cause and setting to change where the score did not rise, with the policy near the reference or far from it."""
 
 CUT = "response/truncated_fraction"
 LOSSES = ("policy/loss", "value/loss", "policy/grad_norm", "loss", "grad_norm")
@@ -120,6 +131,7 @@ def _about_outcome(rows: Sequence[Row], outcome: Comparison, done: float) -> lis
         return f"from {number(before(name))} to {number(after(name))}"
 
     warnings = []
+    kl = np.fmax(after("kl"), _at_end(rows, "objective/kl"))
     if after("score") <= before("score") and outcome.after["step"] > outcome.before["step"] and done >= 0.5:
         scores = f"{number(before('score'))} before, {number(after('score'))} after"
         start_is_best = outcome.held_out and selection_score(outcome.after) <= selection_score(outcome.before)
@@ -128,11 +140,9 @@ def _about_outcome(rows: Sequence[Row], outcome: Comparison, done: float) -> lis
             HealthWarning(
                 "score_flat",
                 f"The score did not rise: {scores}{consequence}.",
-                "The learning rate is too small, or the KL coefficient too large for the size of the scores",
-                "raise ppo.lr until policy/approx_kl is .001 to .02, or set reward.normalize",
+                *(FLAT_AND_FAR if kl > MOVED else FLAT_AND_NEAR),
             )
         )
-    kl = np.fmax(after("kl"), _at_end(rows, "objective/kl"))
     if kl > 10:
         warnings.append(
             HealthWarning(

@@ -5,8 +5,8 @@ from typing import Any
 
 from rlhf.report.health import METRICS, HealthWarning, health_warnings
 
-OFTEN = 1000
-"""Runs are checked after every step up to this one; later at every thousandth of their length so far."""
+OFTEN = 500
+"""Runs are checked after every step up to twice this one; later at every five-hundredth of their length so far."""
 
 
 class LiveHealth:
@@ -52,8 +52,8 @@ class LiveHealth:
 
     @property
     def live(self) -> str:
-        """The number of warnings for the progress line; empty without any."""
-        count = len(self.warnings)
+        """The number of broken rules for the progress line; empty without any."""
+        count = len(self.names)
         return f"  {count} warning{'s' if count > 1 else ''}" if count else ""
 
 

@@ -195,7 +195,7 @@ class PPOTrainer:
         """Write a step's metrics with the names of the health rules that the run breaks, and print new warnings."""
         for warning in self.health.check(self.state.step, metrics, self.evaluations.rows):
             self.accelerator.print(f"WARNING: step {self.state.step}: {warning}")
-        metrics["health/warnings"] = float(len(self.health.warnings))
+        metrics["health/warnings"] = float(len(self.health.names))
         self.run.log(self.accelerator, self.state.step, metrics, warnings=self.health.names)
 
     def step(self) -> dict[str, float]:

@@ -273,7 +273,7 @@ def test_commands_of_other_trainers_are_not_answered_with_a_similar_name(capsys,
         (["--data.max_prompt_length", "2"], "prompts are longer than data.max_prompt_length = 2 tokens (row"),
         (["--resume", "nowhere"], "cannot resume from nowhere: weights.safetensors is missing"),
         (["--model.lora.rank", "2", "--model.lora.targets", "[nothing]"], "model.lora.targets is ['nothing']"),
-        (["--trackers", "[wandb]"], "trackers names wandb, which is not installed; pip install wandb"),
+        (["--trackers", "[wandb]"], "trackers names wandb, which is not installed: pip install 'tabular-rlhf[wandb]'"),
         (["--model.chat_template", "none.jinja"], "model.chat_template none.jinja does not exist"),
     ],
 )

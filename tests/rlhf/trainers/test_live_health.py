@@ -28,7 +28,7 @@ def test_a_warning_is_new_once_and_again_after_it_went_away():
     """The rule reads the mean of the last tenth: from step 30 on of three steps, later of up to six."""
     live = LiveHealth(60)
     rows = rows_of({30: {"objective/kl": 20.0}, 36: {"objective/kl": 2.0}, 50: {"objective/kl": 30.0}})
-    new = {row["step"]: [w.name for w in live.check(row["step"], row)] for row in rows}
+    new = {row["step"]: [w.name for w in live.check(int(row["step"]), row)] for row in rows}
     assert {step: names for step, names in new.items() if names} == {31: ["kl_high"], 51: ["kl_high"]}
     assert live.names == ["kl_high"]
     assert live.live == "  1 warning"
@@ -69,10 +69,25 @@ def test_the_rules_read_no_other_metrics():
     assert health_warnings(reduced, []) == warnings
 
 
+def test_a_rule_that_two_metrics_break_counts_once():
+    live = LiveHealth(60)
+    live.check(1, {"policy/loss": float("nan"), "value/loss": float("nan")})
+    assert len(live.warnings) == 2
+    assert (live.names, live.live) == (["not_finite"], "  1 warning")
+
+
 def test_a_young_run_is_not_blamed_for_a_flat_score_and_an_untrained_critic():
     flat = [{**row, "objective/score": 0.0, "value/explained_variance": -0.3} for row in rows_of({}, 25)]
     assert health_warnings(flat, [], done=0.1) == []
     assert {w.name for w in health_warnings(flat, [], done=1.0)} == {"score_flat", "critic_useless"}
+
+
+@pytest.mark.parametrize(("kl", "setting"), [(0.01, "raise ppo.lr"), (7.0, "lower ppo.lr")])
+def test_a_flat_score_is_blamed_on_small_steps_near_the_reference_and_on_large_ones_far_from_it(kl, setting):
+    flat = [{**row, "objective/score": 0.0, "objective/kl": kl} for row in rows_of({}, 25)]
+    [warning] = health_warnings(flat, [])
+    assert warning.name == "score_flat"
+    assert warning.setting.startswith(setting)
 
 
 def test_a_ppo_run_prints_a_warning_once_and_writes_its_name_at_every_step(job, change, monkeypatch, capsys):

@@ -338,7 +338,7 @@ function showOtherCharts() {
   );
 }
 
-// --------------------------------------------------------------------------------------------- health and settings
+// --------------------------------------------------------------------------------- health, evaluations and settings
 
 function showWarnings() {
   const blocks = present().flatMap((name) => details.get(name).warnings.map((warning) =>
@@ -347,6 +347,27 @@ function showWarnings() {
         make("dt", {}, "Cause"), make("dd", {}, `${warning.cause}.`),
         make("dt", {}, "To change"), make("dd", {}, `${warning.setting[0].toUpperCase()}${warning.setting.slice(1)}.`)))));
   element("warnings").replaceChildren(...(blocks.length ? blocks : [make("p", { class: "soft" }, present().length ? "No health rule is broken." : "")]));
+}
+
+// A column for each run: its evaluation with the best score, or else its last one, with intervals and the start's value.
+function showEvaluations() {
+  const columns = present().map((name) => {
+    const rows = details.get(name).evals;
+    return { name, start: rows[0], row: rows.findLast((row) => row.best === 1) ?? rows.at(-1) };
+  }).filter(({ row }) => row);
+  const isMeasure = (key) => key !== "step" && key !== "best" && !/_(low|high)$/.test(key);
+  const keys = [...new Set(columns.flatMap(({ row }) => Object.keys(row).filter(isMeasure)))];
+  element("evaluations").hidden = !keys.length;
+  const cell = ({ start, row }, key) => {
+    const [low, high] = [row[`${key}_low`], row[`${key}_high`]];
+    const bounds = Number.isFinite(low) && Number.isFinite(high) ? make("small", {}, `${number(low)} to ${number(high)}`) : null;
+    const before = start !== row && Number.isFinite(start[key]) && key !== "prompts" ? make("small", {}, `start ${number(start[key])}`) : null;
+    return make("td", {}, number(row[key]), bounds, before);
+  };
+  const heading = ({ name, row }) => make("th", { scope: "col" }, swatch(name), ` ${name}, step ${row.step}`);
+  element("measures").replaceChildren(make("table", {},
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Measure, 95% interval"), ...columns.map(heading))),
+    make("tbody", {}, ...keys.map((key) => make("tr", {}, make("th", { scope: "row" }, key), ...columns.map((column) => cell(column, key)))))));
 }
 
 function showDifferences() {
@@ -368,6 +389,7 @@ function showDetails() {
   element("nothing").hidden = chosen.length > 0;
   showWarnings();
   showCharts();
+  showEvaluations();
   showDifferences();
   remember();
 }
@@ -466,11 +488,11 @@ function promptBlock(prompt, sides, index) {
 
 async function showHistory() {
   const sides = [];
-  let prompt = "";
+  let prompt = null;
   for (const name of chosen) {
     for (const step of samples.get(name)?.steps ?? []) {
       const row = (await samplesOf(name, String(step)))?.rows.find((candidate) => candidate.index === history);
-      if (!row) continue;
+      if (!row || (prompt !== null && row.prompt !== prompt)) continue;
       prompt = row.prompt;
       sides.push(response(name, row, `${chosen.length > 1 ? `${name}, ` : ""}step ${step}`));
     }
@@ -492,16 +514,18 @@ async function showSamples() {
     for (const row of rowsOf(name)) {
       if (bin !== null && split?.of(scoreOf(row)) !== bin) continue;
       if (search && !`${row.prompt}\n${row.response}`.toLowerCase().includes(search)) continue;
-      if (!prompts.has(row.index)) prompts.set(row.index, []);
-      prompts.get(row.index).push([name, row]);
+      const key = `${row.index} ${row.prompt}`; // runs on other data have other prompts under the same index
+      if (!prompts.has(key)) prompts.set(key, []);
+      prompts.get(key).push([name, row]);
     }
   }
   const order = element("order").value, sign = order === "best" ? -1 : 1;
   const best = (entries) => Math[order === "best" ? "max" : "min"](...entries.map(([, row]) => scoreOf(row) ?? NaN));
-  const sorted = [...prompts].sort(([a, left], [b, right]) => (order === "prompt" ? a - b : sign * (best(left) - best(right)) || a - b));
+  const index = (entries) => entries[0][1].index;
+  const sorted = [...prompts.values()].sort((a, b) => (order === "prompt" ? 0 : sign * (best(a) - best(b))) || index(a) - index(b));
   element("shown").textContent = `${Math.min(limit, sorted.length)} of ${sorted.length} prompts`;
-  element("responses").replaceChildren(...sorted.slice(0, limit).map(([index, entries]) =>
-    promptBlock(entries[0][1].prompt, entries.map(([name, row]) => response(name, row, `${name}, step ${row.step}`)), index)));
+  element("responses").replaceChildren(...sorted.slice(0, limit).map((entries) =>
+    promptBlock(entries[0][1].prompt, entries.map(([name, row]) => response(name, row, `${name}, step ${row.step}`)), index(entries))));
   element("more").hidden = sorted.length <= limit;
 }
 

@@ -168,3 +168,34 @@ def test_200_runs_of_5000_steps_stay_quick(open_page, tmp_path, capsys):
         print(
             f"\n200 runs of 5,000 steps: first paint {paint:.2f} s, list {listed:.2f} s, four runs drawn {drawn:.2f} s"
         )
+
+
+def test_evaluations_stand_side_by_side_with_intervals(make_run, open_page):
+    make_run("a")
+    folder = make_run("b")
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+    best = {"step": 15, "score": 2.5, "score_low": 2.25, "score_high": 2.75, "kl": 1.0, "best": True}
+    (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[0], best, rows[1]]))
+    page = open_page()
+    page.wait_for_selector("#measures td")
+    columns = {"b, step 15": "2.50 2.25 to 2.75 start 0", "a, step 30": "1.00 0.900 to 1.10 start 0"}
+    headings = [text.strip() for text in page.locator("#measures thead th").all_inner_texts()][1:]
+    assert set(headings) == set(columns)
+    measures = {row.split()[0]: row for row in page.locator("#measures tbody tr").all_inner_texts()}
+    assert list(measures) == ["score", "kl"]  # neither steps nor the mark of the best
+    assert " ".join(measures["score"].split()) == "score " + " ".join(columns[heading] for heading in headings)
+
+
+def test_answers_to_different_prompts_are_not_put_together(make_run, open_page, expect):
+    """Held-out prompts of different data have the same numbers."""
+    make_run("a")
+    folder = make_run("b")
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    for row in rows[1::2]:
+        row["prompt"] = f"another {row['index']}"
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = open_page()
+    page.wait_for_selector(".sample")
+    expect(page.locator("#shown")).to_have_text("10 of 18 prompts")
+    blocks = page.locator(".sample")
+    assert [blocks.nth(i).locator(".side").count() for i in range(3)] == [2, 1, 1]

@@ -166,8 +166,13 @@ class DataConfig:
     too_long: Literal["error", "drop", "truncate"] = "error"
     """Prompts above max_prompt_length: end with an error, drop them before any are held out, or truncate them at the
     start."""
+    streaming: bool = False
+    """Keep rows and their token ids on disk, for datasets larger than memory: rows in memory-mapped Arrow files
+    (HF_DATASETS_CACHE), ids in a temporary file (TMPDIR). The order of the data is the same."""
 
     def __post_init__(self):
+        if self.more:
+            reject_unused(self, ("streaming",), "data.more names several datasets, which are read into memory")
         check_ranges(self, {FRACTION_BELOW_1: ("eval_fraction",), POSITIVE: ("max_prompt_length",)})
         if not self.more:
             reject_unused(self, ("shares",), "data.more is empty")

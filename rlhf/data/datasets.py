@@ -18,8 +18,11 @@ LINES = "text"
 """The column that holds the lines of a text file."""
 
 
-def load_rows(path: str, split: str) -> Any:
+def load_rows(path: str, split: str, streaming: bool = False) -> Any:
     """Load rows from a hub id, a local file, or a folder written by `save_to_disk`.
+
+    Args:
+        streaming: leave the rows on disk, in memory-mapped Arrow files.
 
     Returns:
         A `datasets.Dataset`, or `JsonRows` for a file that needs no `datasets`, which takes long to import.
@@ -30,7 +33,7 @@ def load_rows(path: str, split: str) -> Any:
     local_path = Path(path).expanduser()
     try:
         if local_path.is_file():
-            rows = _load_file(local_path, path, split)
+            rows = _load_file(local_path, path, split, streaming)
         elif local_path.is_dir() and (
             (local_path / "state.json").exists() or (local_path / "dataset_dict.json").exists()
         ):
@@ -59,22 +62,30 @@ def _datasets() -> Any:
     return datasets
 
 
-def _load_file(file: Path, path: str, split: str) -> Any:
+def _load_file(file: Path, path: str, split: str, streaming: bool) -> Any:
     if file.suffix not in _FORMATS:
         raise UserError(f"data file {path} ends in {file.suffix!r}; supported: {', '.join(_FORMATS)}")
     if file.stat().st_size == 0:
         raise UserError(f"data file {path} is empty")
     _check_split_is_default(path, split)
     file_format = _FORMATS[file.suffix]
+    if streaming and file.suffix == ".json":
+        raise UserError(f"data.streaming is true, but {path} is one JSON list, which is read whole; save it as jsonl")
+    if streaming and file_format == "text":
+        return _datasets().load_dataset("text", data_files=str(file), split="train").filter(_has_text)
     if file_format == "text":
         return _read_lines(file, path)
-    rows = read_plain_json(file) if file_format == "json" else None
+    rows = read_plain_json(file) if file_format == "json" and not streaming else None
     if rows is not None:
         return rows
     if file_format == "json":
         check_rows_are_objects(file)
     options = {"sep": "\t"} if file.suffix == ".tsv" else {}
     return _datasets().load_dataset(file_format, data_files=str(file), split="train", **options)
+
+
+def _has_text(row: dict[str, Any]) -> bool:
+    return bool(row[LINES].strip())
 
 
 def _read_lines(file: Path, path: str) -> JsonRows:
@@ -110,7 +121,7 @@ def _check_split_is_default(path: str, split: str) -> None:
 def split_rows(config: DataConfig, seed: int) -> tuple[Any, Any | None]:
     """Training rows, and held-out rows or None where nothing is held out."""
     assert config.path is not None
-    rows = load_rows(config.path, config.split)
+    rows = load_rows(config.path, config.split, config.streaming)
     if has_held_out_rows(config):
         return rows, load_held_out_rows(config)
     training, held_out = split_indices(len(rows), config.eval_fraction, seed)
@@ -124,7 +135,7 @@ def has_held_out_rows(config: DataConfig) -> bool:
 
 def load_held_out_rows(config: DataConfig) -> Any:
     """The held-out rows of a file or split of their own."""
-    return load_rows(config.eval_path or config.path or "", config.eval_split or config.split)
+    return load_rows(config.eval_path or config.path or "", config.eval_split or config.split, config.streaming)
 
 
 def split_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

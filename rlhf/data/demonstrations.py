@@ -7,6 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rlhf.data.datasets import checked_column, delimiter_hint
+from rlhf.data.disk_rows import DiskRows, pieces
 from rlhf.data.encoding import as_messages, encode_prompts, pad, render_chat
 from rlhf.errors import UserError
 
@@ -54,6 +55,27 @@ def encode_demonstrations(
     Raises:
         UserError: a column is missing, a value is null or empty, or no demonstration has a trained token.
     """
+    examples = _encode(tokenizer, rows, limit, path)
+    _check_any(examples, limit, path, limit_setting)
+    return examples
+
+
+def stream_demonstrations(
+    tokenizer: Any, rows: Any, limit: int, path: str | None, limit_setting: str = "training.max_length"
+) -> Sequence[Demonstration]:
+    """The same with token ids on disk, for rows that are there too."""
+    encoded = (row for piece, name in pieces(rows, path) for row in _encode(tokenizer, piece, limit, name))
+    examples = DiskRows(
+        encoded,
+        to_lists=lambda example: [example.ids, list(map(int, example.trained))],
+        from_lists=lambda lists: Demonstration(lists[0], list(map(bool, lists[1]))),
+    )
+    _check_any(examples, limit, path, limit_setting)
+    return examples
+
+
+def _encode(tokenizer: Any, rows: Any, limit: int, path: str | None) -> list[Demonstration]:
+    """The demonstrations that have a trained token."""
     columns = dataset_formats(rows, path)[0]
     values = [checked_column(rows, name, path) for name in columns]
     examples = []
@@ -61,9 +83,12 @@ def encode_demonstrations(
         ids, trained = encode_demonstration(tokenizer, dict(zip(columns, row, strict=True)))
         if any(trained[1:limit]):
             examples.append(Demonstration(ids=ids[:limit], trained=trained[:limit]))
+    return examples
+
+
+def _check_any(examples: Sequence[Demonstration], limit: int, path: str | None, limit_setting: str) -> None:
     if not examples:
         raise UserError(f"{path}: no row has a token to train on within {limit_setting} = {limit}; raise it")
-    return examples
 
 
 def encode_demonstration(tokenizer: Any, row: dict[str, Any]) -> Demonstration:

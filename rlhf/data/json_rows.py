@@ -62,11 +62,15 @@ def check_rows_are_objects(file: Path) -> None:
         UserError: a row is not an object, is nested deeper than Python's parser goes, or the file is not UTF-8.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if text.startswith("[") else map(_loads_or_skip, text.splitlines())
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict):
-                raise UserError(f"row {number} of {file} is {json.dumps(row)[:40]}, but must be an object with columns")
+        with open(file, encoding="utf-8-sig") as lines:  # a line at a time: the file may be larger than memory
+            is_list = lines.read(1) == "["
+            lines.seek(0)
+            rows = json.loads(lines.read()) if is_list else map(_loads_or_skip, lines)
+            for number, row in enumerate(rows, start=1):
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f"row {number} of {file} is {json.dumps(row)[:40]}, but must be an object with columns"
+                    )
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from None
     except RecursionError:

@@ -1,11 +1,14 @@
 """Preference pairs: a chosen and a rejected completion of a prompt as token ids, for a reward model or for DPO."""
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.comparisons import ComparedRows
 from rlhf.data.datasets import checked_column
 from rlhf.data.demonstrations import Demonstration, encode_demonstration
+from rlhf.data.disk_rows import DiskRows, pieces
 from rlhf.data.encoding import as_messages, encode_for_scoring
 from rlhf.errors import UserError
 
@@ -40,6 +43,15 @@ def encode_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> lis
     return [PreferencePair(*pair) for pair in zip(chosen_ids, rejected_ids, *flags, strict=True)]
 
 
+def stream_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> Sequence[PreferencePair]:
+    """The same with token ids on disk, for rows that are there too."""
+    return DiskRows(
+        (pair for piece, name in pieces(rows, path) for pair in encode_pairs(tokenizer, piece, limit, name)),
+        to_lists=lambda pair: [pair.chosen, pair.rejected],
+        from_lists=lambda lists: PreferencePair(lists[0], lists[1]),
+    )
+
+
 def _read_pairs(rows: Any, path: str | None) -> tuple[list[Any], list[Any], list[Any]]:
     """Prompts, chosen and rejected completions; prompts are "" where there is no such column."""
     if isinstance(rows, ComparedRows):
@@ -69,7 +81,7 @@ class CompletionPair:
 class CompletionPairs:
     """The pairs of a data set that DPO can learn from, and how many others there are."""
 
-    pairs: list[CompletionPair]
+    pairs: Sequence[CompletionPair]
     equal: int
     """Pairs whose completions are the same tokens, at least up to the length limit."""
     cut: int
@@ -84,22 +96,53 @@ def encode_completion_pairs(tokenizer: Any, rows: Any, limit: int, path: str | N
     Raises:
         UserError: a column is missing, a value is null or empty, or no pair is left.
     """
-    pairs: list[CompletionPair] = []
-    equal = cut = 0
-    for prompt, chosen, rejected in zip(*_read_pairs(rows, path), strict=True):
-        ids = [_encode_completion(tokenizer, *text, limit) for text in _split_prompt(prompt, chosen, rejected)]
-        if not all(text.trained_tokens for text in ids):
-            cut += 1
-        elif ids[0].ids == ids[1].ids:
-            equal += 1
-        else:
-            pairs.append(CompletionPair(len(pairs), *ids))
-    if not pairs:
+    left_out: Counter[str] = Counter()
+    pairs = list(_completion_pairs(tokenizer, [(rows, path)], limit, left_out))
+    return _with_a_pair(CompletionPairs(pairs, left_out["equal"], left_out["cut"]), limit, path)
+
+
+def stream_completion_pairs(tokenizer: Any, rows: Any, limit: int, path: str | None) -> CompletionPairs:
+    """The same with token ids on disk, for rows that are there too."""
+    left_out: Counter[str] = Counter()
+    pairs = DiskRows(
+        _completion_pairs(tokenizer, pieces(rows, path), limit, left_out),
+        to_lists=lambda pair: [
+            [pair.index],
+            *(part for text in (pair.chosen, pair.rejected) for part in (text.ids, list(map(int, text.trained)))),
+        ],
+        from_lists=lambda lists: CompletionPair(
+            lists[0][0],
+            Demonstration(lists[1], list(map(bool, lists[2]))),
+            Demonstration(lists[3], list(map(bool, lists[4]))),
+        ),
+    )
+    return _with_a_pair(CompletionPairs(pairs, left_out["equal"], left_out["cut"]), limit, path)
+
+
+def _completion_pairs(
+    tokenizer: Any, parts: Iterable[tuple[Any, str | None]], limit: int, left_out: Counter[str]
+) -> Iterator[CompletionPair]:
+    """The pairs that DPO can learn from, of rows with their paths; counts the others."""
+    index = 0
+    for rows, path in parts:
+        for prompt, chosen, rejected in zip(*_read_pairs(rows, path), strict=True):
+            ids = [_encode_completion(tokenizer, *text, limit) for text in _split_prompt(prompt, chosen, rejected)]
+            if not all(text.trained_tokens for text in ids):
+                left_out["cut"] += 1
+            elif ids[0].ids == ids[1].ids:
+                left_out["equal"] += 1
+            else:
+                yield CompletionPair(index, *ids)
+                index += 1
+
+
+def _with_a_pair(encoded: CompletionPairs, limit: int, path: str | None) -> CompletionPairs:
+    if not encoded.pairs:
         raise UserError(
-            f"{path} has no pair to learn from: of {equal} the completions are equal, and {cut} have no completion "
-            f"within training.max_length = {limit} tokens; bring others, or raise it"
+            f"{path} has no pair to learn from: of {encoded.equal} the completions are equal, and {encoded.cut} have "
+            f"no completion within training.max_length = {limit} tokens; bring others, or raise it"
         )
-    return CompletionPairs(pairs, equal, cut)
+    return encoded
 
 
 def _split_prompt(prompt: Any, chosen: Any, rejected: Any) -> list[tuple[Any, Any]]:

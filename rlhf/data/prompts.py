@@ -1,9 +1,14 @@
 """Tokenised prompts and batches of them."""
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlhf.config.shared import DataConfig
 from rlhf.data.datasets import (
@@ -16,10 +21,14 @@ from rlhf.data.datasets import (
     read_column,
     split_indices,
 )
+from rlhf.data.disk_rows import Column, DiskRows, Selection, pieces
 from rlhf.data.encoding import encode_prompts, pad, padding_id
 from rlhf.data.streams import MixedStream, ShuffledStream
 from rlhf.errors import UserError
 from rlhf.records import Prompts
+
+_shuffled = lru_cache(maxsize=4)(ShuffledStream)
+"""The same stream for the same arguments, so that its order is not made anew at every step."""
 
 DATA_SET = "data_set"
 """The column with the name of a prompt's data set, where there are several."""
@@ -29,10 +38,10 @@ DATA_SET = "data_set"
 class PromptSet:
     """Tokenised prompts, in the data set's order."""
 
-    prompts: list[Any]
+    prompts: Sequence[Any]
     """Each a text or a list of messages."""
-    ids: list[list[int]]
-    columns: dict[str, list[Any]]
+    ids: Sequence[list[int]]
+    columns: Mapping[str, Sequence[Any]]
     """The data set's other columns, for reward functions."""
     pad_id: int
     path: str | None = None
@@ -60,16 +69,16 @@ class PromptSet:
             dropped=0,
             counts={},
             shares=(),
-            prompts=[self.prompts[i] for i in indices],
-            ids=[self.ids[i] for i in indices],
-            columns={name: [values[i] for i in indices] for name, values in self.columns.items()},
+            prompts=_select(self.prompts, indices),
+            ids=_select(self.ids, indices),
+            columns={name: _select(values, indices) for name, values in self.columns.items()},
         )
 
     def stream(self, start: int, count: int, seed: int) -> list[int]:
         """Indices `start` to `start + count` of the endless shuffled stream of prompts."""
         if self.counts:
             return MixedStream(tuple(self.counts.values()), self.shares, seed).take(start, count)
-        return ShuffledStream(len(self), seed).take(start, count)
+        return _shuffled(len(self), seed).take(start, count)
 
     @classmethod
     def mixed(cls, sets: Mapping[str, "PromptSet"], shares: Sequence[float]) -> "PromptSet":
@@ -97,6 +106,11 @@ class PromptSet:
         )
 
 
+def _select(values: Sequence[Any], indices: Sequence[int]) -> Sequence[Any]:
+    """Some values of a list as a list, and of others as a view."""
+    return [values[i] for i in indices] if isinstance(values, list) else Selection(values, indices)
+
+
 def prepare_prompts(
     tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, path: str | None = None, held_out: bool = False
 ) -> PromptSet:
@@ -110,7 +124,66 @@ def prepare_prompts(
         UserError: there is no column of prompts, or a prompt is null, empty or longer than `max_prompt_length`.
     """
     path = path or config.path
-    prompts, column = _read_prompts(rows, path)
+    if config.streaming:
+        return _stream_prompts(tokenizer, rows, config, pad_id, path, held_out)
+    prompts, column = _read_prompts(rows, path, are_lines=holds_lines(path))
+    ids, used = _encode_used(tokenizer, prompts, config, path)
+    _check_any(len(used), config, path, held_out)
+    others = {name: read_column(rows, name, path) for name in rows.column_names if name != column}
+    return PromptSet(
+        prompts=[prompts[i] for i in used],
+        ids=ids,
+        columns={name: [values[i] for i in used] for name, values in others.items()},
+        pad_id=pad_id,
+        path=path,
+        dropped=len(prompts) - len(used),
+    )
+
+
+def _stream_prompts(
+    tokenizer: Any, rows: Any, config: DataConfig, pad_id: int, path: str | None, held_out: bool
+) -> PromptSet:
+    """The same with texts, columns and token ids on disk."""
+    used = array("q")
+    column: str | None = None
+
+    def encoded() -> Iterator[list[int]]:
+        nonlocal column
+        first = 0
+        for piece, name in pieces(rows, path):
+            prompts, column = _read_prompts(piece, name, are_lines=holds_lines(path))
+            ids, used_here = _encode_used(tokenizer, prompts, config, name)
+            used.extend(first + i for i in used_here)
+            first += len(prompts)
+            yield from ids
+
+    ids = DiskRows(encoded(), to_lists=lambda row: [row], from_lists=lambda lists: lists[0])
+    _check_any(len(used), config, path, held_out)
+    indices = np.array(used, dtype=np.int64)
+    names = [name for name in rows.column_names if name != column]
+    return PromptSet(
+        prompts=Column(rows, indices, _last_users_turn if column is None else itemgetter(column)),
+        ids=ids,
+        columns={name: Column(rows, indices, itemgetter(name)) for name in names},
+        pad_id=pad_id,
+        path=path,
+        dropped=len(rows) - len(used),
+    )
+
+
+def _check_any(used: int, config: DataConfig, path: str | None, held_out: bool) -> None:
+    if not used:
+        kind = "held-out prompt" if held_out else "prompt"
+        raise UserError(
+            f"{path}: every {kind} is longer than data.max_prompt_length = {config.max_prompt_length} tokens; raise "
+            "it, or set data.too_long to truncate"
+        )
+
+
+def _encode_used(
+    tokenizer: Any, prompts: Sequence[Any], config: DataConfig, path: str | None
+) -> tuple[list[list[int]], list[int]]:
+    """The token ids of the prompts that are used, and which they are."""
     ids = encode_prompts(tokenizer, prompts)
     limit = config.max_prompt_length
     long = [i for i, row in enumerate(ids) if len(row) > limit]
@@ -123,42 +196,37 @@ def prepare_prompts(
     if empty:
         raise UserError(f"{path}, row {empty[0] + 1}: the prompt has no tokens")
     used = [i for i, row in enumerate(ids) if config.too_long != "drop" or len(row) <= limit]
-    if not used:
-        kind = "held-out prompt" if held_out else "prompt"
-        raise UserError(
-            f"{path}: every {kind} is longer than data.max_prompt_length = {limit} tokens; raise it, or set "
-            "data.too_long to truncate"
-        )
-    others = {name: read_column(rows, name, path) for name in rows.column_names if name != column}
-    return PromptSet(
-        prompts=[prompts[i] for i in used],
-        ids=[_truncate_left(ids[i], limit, tokenizer.bos_token_id) for i in used],
-        columns={name: [values[i] for i in used] for name, values in others.items()},
-        pad_id=pad_id,
-        path=path,
-        dropped=len(ids) - len(used),
-    )
+    return [_truncate_left(ids[i], limit, tokenizer.bos_token_id) for i in used], used
 
 
-def _read_prompts(rows: Any, path: str | None) -> tuple[list[Any], str | None]:
+def _read_prompts(rows: Any, path: str | None, are_lines: bool) -> tuple[list[Any], str | None]:
     """The prompts of rows and the name of their column; None where they are the beginnings of the column `messages`.
 
     That column stays, for reward functions that read the rest of a conversation.
     """
-    if holds_lines(path):
+    if are_lines:
         return checked_column(rows, LINES, path), LINES
     if "messages" not in rows.column_names or "prompt" in rows.column_names:
         return checked_column(rows, "prompt", path), "prompt"
     prompts = []
     for i, messages in enumerate(checked_column(rows, "messages", path)):
-        is_user = [isinstance(message, dict) and message.get("role") == "user" for message in messages]
-        if not any(is_user):
+        if not any(_is_user(message) for message in messages):
             raise UserError(
                 f"{path}, row {i + 1}: 'messages' has no user's turn, up to which a conversation is the prompt; add "
                 "one, or a column 'prompt'"
             )
-        prompts.append(messages[: len(is_user) - is_user[::-1].index(True)])
+        prompts.append(_last_users_turn({"messages": messages}))
     return prompts, None
+
+
+def _is_user(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "user"
+
+
+def _last_users_turn(row: Mapping[str, Any]) -> list[Any]:
+    """The messages of a row up to the last one of the user."""
+    is_user = list(map(_is_user, row["messages"]))
+    return row["messages"][: len(is_user) - is_user[::-1].index(True)]
 
 
 def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptSet, PromptSet | None]:
@@ -170,7 +238,8 @@ def load_prompts(tokenizer: Any, config: DataConfig, seed: int) -> tuple[PromptS
     if config.more:
         return _load_mixture(tokenizer, config, seed)
     pad_id = padding_id(tokenizer)
-    prompts = prepare_prompts(tokenizer, load_rows(config.path or "", config.split), config, pad_id)
+    rows = load_rows(config.path or "", config.split, config.streaming)
+    prompts = prepare_prompts(tokenizer, rows, config, pad_id)
     if has_held_out_rows(config):
         rows = load_held_out_rows(config)
         return prompts, prepare_prompts(tokenizer, rows, config, pad_id, config.eval_path, held_out=True)

@@ -3,9 +3,10 @@
 Several data sets are mixed in fixed shares, each in passes of its own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ _BATCHES_PER_POOL = 32
 class ShuffledStream:
     """Item numbers in endless passes, each pass in a new random order.
 
-    Orders depend on the arguments alone, so a resumed run needs no more than the number of items or batches so far.
+    Orders depend on the arguments alone, so a resumed run needs no more than the number of items or batches so far. The
+    order of the newest pass is kept, since making it takes time in proportion to the items.
     """
 
     count: int
@@ -25,17 +27,18 @@ class ShuffledStream:
     seed: int
     key: tuple[int, ...] = ()
     """Distinguishes streams with the same seed."""
+    _newest: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
 
     def take(self, start: int, count: int) -> list[int]:
         """Items `start` to `start + count` of the stream, across the borders of passes."""
         items: list[int] = []
         while len(items) < count:
             pass_number, offset = divmod(start + len(items), self.count)
-            order = self._generator(pass_number).permutation(self.count)
+            order = self._remembered("items", pass_number, lambda n: self._generator(n).permutation(self.count))
             items += order[offset : offset + count - len(items)].tolist()
         return items
 
-    def batch(self, number: int, size: int, lengths: Sequence[int] | None = None) -> list[int]:
+    def batch(self, number: int, size: int, lengths: Sequence[int] | np.ndarray | None = None) -> list[int]:
         """Items of the batch with this number; each pass drops the items that do not fill its last batch.
 
         Args:
@@ -46,14 +49,26 @@ class ShuffledStream:
         """
         per_pass = self.count // size
         pass_number, index = divmod(number, per_pass)
+        batches = self._remembered(
+            "batches", (pass_number, size, id(lengths)), lambda key: self._batches(key[0], size, lengths)
+        )
+        return batches[index].tolist()
+
+    def _batches(self, pass_number: int, size: int, lengths: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        """[batches, size] the items of all batches of a pass."""
         generator = self._generator(pass_number)
-        order = generator.permutation(self.count)[: per_pass * size]
+        order = generator.permutation(self.count)[: self.count // size * size]
         if lengths is None:
-            return order[index * size : (index + 1) * size].tolist()
+            return order.reshape(-1, size)
         pool_ends = range(_BATCHES_PER_POOL * size, len(order), _BATCHES_PER_POOL * size)
         pools = [sorted(pool, key=lengths.__getitem__) for pool in np.split(order, pool_ends)]
-        batches = np.concatenate(pools).reshape(-1, size)
-        return generator.permutation(batches)[index].tolist()
+        return generator.permutation(np.concatenate(pools).reshape(-1, size))
+
+    def _remembered(self, name: str, key: Any, make: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """What `make` gives for a key, made again only where the key is another one than at the last call."""
+        if name not in self._newest or self._newest[name][0] != key:
+            self._newest[name] = (key, make(key))
+        return self._newest[name][1]
 
     def _generator(self, pass_number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *self.key, pass_number])

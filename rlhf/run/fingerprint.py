@@ -22,9 +22,18 @@ def fingerprint_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_rows(rows: Sequence[Any]) -> str:
-    """A hash of how many rows there are, and of some of them in their order."""
-    return hashlib.sha256(repr([len(rows), _sample(rows)]).encode()).hexdigest()
+def fingerprint_rows(rows: Sequence[Any], *more: Sequence[Any]) -> str:
+    """A hash of how many rows there are in one or several sequences, and of some of them in their order."""
+    if not more:
+        return hashlib.sha256(repr([len(rows), list(_sample(rows))]).encode()).hexdigest()
+    parts = [rows, *more]
+    total = sum(map(len, parts))
+    chosen = set(range(total)[:: max(1, total // SAMPLES)])
+    sample, first = [], 0
+    for part in parts:
+        sample += [part[i] for i in range(len(part)) if first + i in chosen]
+        first += len(part)
+    return hashlib.sha256(repr([total, sample]).encode()).hexdigest()
 
 
 def describe_changes(before: Mapping[str, str], now: Mapping[str, str], checkpoint: Path) -> list[str]:

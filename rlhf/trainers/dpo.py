@@ -6,6 +6,7 @@ step, and stored in the run folder, so that training needs no second model in me
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.jobs import DPOJob
-from rlhf.data.comparisons import split_preferences
+from rlhf.data.comparisons import ComparedRows, split_preferences
 from rlhf.data.demonstrations import pad_demonstrations
 from rlhf.data.encoding import padding_id
-from rlhf.data.preferences import CompletionPair, encode_completion_pairs
+from rlhf.data.preferences import CompletionPair, encode_completion_pairs, stream_completion_pairs
 from rlhf.errors import UserError
 from rlhf.models.adapters import active_adapter
 from rlhf.models.compiled_layers import compile_layers
@@ -57,11 +58,11 @@ def train_dpo(job: DPOJob) -> bool:
     if note:
         accelerator.print(note)
     pairs = _encode(job, tokenizer, rows, job.data.path, accelerator)
-    held_out: list[CompletionPair] = []
+    held_out: Sequence[CompletionPair] = []
     if held_out_rows is not None:
         held_out = _encode(job, tokenizer, held_out_rows, job.data.eval_path or job.data.path, accelerator)
     check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
-    check_lengths((pair.length for pair in pairs + held_out), context_length, job.data.path)
+    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
 
     lm = load_causal_lm(job.model)
     check_head(lm.eval())
@@ -114,9 +115,10 @@ class PairForward:
         ids, mask, trained = (x.to(self.device) for x in pad_demonstrations(texts, self.pad_id))
         return torch.stack(model(ids, mask, trained).chunk(2), dim=1)
 
-    def microbatches(self, pairs: Sequence[CompletionPair]) -> list[Sequence[CompletionPair]]:
-        """The pairs in groups of one forward pass, those of like length together."""
-        ordered = sorted(pairs, key=lambda pair: pair.length)
+    def microbatches(self, pairs: Sequence[CompletionPair]) -> list[list[int]]:
+        """The indices of the pairs in groups of one forward pass, those of like length together."""
+        lengths = [pair.length for pair in pairs]
+        ordered = sorted(range(len(pairs)), key=lengths.__getitem__)
         return [ordered[i : i + self.microbatch_size] for i in range(0, len(ordered), self.microbatch_size)]
 
 
@@ -124,8 +126,8 @@ class PairForward:
 class DPOTask:
     """The mean loss over preference pairs, whose rewards are beta times the log-ratios to the reference."""
 
-    rows: list[CompletionPair]
-    held_out: list[CompletionPair]
+    rows: Sequence[CompletionPair]
+    held_out: Sequence[CompletionPair]
     references: Float[Tensor, "N 2"]
     """The reference's `log p` of the chosen and the rejected completion of each row."""
     held_out_references: Float[Tensor, "M 2"]
@@ -147,7 +149,8 @@ class DPOTask:
         if not self.held_out:
             return {}
         sums: dict[str, float] = {}
-        for pairs in self.forward.microbatches(self.held_out):
+        for group in self.forward.microbatches(self.held_out):
+            pairs = [self.held_out[i] for i in group]
             losses, metrics = self._measure(model, pairs, self.held_out_references)
             for name, values in {"loss": losses, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(values.sum())
@@ -182,7 +185,7 @@ class DPOTask:
 def stored_references(
     file: Path,
     model: SequenceLogprobs,
-    pairs: dict[str, list[CompletionPair]],
+    pairs: dict[str, Sequence[CompletionPair]],
     base: str,
     forward: PairForward,
     accelerator: Any,
@@ -196,7 +199,7 @@ def stored_references(
     """
     from accelerate.utils import broadcast_object_list
 
-    fingerprint = f"{base} {fingerprint_rows([*pairs['training'], *pairs['held_out']])}"
+    fingerprint = f"{base} {fingerprint_rows(pairs['training'], pairs['held_out'])}"
     stored: list[Any] = [_read(file, fingerprint) if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
         broadcast_object_list(stored)
@@ -219,7 +222,8 @@ def reference_logprobs(
     groups = forward.microbatches(pairs)
     with active_adapter(model.lm, None), accelerator.autocast():
         for group in groups[accelerator.process_index :: accelerator.num_processes]:
-            logprobs[[pair.index for pair in group]] = forward(model, group).float()
+            rows = [pairs[i] for i in group]
+            logprobs[[pair.index for pair in rows]] = forward(model, rows).float()
     return accelerator.reduce(logprobs, reduction="sum").cpu()
 
 
@@ -261,8 +265,10 @@ def _prepare_tokenizer(job: DPOJob) -> tuple[Any, int | None]:
     return tokenizer, context_length_of(config)
 
 
-def _encode(job: DPOJob, tokenizer: Any, rows: Any, path: str | None, accelerator: Any) -> list[CompletionPair]:
-    encoded = encode_completion_pairs(tokenizer, rows, job.training.max_length, path)
+def _encode(job: DPOJob, tokenizer: Any, rows: Any, path: str | None, accelerator: Any) -> Sequence[CompletionPair]:
+    is_streamed = job.data.streaming and not isinstance(rows, ComparedRows)
+    encode = stream_completion_pairs if is_streamed else encode_completion_pairs
+    encoded = encode(tokenizer, rows, job.training.max_length, path)
     if encoded.equal or encoded.cut:
         accelerator.print(
             f"{path}: {encoded.equal} pairs of equal completions and {encoded.cut} whose prompt leaves no token of a "

@@ -1,7 +1,9 @@
 """Reward modelling: preference pairs train a model to score the chosen completion above the rejected one."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from rlhf.config.jobs import RewardJob
 from rlhf.data.comparisons import ComparedRows, split_preferences
 from rlhf.data.encoding import pad, padding_id
-from rlhf.data.preferences import PreferencePair, encode_pairs
+from rlhf.data.preferences import PreferencePair, encode_pairs, stream_pairs
 from rlhf.errors import UserError
 from rlhf.models.compiled_layers import compile_layers
 from rlhf.models.loading import add_lora, check_causal, context_length_of, is_adapter, load_causal_lm, load_tokenizer
@@ -54,12 +56,13 @@ def train_reward_model(job: RewardJob) -> bool:
     if note:
         accelerator.print(note)
     limit = job.training.max_length
-    pairs = encode_pairs(tokenizer, rows, limit, job.data.path)
-    held_out: list[PreferencePair] = []
+    encode = stream_pairs if job.data.streaming and not isinstance(rows, ComparedRows) else encode_pairs
+    pairs = encode(tokenizer, rows, limit, job.data.path)
+    held_out: Sequence[PreferencePair] = []
     if held_out_rows is not None:
-        held_out = encode_pairs(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
+        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
     check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
-    check_lengths((pair.length for pair in pairs + held_out), context_length, job.data.path)
+    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
 
     model = SequenceScorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
     warn_about_slow_weights(model.model.dtype, accelerator.device)
@@ -125,8 +128,8 @@ def pairwise_loss(
 class RewardModelTask:
     """The mean pairwise loss over preference pairs."""
 
-    rows: list[PreferencePair]
-    held_out: list[PreferencePair]
+    rows: Sequence[PreferencePair]
+    held_out: Sequence[PreferencePair]
     pad_id: int
     microbatch_size: int
     device: torch.device
@@ -153,13 +156,13 @@ class RewardModelTask:
             return {}
         return pair_metrics(*self.scores(model, self.held_out))
 
-    def scores(self, model: nn.Module, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
+    def scores(self, model: nn.Module, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
         """Scores of the chosen and of the rejected texts, in microbatches."""
         size = self.microbatch_size
         parts = [self._forward(model, pairs[i : i + size]) for i in range(0, len(pairs), size)]
         return torch.cat([chosen for chosen, _ in parts]).cpu(), torch.cat([rejected for _, rejected in parts]).cpu()
 
-    def _forward(self, model: nn.Module, pairs: list[PreferencePair]) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: nn.Module, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
         """Scores of the chosen and of the rejected texts, in one forward pass."""
         texts = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         ids, mask = pad(texts, self.pad_id, "right")

@@ -1,8 +1,9 @@
 """Supervised fine-tuning: next-token prediction on demonstrations, of a pretrained language model or a new one."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 
 from rlhf.config.jobs import SFTJob
 from rlhf.data.datasets import read_column, split_rows
-from rlhf.data.demonstrations import Demonstration, dataset_formats, encode_demonstrations, pad_demonstrations
+from rlhf.data.demonstrations import (
+    Demonstration,
+    dataset_formats,
+    encode_demonstrations,
+    pad_demonstrations,
+    stream_demonstrations,
+)
 from rlhf.data.encoding import padding_id
 from rlhf.errors import UserError
 from rlhf.models.compiled_layers import compile_layers
@@ -47,12 +54,13 @@ def train_sft(job: SFTJob) -> bool:
     if accelerator.is_main_process:
         _print_unused_columns(rows, job.data.path)
     limit = job.training.max_length
-    examples = encode_demonstrations(tokenizer, rows, limit, job.data.path)
-    held_out: list[Demonstration] = []
+    encode = stream_demonstrations if job.data.streaming else encode_demonstrations
+    examples = encode(tokenizer, rows, limit, job.data.path)
+    held_out: Sequence[Demonstration] = []
     if held_out_rows is not None:
-        held_out = encode_demonstrations(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
+        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
     check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
-    check_lengths((len(example.ids) for example in examples + held_out), context_length, job.data.path)
+    check_lengths((len(example.ids) for example in chain(examples, held_out)), context_length, job.data.path)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())
@@ -95,8 +103,8 @@ class NextTokenLoss(nn.Module):
 class SFTTask:
     """The mean of `-log p(token)` over the trained tokens of demonstrations."""
 
-    rows: list[Demonstration]
-    held_out: list[Demonstration]
+    rows: Sequence[Demonstration]
+    held_out: Sequence[Demonstration]
     pad_id: int
     microbatch_size: int
     device: torch.device
@@ -108,7 +116,7 @@ class SFTTask:
     def weight(self, row: Demonstration) -> int:
         return row.trained_tokens
 
-    def loss(self, model: nn.Module, rows: list[Demonstration]) -> tuple[Tensor, Metrics]:
+    def loss(self, model: nn.Module, rows: Sequence[Demonstration]) -> tuple[Tensor, Metrics]:
         ids, mask, trained = pad_demonstrations(rows, self.pad_id)
         return model(ids.to(self.device), mask.to(self.device), trained.to(self.device)), {}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ def fit(
     config = job.training
     steps = total_steps(config, len(task.rows))
     stream = ShuffledStream(len(task.rows), job.seed)
-    lengths = [task.length(row) for row in task.rows]
+    lengths = np.fromiter((task.length(row) for row in task.rows), dtype=np.int64, count=len(task.rows))
     schedule = make_schedule(config.lr_schedule, config.lr, steps, config.warmup_steps)
     shards: Shards | None = None
     trained = model

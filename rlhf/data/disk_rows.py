@@ -1,0 +1,110 @@
+"""Tokenised rows on disk, for data sets larger than memory (`data.streaming`).
+
+The rows themselves stay in memory-mapped Arrow files, as `datasets` makes them. They are checked and tokenised once, in
+pieces, and their token ids are appended to a temporary file, from which a row is read when a batch needs it. Any row
+can be read at any time, so the order of the data is the same function of the seed as with rows in memory.
+"""
+
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+
+Row = TypeVar("Row")
+PIECE = 1_000
+"""Rows that are checked and tokenised together."""
+
+
+class DiskRows(Sequence[Row], Generic[Row]):
+    """Rows of whole numbers in a temporary file, which the operating system removes with the process."""
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        to_lists: Callable[[Row], list[list[int]]],
+        from_lists: Callable[[list[list[int]]], Row],
+    ):
+        """Write all rows.
+
+        Args:
+            to_lists: a row as lists of numbers below 2**31, the same number of lists for each row.
+            from_lists: the row again.
+        """
+        self._from_lists = from_lists
+        self._file = tempfile.TemporaryFile(prefix="rlhf-rows-")  # noqa: SIM115 - open as long as the rows are read
+        ends = array("q", [0])
+        self._parts = 1
+        for row in rows:
+            lists = to_lists(row)
+            self._parts = len(lists)
+            for numbers in lists:
+                self._file.write(np.array(numbers, dtype=np.int32).tobytes())
+                ends.append(ends[-1] + len(numbers))
+        self._file.flush()
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return (len(self._ends) - 1) // self._parts
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative ones, and IndexError
+        first = index * self._parts
+        ends = self._ends[first : first + self._parts + 1]
+        count = int(ends[-1] - ends[0])
+        numbers = np.frombuffer(os.pread(self._file.fileno(), 4 * count, 4 * int(ends[0])), dtype=np.int32)
+        return self._from_lists([part.tolist() for part in np.split(numbers, (ends[1:-1] - ends[0]).tolist())])
+
+
+class Column(Sequence[Any]):
+    """Some values of a column of memory-mapped rows, each read when it is asked for."""
+
+    def __init__(self, rows: Any, indices: np.ndarray, value: Callable[[dict[str, Any]], Any]):
+        """With the indices of the rows, and what is taken of a row."""
+        self._rows, self._indices, self._value = rows, indices, value
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._value(self._rows[int(self._indices[index])])
+
+
+class Selection(Sequence[Row], Generic[Row]):
+    """Some rows of a sequence, in an order of their own, without a copy."""
+
+    def __init__(self, rows: Sequence[Row], indices: Sequence[int]):
+        self._rows, self._indices = rows, np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._rows[int(self._indices[index])]
+
+
+def pieces(rows: Any, path: str | None) -> Iterator[tuple[Any, str]]:
+    """The rows in pieces, each with the path and its row numbers for error messages."""
+    for start in range(0, len(rows), PIECE):
+        stop = min(start + PIECE, len(rows))
+        yield rows.select(range(start, stop)), f"{path}, rows {start + 1} to {stop}"

@@ -96,7 +96,7 @@ class RunFolder:
             self._write_texts()
         accelerator.wait_for_everyone()
         settings = {name: str(value) for name, value in flat_settings(job).items()}
-        options = init_options(self.path.resolve().name)
+        options = init_options(self.path.resolve().name, resumed_step is not None)
         with raise_on_all_ranks(accelerator):
             try:
                 accelerator.init_trackers(PROJECT, config=settings, init_kwargs=options)

@@ -19,11 +19,14 @@ def check_installed(trackers: Sequence[str]) -> None:
             )
 
 
-def init_options(run_name: str) -> dict[str, dict[str, Any]]:
-    """What each tracker calls the run, by tracker. Trackio continues the run of that name when a run is resumed."""
+def init_options(run_name: str, resumed: bool) -> dict[str, dict[str, Any]]:
+    """What each tracker calls the run, by tracker. Trackio continues the run of that name if this run is resumed.
+
+    A run from the start is a new one there too: folders of the same name, as of several demos, are different runs.
+    """
     return {
         "wandb": {"name": run_name},
-        "trackio": {"name": run_name, "resume": "allow"},
+        "trackio": {"name": run_name, "resume": "allow" if resumed else "never"},
         "mlflow": {"run_name": run_name},
         "swanlab": {"name": run_name},
     }

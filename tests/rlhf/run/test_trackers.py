@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf.config.parsing import to_yaml
-from rlhf.run.trackers import log_samples
+from rlhf.run.trackers import init_options, log_samples
 
 ROOT = Path(__file__).parents[3]
 ROWS = [{"step": 2, "index": 0, "prompt": "the", "response": " film", "scores": {"score": 1.0, "judge": None}}]
@@ -62,6 +62,11 @@ def test_mlflow_has_metrics_settings_and_a_table_of_samples(job, change, tmp_pat
 def test_swanlab_takes_metrics_and_texts(job, change, tmp_path):
     pytest.importorskip("swanlab")
     run(job, change, tmp_path, "swanlab", SWANLAB_MODE="offline", SWANLAB_LOG_DIR=str(tmp_path / "swan"))
+
+
+def test_only_a_resumed_run_continues_the_run_of_its_name_in_trackio():
+    assert init_options("ppo", resumed=True)["trackio"] == {"name": "ppo", "resume": "allow"}
+    assert init_options("ppo", resumed=False)["trackio"] == {"name": "ppo", "resume": "never"}
 
 
 def test_tables_have_a_row_for_each_sample_and_trackers_without_tables_get_none():

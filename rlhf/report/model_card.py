@@ -18,9 +18,9 @@ from rlhf.run.files import write_text
 
 STAGES = {
     "ppo": "PPO",
-    "sft": "supervised fine-tuning on demonstrations",
-    "reward": "Bradley-Terry reward modelling on preference pairs",
-    "dpo": "direct preference optimisation on preference pairs",
+    "sft": "supervised fine-tuning",
+    "reward": "Bradley-Terry reward modelling",
+    "dpo": "direct preference optimisation",
 }
 MEASURES = (
     ("score", "reward's score"),

@@ -82,6 +82,9 @@ def train_sft(job: SFTJob) -> bool:
                 export_lm(lm, tokenizer, folder, job.model, merged=job.export == "merged")
                 write_model_card(run.path, folder)
             print(f"model in {run.path / 'model'}")
+            from rlhf.report.report import write_report
+
+            print(f"report in {write_report(run.path)}")
         accelerator.wait_for_everyone()
     run.close(accelerator)
     return finished

@@ -156,4 +156,4 @@ def _prompts(job: GenerateJob, tokenizer: Any) -> list[Any]:
     if job.file is None:
         return [job.prompt]
     config = DataConfig(path=job.file, max_prompt_length=10**9)  # the context length is the only limit
-    return prepare_prompts(tokenizer, load_rows(job.file, "train"), config, padding_id(tokenizer)).prompts
+    return list(prepare_prompts(tokenizer, load_rows(job.file, "train"), config, padding_id(tokenizer)).prompts)

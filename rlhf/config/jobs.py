@@ -80,6 +80,13 @@ class PPOJob(TrainingJob):
                 "because an average of two adapters' factors is not the average of the weights that they stand for; "
                 "raise ppo.reference_update_steps instead"
             )
+        judge = self.eval.judge
+        sources = [self.reward, *self.reward.sources.values(), judge, *judge.sources.values()]
+        if self.model.shard and any(source.offload for source in sources):
+            raise UserError(
+                "model.shard is true and a source has offload, but sharded reward models hold only a share on each GPU "
+                "anyway; unset one of them"
+            )
         has_held_out = bool(self.data.eval_fraction or self.data.eval_path or self.data.eval_split)
         if self.eval.patience is not None and not has_held_out:
             raise UserError("eval.patience is set, but data.eval_fraction is 0, so that there is no held-out score")

@@ -23,6 +23,7 @@ READ_BY = {
     "batch_size": ("model", "url"),
     "batch_tokens": ("model",),
     "normalize": ("model",),
+    "offload": ("model",),
     "label": ("model",),
     "chat_template": ("model",),
     "timeout": ("function", "rule", "url"),
@@ -61,6 +62,8 @@ class SourceSettings:
     counts."""
     normalize: bool = True
     """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
+    offload: bool = False
+    """Keep the reward model in the CPU's memory and move it to the GPU only while it scores."""
     timeout: float | None = None
     """Seconds that a function, or one request to the server, may take; null: no limit for functions, 60 for servers."""
     token_env: str | None = None
@@ -97,7 +100,7 @@ def check_source(settings: SourceSettings, section: str) -> None:
         reject_unused(settings, ("batch_size",), f"{section}.batch_tokens limits the forward passes", section)
     if settings.function is not None:
         reason = f"{section}.function returns the scores"
-        reject_unused(settings, ("batch_size", "batch_tokens", "normalize"), reason, section)
+        reject_unused(settings, ("batch_size", "batch_tokens", "normalize", "offload"), reason, section)
         form = "of the form file.py:name or module:name"
         check(":" in settings.function, f"{section}.function", settings.function, form)
     for name, kinds in READ_BY.items():

@@ -122,17 +122,21 @@ class ModelReward(ScoringModel):
         normalize: bool = True,
         label: str | None = None,
         chat_template: str | None = None,
+        offload: bool = False,
     ):
         """Load the model and its tokenizer.
 
         Args:
             label: the label whose logit is the score; None: the only one.
             chat_template: file with a Jinja chat template; None: the tokenizer's own, or `plain_chat`.
+            offload: keep the model in the CPU's memory while it does not score.
 
         Raises:
             UserError: `path` is not a reward model, or has no such label.
         """
-        self.model = load_reward_model(path, label=label).requires_grad_(False).eval().to(device)
+        self.offload = offload
+        self.model = load_reward_model(path, label=label).requires_grad_(False).eval()
+        self.model.to("cpu" if offload else device)
         self.label = label_index(path, self.model.config, label)
         super().__init__(
             path,
@@ -144,6 +148,17 @@ class ModelReward(ScoringModel):
             normalize=normalize,
             chat_template=chat_template,
         )
+
+    def score(
+        self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]], context: Context = TEXTS_ONLY
+    ) -> list[Score]:
+        if not self.offload:
+            return super().score(prompts, completions, columns, context)
+        self.model.to(self.device)
+        try:
+            return super().score(prompts, completions, columns, context)
+        finally:
+            self.model.to("cpu")
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         return sequence_scores(self.model, ids, mask, self.label)

@@ -75,7 +75,7 @@ def open_source(
         )
     if config.model is not None:
         limits = (config.batch_size, config.batch_tokens, config.normalize)
-        return ModelReward(config.model, device, *limits, config.label, config.chat_template)
+        return ModelReward(config.model, device, *limits, config.label, config.chat_template, config.offload)
     return None
 
 
@@ -141,12 +141,23 @@ def open_apart(
 def attach_sources(
     configs: Mapping[str, SourceSettings], device: torch.device | str, policy: ModelConfig, policy_lm: Any
 ) -> dict[str, RewardSource]:
-    """Open the sources that `open_apart` left out, as adapters on the policy's language model."""
-    return {
-        name: AdapterReward(config.model, policy_lm, device, config.batch_size, config.batch_tokens, config.normalize)
-        for name, config in _parts(configs).items()
-        if config.model is not None and shares_base(config, policy)
-    }
+    """Open the sources that `open_apart` left out, as adapters on the policy's language model.
+
+    Raises:
+        UserError: one of them is to be moved to the CPU.
+    """
+    opened: dict[str, RewardSource] = {}
+    for name, config in _parts(configs).items():
+        if config.model is None or not shares_base(config, policy):
+            continue
+        if config.offload:
+            raise UserError(
+                f"the reward model {config.model} is an adapter over the policy's own base, so there are no weights to "
+                "move to the CPU; remove offload"
+            )
+        limits = (config.batch_size, config.batch_tokens, config.normalize)
+        opened[name] = AdapterReward(config.model, policy_lm, device, *limits)
+    return opened
 
 
 def combine(configs: Mapping[str, SourceSettings], opened: Mapping[str, RewardSource]) -> dict[str, RewardSource]:
@@ -170,9 +181,10 @@ def _parts(configs: Mapping[str, SourceSettings]) -> dict[str, SourceSettings]:
     return parts
 
 
-def models_of(source: RewardSource | None) -> list[Any]:
-    """The models of a source, or of those in a mix."""
+def models_of(source: RewardSource | None, resident: bool = False) -> list[Any]:
+    """The models of a source, or of those in a mix; `resident` leaves out those that are moved off the GPU."""
     sources = source.sources.values() if isinstance(source, Mix) else [source]
+    sources = [part for part in sources if not (resident and getattr(part, "offload", False))]
     return [model for part in sources if (model := getattr(part, "model", None)) is not None]
 
 

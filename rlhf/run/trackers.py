@@ -45,15 +45,15 @@ def log_samples(trackers: Sequence[Any], step: int, rows: Sequence[Mapping[str, 
             tracker.log_table("samples", columns=list(table[0]), data=[list(row.values()) for row in table], step=step)
         elif tracker.name == "trackio":
             import pandas
-            import trackio
+            import trackio  # pyright: ignore[reportMissingImports]
 
             tracker.log({"samples": trackio.Table(dataframe=pandas.DataFrame(table))}, step=step)
         elif tracker.name == "mlflow":
-            import mlflow
+            import mlflow  # pyright: ignore[reportMissingImports]
 
             mlflow.log_table({name: [row[name] for row in table] for name in table[0]}, "samples.json")
         elif tracker.name == "swanlab":
-            import swanlab
+            import swanlab  # pyright: ignore[reportMissingImports]
 
             texts = [swanlab.Text(f"{row['prompt']}{row['response']}", caption=f"{row['score']}") for row in table]
             tracker.log({"samples": texts}, step=step)

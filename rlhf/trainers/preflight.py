@@ -24,7 +24,7 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     """What a run with this data and these models will do, and its memory."""
     longest = data.longest_prompt + job.max_response_tokens
     others = {} if models.reference is None else {"reference": models.reference.lm}
-    reward_models = models_of(models.scorers.get("score"))
+    reward_models = models_of(models.scorers.get("score"), resident=True)
     others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
     description = describe_run(
         job,

@@ -577,7 +577,14 @@ OTHER = {"lam": 0.5, "lam_critic": 0.5, "lam_length_alpha": 0.05, "vf_coef": 0.2
 SOURCES = {"reward": WeightedSource(rule="pattern"), "eval.judge": SourceSettings(rule="pattern")}
 OF_ONE_SOURCE = {
     **{"model": "r", "function": "f.py:g", "rule": "pattern", "parameters": {"n": 2}, "timeout": 3.0},
-    **{"batch_size": 8, "batch_tokens": 8, "normalize": False, "label": "good", "chat_template": "t.jinja"},
+    **{
+        "batch_size": 8,
+        "batch_tokens": 8,
+        "normalize": False,
+        "label": "good",
+        "chat_template": "t.jinja",
+        "offload": True,
+    },
     **{"url": "http://x/", "token_env": "T", "retries": 2, "max_in_flight": 2},
 }
 """Settings of one source, at other values than their defaults."""
@@ -687,7 +694,13 @@ UNUSED = [
     *(
         (group, {"rule": "pattern", name: value}, name, f"only {group}.model reads it")
         for group in ("reward", "eval.judge")
-        for name, value in {"normalize": False, "batch_tokens": 8, "label": "good", "chat_template": "t"}.items()
+        for name, value in {
+            "normalize": False,
+            "batch_tokens": 8,
+            "label": "good",
+            "chat_template": "t",
+            "offload": True,
+        }.items()
     ),
     *(
         (group, {"model": "r", name: value}, name, f"only {group}.url reads it")
@@ -706,7 +719,7 @@ UNUSED = [
     *(
         (group, {"function": "f.py:g", name: value}, name, f"{group}.function returns the scores")
         for group in ("reward", "eval.judge")
-        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False}.items()
+        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False, "offload": True}.items()
     ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(
@@ -1027,6 +1040,11 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
     of_named_sources = {(key, reason) for key, reason in evaluated if ".sources." in key}  # as those of one source
     assert evaluated - violated - of_named_sources == never_violated
     assert len(violated) > 90
+
+
+def test_sharded_reward_models_are_not_offloaded_too():
+    with pytest.raises(UserError, match=r"model\.shard is true and a source has offload"):
+        PPOJob(model=ModelConfig(path="m", shard=True), reward=RewardConfig(model="r", offload=True))
 
 
 def test_whitening_follows_the_setting_or_else_the_estimators_paper():

@@ -18,8 +18,8 @@ from rlhf.errors import UserError
 from rlhf.models import distribution, trunk
 from rlhf.trainers.ppo import PPOTrainer
 
-WITHOUT_EFFECT = ("output", "data.streaming")
-"""The run folder's name does not change its content, and rows on disk give the same run as rows in memory."""
+WITHOUT_EFFECT = ("output", "data.streaming", "reward.offload", "eval.judge.offload")
+"""The run folder's name does not change its content, nor does the place where rows or reward models are kept."""
 
 MIX = {"good": {"function": "{good}", "weight": 0.5}, "repeats": {"rule": "repetition"}}
 """Two sources and their weights."""

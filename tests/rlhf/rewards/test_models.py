@@ -9,6 +9,7 @@ import torch
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.rewards.models import ModelReward, plain_chat
+from rlhf.rewards.sources import models_of
 
 PROMPTS = ["the film is ", "a story ", "it is "]
 
@@ -163,3 +164,22 @@ def test_code_in_a_reward_model_s_folder_is_not_run(reward_folder, tmp_path):
     (folder / "own.py").write_text("raise SystemExit('this code was run')")
     with pytest.raises(UserError, match="own_code brings code of its own, which is not run"):
         ModelReward(str(folder), "cpu")
+
+
+def test_an_offloaded_model_is_on_the_device_only_while_it_scores(reward_folder, monkeypatch):
+    """`cpu:0` stands for a GPU: moves are recorded, and nothing really moves."""
+    source = ModelReward(str(reward_folder), "cpu", offload=True)
+    expected = ModelReward(str(reward_folder), "cpu")(PROMPTS, COMPLETIONS, {})
+    places, where = [], ["cpu"]
+    source.device = "cpu:0"
+    monkeypatch.setattr(source.model, "to", lambda device: where.append(device))
+    forward = source.forward
+    monkeypatch.setattr(source, "forward", lambda *x: places.append(where[-1]) or forward(*x))
+    assert source(PROMPTS, COMPLETIONS, {}) == expected
+    assert (places, where[-1]) == (["cpu:0"], "cpu")
+    monkeypatch.setattr(source, "forward", lambda *x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        source(PROMPTS, COMPLETIONS, {})
+    assert where[-1] == "cpu"
+    assert models_of(source) == [source.model]
+    assert models_of(source, resident=True) == []

@@ -49,6 +49,26 @@ def test_an_unfinished_run_is_left_alone(seeds, job, tmp_path):
     assert not list(folder.iterdir())
 
 
+def test_a_sweep_needs_values(seeds, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text("{}")
+    with pytest.raises(UserError, match=r"--sweep has only ppo\.kl_coef"):
+        seeds.main([str(config), "--sweep", "ppo.kl_coef"])
+
+
+@pytest.mark.slow
+def test_a_sweep_is_a_run_for_each_value_and_a_picture_against_kl(seeds, job, tmp_path, capfd):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(job))
+    picture = tmp_path / "kl.png"
+    sweep = ["--sweep", "ppo.kl_coef", "0", "0.5", "--plot-kl", str(picture)]
+    assert seeds.main([str(config), "--seeds", "0", *sweep]) == 0
+    rows = capfd.readouterr().out.split("\n| settings")[1].splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| ppo.kl_coef 0", "| ppo.kl_coef 0.5"]
+    assert "kl_coef: 0.5" in Path(f"{job.output}-kl_coef_0.5-0", "config.yaml").read_text()
+    assert picture.stat().st_size > 10_000
+
+
 @pytest.mark.slow
 def test_two_seeds_run_once_and_give_a_table_and_curves(seeds, job, tmp_path, capfd):
     config = tmp_path / "tiny.yaml"

@@ -103,7 +103,7 @@ async function refresh() {
     const before = new Map(runs.map((run) => [run.name, run.changed]));
     const answer = await list();
     runs = answer.runs;
-    document.title = element("title").textContent = answer.folder ? `Runs of ${answer.folder}` : runs.map((r) => r.name).join(", ");
+    document.title = element("title").textContent = answer.folder ? `Runs in ${answer.folder}` : runs.map((r) => r.name).join(", ");
     const names = new Set(runs.map((run) => run.name));
     chosen = chosen.filter((name) => names.has(name) || !before.size);
     const stale = runs.filter((run) => chosen.includes(run.name) && (!details.has(run.name) || before.get(run.name) !== run.changed));

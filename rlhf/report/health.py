@@ -132,9 +132,11 @@ def _about_outcome(rows: Sequence[Row], outcome: Comparison, done: float) -> lis
 
     warnings = []
     kl = np.fmax(after("kl"), _at_end(rows, "objective/kl"))
-    if after("score") <= before("score") and outcome.after["step"] > outcome.before["step"] and done >= 0.5:
-        scores = f"{number(before('score'))} before, {number(after('score'))} after"
-        start_is_best = outcome.held_out and selection_score(outcome.after) <= selection_score(outcome.before)
+    start, best = selection_score(outcome.before), selection_score(outcome.after)
+    is_flat = -math.inf < best <= start  # a supervised run has no score
+    if is_flat and outcome.after["step"] > outcome.before["step"] and done >= 0.5:
+        scores = f"{number(start)} before, {number(best)} after"
+        start_is_best = outcome.held_out
         consequence = ", so the initial weights remain the best" if start_is_best else ""
         warnings.append(
             HealthWarning(

@@ -195,15 +195,7 @@ class RunFolder:
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The complete rows of `name`.jsonl; a line that a killed run left unfinished is skipped."""
-        path = self.path / f"{name}.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        rows = []
-        for line in lines:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        return read_rows(self.path / f"{name}.jsonl")
 
     def _drop_after(self, step: int) -> None:
         # A critic is pretrained before the first checkpoint, so a resumed run keeps the rows of its pretraining.
@@ -213,9 +205,13 @@ class RunFolder:
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row.get("step", 0) <= step]
                 write_text(self.path / f"{name}.jsonl", "".join(lines))
 
-    def changed(self, job: Any, *sections: str, ignored: Collection[str] = ()) -> bool:
-        """Whether any of these sections of the job differs from the config in the folder, `ignored` settings aside."""
-        path = self.path / "config.yaml"
+    def changed(self, job: Any, *sections: str, ignored: Collection[str] = (), folder: Path | None = None) -> bool:
+        """Whether any of these sections of the job differs from the config in a folder, `ignored` settings aside.
+
+        Args:
+            folder: a run folder; None: this one.
+        """
+        path = (folder or self.path) / "config.yaml"
         before, now = (
             {
                 key: value
@@ -254,6 +250,18 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"{existing} has {free / 2**20:,.0f} MB free, but {what} takes about {needed / 2**20:,.0f} MB; "
             "free some space or name another --output"
         )
+
+
+def read_rows(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """The complete rows of a jsonl file, which may be missing, up to a step; an unfinished line is skipped."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows if last_step is None else [row for row in rows if row["step"] <= last_step]
 
 
 def versions() -> dict[str, str]:

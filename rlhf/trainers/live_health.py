@@ -20,10 +20,12 @@ class LiveHealth:
         self.warnings: list[HealthWarning] = []
         self._total_steps = total_steps
         self._rows: list[dict[str, Any]] = []
+        self._earlier_evals: dict[int, Mapping[str, Any]] = {}
 
     def resume(self, rows: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> None:
         """Begin after these rows of `metrics.jsonl` and `eval.jsonl`, as if they had been checked step by step."""
         self._rows = [_read_by_rules(row) for row in rows]
+        self._earlier_evals = {row["step"]: row for row in evals}
         last = next((count for count in range(len(rows), 0, -1) if _is_checked(count)), 0)
         self.warnings = self._check(self._rows[:last], [row for row in evals if row["step"] <= last])
 
@@ -34,12 +36,13 @@ class LiveHealth:
 
         Args:
             metrics: of the step.
-            evals: all evaluations so far, as rows of `eval.jsonl`.
+            evals: the evaluations since the start or the last `resume`, as rows of `eval.jsonl`.
         """
         earlier = {warning.name for warning in self.warnings}
         self._rows.append(_read_by_rules({"step": step, **metrics}))
         if _is_checked(len(self._rows)):
-            self.warnings = self._check(self._rows, evals)
+            every = self._earlier_evals | {row["step"]: row for row in evals}
+            self.warnings = self._check(self._rows, list(every.values()))
         return [warning for warning in self.warnings if warning.name not in earlier]
 
     def _check(self, rows: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[HealthWarning]:

@@ -28,7 +28,7 @@ from rlhf.rollouts.collector import Collector
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
 from rlhf.run.distributed import check_sharding, open_accelerator
-from rlhf.run.folder import RunFolder, require_space
+from rlhf.run.folder import RunFolder, read_rows, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.advantages import RunningScale, make_batch, sample_advantages
@@ -529,8 +529,9 @@ class PPOTrainer:
                 self.state.evaluations_since_best = 0
             else:
                 self.evaluations.rows = [row for row in self.run.read("eval") if row["step"] <= self.state.step]
-            rows = [row for row in self.run.read("metrics") if row["step"] <= self.state.step]
-            self.health.resume(rows, self.evaluations.rows)
+            run = self.resume_from.parents[1]  # which may be another folder than that of this run
+            evals = [] if self._eval_settings_changed(run) else read_rows(run / "eval.jsonl", self.state.step)
+            self.health.resume(read_rows(run / "metrics.jsonl", self.state.step), evals)
         if self.is_finished:
             return  # no step will run, so nothing is written
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()
@@ -558,10 +559,11 @@ class PPOTrainer:
         self.learner.dump_folder = self.run.path / "dumps"
         self._folder_is_open = True
 
-    def _eval_settings_changed(self) -> bool:
-        """Whether the folder's earlier evaluations used other scorers or other prompts."""
+    def _eval_settings_changed(self, folder: Path | None = None) -> bool:
+        """Whether the earlier evaluations of a run folder, by default this run's, used other scorers or prompts."""
         sections = ("data", "generation", "reward", "eval")
-        return self.run.changed(self.job, *sections, ignored=("eval.every", "eval.patience", "eval.samples"))
+        ignored = ("eval.every", "eval.patience", "eval.samples")
+        return self.run.changed(self.job, *sections, ignored=ignored, folder=folder)
 
     def _pretrain_critic(self) -> None:
         """Train the critic on rollouts of the frozen policy; written to `pretraining.jsonl`."""

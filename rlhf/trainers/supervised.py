@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 from rlhf.models.sharding import Shards, shard_for_training, whole_weights
 from rlhf.run import checkpoint
 from rlhf.run.fingerprint import fingerprint_rows
-from rlhf.run.folder import RunFolder, require_space
+from rlhf.run.folder import RunFolder, read_rows, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
 from rlhf.run.progress import is_due, progress, stop_requests
 from rlhf.trainers.live_health import LiveHealth
@@ -92,7 +92,7 @@ def fit(
         state = checkpoint.load(resume_from, weights, optimizer, accelerator, inputs)
     health = LiveHealth(steps)
     if resume_from is not None:
-        health.resume([row for row in run.read("metrics") if row["step"] <= state.step], ())
+        health.resume(read_rows(resume_from.parents[1] / "metrics.jsonl", state.step), ())
     run.start(job, state.step if resume_from else None, accelerator, model)
 
     model.train()

@@ -210,8 +210,8 @@ function ticks(low, high, whole) {
   if (whole) step = Math.max(1, Math.round(step));
   const values = [];
   for (let v = Math.ceil(low / step - 1e-6) * step; v <= high + 1e-6 * step; v += step) values.push(Math.abs(v) < step / 2 ? 0 : v);
-  const decimals = Math.max(0, Math.ceil(-Math.log10(step) - 1e-6) + (String(step.toPrecision(2)).replace(/[0.]/g, "")[0] === "2" && String(step).includes("25") ? 1 : 0));
-  const label = (v) => (Math.abs(v) >= 1e5 || (v && step < 1e-4) ? v.toExponential(1) : v.toFixed(Math.min(6, decimals))).replace("-", "−");
+  const decimals = [0, 1, 2, 3, 4, 5].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6) ?? 6;
+  const label = (v) => (Math.abs(v) >= 1e5 || (v && step < 1e-4) ? v.toExponential(1) : v.toFixed(decimals)).replace("-", "−");
   return values.map((v) => [v, label(v)]);
 }
 

@@ -104,3 +104,9 @@ def test_a_ppo_run_prints_a_warning_once_and_writes_its_name_at_every_step(job, 
     names = [row.get("warnings", []) for row in rows]
     assert ["kl_high" in n for n in names] == [False, True, True]
     assert [len(n) for n in names] == [row["health/warnings"] for row in rows]
+
+
+def test_a_supervised_run_has_no_flat_score():
+    rows = [{"step": step, "loss": 1.0, "grad_norm": 1.0} for step in range(1, 41)]
+    assert health_warnings(rows, [{"step": 20, "loss": 1.0}, {"step": 40, "loss": 1.0}]) == []
+    assert health_warnings(rows, []) == []

@@ -110,7 +110,7 @@ def test_killed_and_resumed_is_uninterrupted_with_every_part_of_the_state(job, c
     part = change(whole, output=str(tmp_path / "part"))
     stopped = PPOTrainer(part)
     stopped._start()
-    stopped.run.log(stopped.accelerator, 1, stopped.step())
+    stopped._log(stopped.step())
     stopped.save()
     stopped.step()  # of which no checkpoint knows, then the kill
     resumed = PPOTrainer(change(part, resume="auto"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
+from rlhf.run import distributed
 from rlhf.run.distributed import open_accelerator
 
 
@@ -16,6 +17,7 @@ def test_unconnected_processes_are_rejected(tmp_path, monkeypatch):
     """Each would train alone and overwrite the others' files."""
     open_accelerator(str(tmp_path), None, [], 0)  # one process, whatever WORLD_SIZE is from here on
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(distributed, "_end_with_launcher", lambda: None)  # it would end pytest with its parent
     with pytest.raises(UserError, match="launcher started 3 processes, but only 1 of them"):
         open_accelerator(str(tmp_path), None, [], 0)
 

@@ -1,7 +1,7 @@
 """The preflight of a PPO run: what it is about to do and how much memory it will take, printed before it starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,9 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
     """What a run with this data and these models will do, and its memory."""
     longest = data.longest_prompt + job.max_response_tokens
     others = {} if models.reference is None else {"reference": models.reference.lm}
-    reward_models = models_of(models.scorers.get("score"), resident=True)
+    source = models.scorers.get("score")
+    reward_models = models_of(source, resident=True)
+    offloaded = [model for model in models_of(source) if not any(model is other for other in reward_models)]
     others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
     description = describe_run(
         job,
@@ -34,7 +36,10 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
         n_dropped=sum(prompts.dropped for prompts in data.prompt_sets),
         longest=longest,
         policy=models.policy,
-        memory=estimate_memory(job, longest, ranks, models.policy, others),
+        memory=replace(
+            estimate_memory(job, longest, ranks, models.policy, others),
+            scoring=float(max((sum(map(_bytes, model.parameters())) for model in offloaded), default=0)),
+        ),
     )
     return "\n".join([description, *describe_prompts(data)])
 
@@ -119,6 +124,8 @@ class MemoryEstimate:
     """With `model.shard`: whole weights of all models while responses are collected."""
     gathered: float = 0.0
     """With `model.shard`: the whole weights and gradients that an update holds at once."""
+    scoring: float = 0.0
+    """Of the largest reward model that is on the GPU only while it scores."""
 
     def parts(self) -> dict[str, float]:
         sharded = {"whole weights while collecting": self.whole, "gathered in an update": self.gathered}
@@ -128,12 +135,13 @@ class MemoryEstimate:
             "logits": self.logits,
             "cache while sampling": self.kv_cache,
             **(sharded if self.whole else {}),
+            **({"reward model while scoring": self.scoring} if self.scoring else {}),
         }
 
     @property
     def peak(self) -> float:
-        """Sampling and updating alternate: weights and optimizer, and the larger of what the two need."""
-        phases = self.activations + self.logits + self.gathered, self.kv_cache + self.whole
+        """Sampling, scoring and updating alternate: weights and optimizer, and the most that one of them needs."""
+        phases = self.activations + self.logits + self.gathered, self.kv_cache + self.whole, self.scoring + self.whole
         return sum(self.models.values()) + self.optimizer + max(phases)
 
 

@@ -172,3 +172,12 @@ def test_a_run_is_the_same_with_rows_on_disk(job, change, models, write, tmp_pat
     assert results[0] == results[1]
     assert len(results[0]) >= 3
     assert np.isfinite(results[0][-1].get("loss", results[0][-1].get("policy/loss")))
+
+
+def test_a_resumed_run_with_rows_on_disk_equals_the_uninterrupted_one(job, change, tmp_path):
+    whole = change(job, data={"streaming": True}, checkpoint={"every": 1})
+    PPOTrainer(whole).train()
+    start = Path(whole.output) / "checkpoints" / "step_000001"
+    resumed = change(whole, output=str(tmp_path / "resumed"), resume=str(start))
+    PPOTrainer(resumed).train()
+    assert numbers(resumed.output) == numbers(whole.output)[1:]

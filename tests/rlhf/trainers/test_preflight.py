@@ -255,3 +255,12 @@ def test_estimate_of_layers_gathered_as_bfloat16(estimated):
     assert parts["whole weights while collecting"] == 4 * root + 2 * 2 * LAYER + 4 * (LM - 2 * LAYER) + 2 * 2 * LAYER
     assert parts["gathered in an update"] == 2 * 4 * root + 3 * 2 * LAYER
     assert parts["reference"] == LM  # a quarter of 4 bytes each: what is held stays float32
+
+
+def test_a_reward_model_that_leaves_the_gpu_counts_only_while_it_scores():
+    base = MemoryEstimate({"policy": 10.0}, optimizer=5.0, activations=2.0, logits=1.0, kv_cache=2.5)
+    assert base.peak == 18.0
+    assert replace(base, scoring=2.0).peak == 18.0
+    large = replace(base, scoring=7.0)
+    assert large.peak == 22.0
+    assert large.parts()["reward model while scoring"] == 7.0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,14 @@ from rlhf.report.numbers import Row
 TAIL = 200_000
 """Bytes at the end of a file that hold its newest rows."""
 
+MARK = 200
+"""Bytes before the place where a reading ended, by which the next one knows the file again."""
+
 
 class RowFile:
     """The rows of a file that a run appends to. A line that is being written waits for its end.
+
+    Several threads may read: the server answers each open page in one.
 
     Attributes:
         version: rises with each reading that brought something new.
@@ -24,29 +30,40 @@ class RowFile:
         self.version = 0
         self._by_key: dict[tuple[int, ...], dict[str, Any]] = {}
         self._offset = 0
-        self._file: tuple[int, int] | None = None
+        self._mark = b""
+        self._lock = threading.Lock()
 
     def rows(self) -> list[Row]:
         """All rows in the order of their keys, after reading what is new."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> list[Row]:
         try:
             with open(self.path, "rb") as file:
-                status = os.fstat(file.fileno())
-                # A resumed run rewrites the file without the rows of later steps.
-                if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
-                    self._by_key.clear()
-                    self._offset = 0
-                    self._file = (status.st_dev, status.st_ino)
-                    self.version += 1
+                file.seek(self._offset - len(self._mark))
+                # A resumed run rewrites the file without the rows of later steps, and another run of the same name
+                # begins a new one. Its inode says nothing: that of a removed file is given to the next one.
+                if file.read(len(self._mark)) != self._mark:
+                    self._restart()
                 file.seek(self._offset)
                 complete, newline, _ = file.read().rpartition(b"\n")
         except OSError:  # not there yet, or removed
+            if self._offset:
+                self._restart()
             return []
         if newline:
             self._offset += len(complete) + 1
+            self._mark = (self._mark + complete + newline)[-MARK:]
             for line in complete.split(b"\n"):
                 self._add(line)
             self.version += 1
         return [self._by_key[key] for key in sorted(self._by_key)]
+
+    def _restart(self) -> None:
+        self._by_key.clear()
+        self._offset, self._mark = 0, b""
+        self.version += 1
 
     def _add(self, line: bytes) -> None:
         row = parse(line, self.keys)

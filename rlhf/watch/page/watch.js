@@ -34,7 +34,7 @@ const details = new Map(); // name -> curves, evals, warnings, settings
 const samples = new Map(); // name -> {steps, step, rows}
 let bin = null; // the chosen bar of the histogram
 let limit = PAGE;
-let history = null; // the prompt that is shown over time
+let history = null; // {run, index} of the prompt that is shown over time
 
 // -------------------------------------------------------------------------------------------------------- elements
 
@@ -134,7 +134,10 @@ function remember() {
   for (const id of CONTROLS) if (element(id).value && element(id).value !== element(id).dataset.default) view.set(id, element(id).value);
   if (element("zero").checked) view.set("zero", "1");
   if (bin !== null) view.set("bin", bin);
-  if (history !== null) view.set("prompt", history);
+  if (history !== null) {
+    view.set("prompt", history.index);
+    view.set("prompt-of", history.run);
+  }
   window.history.replaceState(null, "", `#?${view}`);
 }
 
@@ -148,7 +151,7 @@ function recall() {
   element("step").dataset.wanted = view.get("step") ?? "";
   element("zero").checked = view.has("zero");
   bin = view.has("bin") ? Number(view.get("bin")) : null;
-  history = view.has("prompt") ? Number(view.get("prompt")) : null;
+  history = view.has("prompt") ? { run: view.get("prompt-of"), index: Number(view.get("prompt")) } : null;
   return view.has("run");
 }
 
@@ -168,7 +171,9 @@ function showRuns() {
         run.kl !== null ? `KL ${number(run.kl)}` : null,
         run.seconds_left !== null ? `${duration(run.seconds_left)} left` : null,
       ].filter((fact) => fact);
-      const warned = run.warnings ? make("span", { class: "warned" }, `, ${run.warnings} warning${run.warnings > 1 ? "s" : ""}`) : null;
+      const detail = chosen.includes(run.name) ? details.get(run.name) : null;
+      const count = detail?.warnings.length ?? run.warnings; // rows of older runs do not name theirs
+      const warned = count ? make("span", { class: "warned" }, `, ${count} warning${count > 1 ? "s" : ""}`) : null;
       return make("li", {}, make("label", {},
         box,
         make("span", { class: "name" }, swatch(run.name), ` ${run.name}`),
@@ -386,6 +391,7 @@ function showDifferences() {
 }
 
 function showDetails() {
+  showRuns();
   element("nothing").hidden = chosen.length > 0;
   showWarnings();
   showCharts();
@@ -479,9 +485,9 @@ function response(name, row, title) {
   return make("div", { class: "side" }, make("div", { class: "head" }, swatch(name), make("b", {}, title), ...facts.map((fact) => make("span", {}, fact))), text);
 }
 
-function promptBlock(prompt, sides, index) {
+function promptBlock(prompt, sides, identity) {
   const over = history === null
-    ? make("button", { type: "button", onclick: () => { history = index; showSamples(); element("samples").scrollIntoView(); } }, "Over time")
+    ? make("button", { type: "button", onclick: () => { history = identity; showSamples(); element("samples").scrollIntoView(); } }, "Over time")
     : make("button", { type: "button", onclick: () => { history = null; showSamples(); } }, "All prompts");
   return make("article", { class: "sample" }, make("div", { class: "text", dir: "auto" }, prompt || "(no prompt)"), make("div", { class: "sides" }, ...sides), make("p", { class: "tools" }, over));
 }
@@ -489,16 +495,20 @@ function promptBlock(prompt, sides, index) {
 async function showHistory() {
   const sides = [];
   let prompt = null;
-  for (const name of chosen) {
+  const wanted = history;
+  // Runs on other data have other prompts under the same index: the run of the prompt comes first.
+  const names = [...chosen].sort((a, b) => (b === wanted.run) - (a === wanted.run));
+  for (const name of names) {
     for (const step of samples.get(name)?.steps ?? []) {
-      const row = (await samplesOf(name, String(step)))?.rows.find((candidate) => candidate.index === history);
+      const row = (await samplesOf(name, String(step)))?.rows.find((candidate) => candidate.index === wanted.index);
       if (!row || (prompt !== null && row.prompt !== prompt)) continue;
       prompt = row.prompt;
       sides.push(response(name, row, `${chosen.length > 1 ? `${name}, ` : ""}step ${step}`));
     }
   }
+  if (history !== wanted) return; // another view was chosen meanwhile
   element("shown").textContent = `One prompt at ${sides.length} evaluations`;
-  element("responses").replaceChildren(promptBlock(prompt, sides, history));
+  element("responses").replaceChildren(promptBlock(prompt, sides, wanted));
   element("more").hidden = true;
 }
 
@@ -525,7 +535,7 @@ async function showSamples() {
   const sorted = [...prompts.values()].sort((a, b) => (order === "prompt" ? 0 : sign * (best(a) - best(b))) || index(a) - index(b));
   element("shown").textContent = `${Math.min(limit, sorted.length)} of ${sorted.length} prompts`;
   element("responses").replaceChildren(...sorted.slice(0, limit).map((entries) =>
-    promptBlock(entries[0][1].prompt, entries.map(([name, row]) => response(name, row, `${name}, step ${row.step}`)), index(entries))));
+    promptBlock(entries[0][1].prompt, entries.map(([name, row]) => response(name, row, `${name}, step ${row.step}`)), { run: entries[0][0], index: index(entries) })));
   element("more").hidden = sorted.length <= limit;
 }
 

@@ -1,5 +1,8 @@
 """Growing files: what is new, half a line, a file that was rewritten or removed."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 from rlhf.watch.row_files import RowFile, newest_rows
 
 
@@ -48,3 +51,36 @@ def test_the_newest_rows_need_only_the_end_of_a_file(tmp_path, monkeypatch):
     path.write_text("".join(f'{{"step": {i}}}\n' for i in range(1, 1001)))
     assert [row["step"] for row in newest_rows(path, 3)] == [998, 999, 1000]
     assert newest_rows(tmp_path / "absent", 3) == []
+
+
+def test_another_run_of_the_same_name_begins_anew(tmp_path):
+    """The new file often has the inode of the removed one, and may be longer when it is looked at."""
+    path = tmp_path / "metrics.jsonl"
+    file = RowFile(path, ("step",))
+    path.write_text('{"step": 1, "old": 1}\n{"step": 2, "old": 1}\n')
+    assert len(file.rows()) == 2
+    path.unlink()
+    path.write_text('{"step": 1, "new": 1}\n{"step": 2, "new": 1}\n{"step": 3, "new": 1}\n')
+    assert [sorted(row) for row in file.rows()] == [["new", "step"]] * 3
+
+
+def test_readers_at_the_same_time_lose_no_row(tmp_path):
+    """As with two open pages; a part that both read counts once, also where the file then grows by more than that."""
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    file = RowFile(path, ("step",))
+    written = 0
+
+    def write(count):
+        nonlocal written
+        with open(path, "a") as out:
+            for _ in range(count):
+                written += 1
+                out.write(json.dumps({"step": written, **{f"metric/{i}": 0.123456 for i in range(40)}}) + "\n")
+
+    with ThreadPoolExecutor(4) as readers:
+        for _ in range(10):
+            write(20)
+            list(readers.map(lambda _: file.rows(), range(4)))
+            write(100)
+            assert len(file.rows()) == written

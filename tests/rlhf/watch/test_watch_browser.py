@@ -112,16 +112,19 @@ def test_a_running_ppo_is_followed(open_page, job, change, tmp_path):
     config = tmp_path / "job.yaml"
     output = tmp_path / "runs" / "live"
     (tmp_path / "runs").mkdir()
-    config.write_text(to_yaml(change(job, ppo={"total_episodes": 320}, output=str(output))))
+    config.write_text(to_yaml(change(job, ppo={"total_episodes": 1600}, output=str(output))))
     page = open_page()
     run = subprocess.Popen([sys.executable, "-m", "rlhf.cli.main", "ppo", "--config", str(config)])
     try:
         page.wait_for_selector("#runs input", timeout=60_000)
         page.locator("#runs input").first.check()
         page.wait_for_selector("figure[data-chart=Score] path.line", timeout=20_000)
-        assert run.wait(100) == 0
+        points = "document.querySelector('figure[data-chart=Score] path.line').getAttribute('d').split('L').length"
+        at_first = page.evaluate(points)
+        page.wait_for_function(f"first => {points} > first", arg=at_first, timeout=60_000)
+        assert run.wait(200) == 0
         page.wait_for_selector("#runs .state:has-text('finished')", timeout=20_000)
-        page.wait_for_selector("#runs .facts:has-text('step 40/40')", timeout=20_000)
+        page.wait_for_selector("#runs .facts:has-text('step 200/200')", timeout=20_000)
         assert page.locator("figure[data-chart='Explained variance']").count() == 1
     finally:
         run.kill()
@@ -199,3 +202,30 @@ def test_answers_to_different_prompts_are_not_put_together(make_run, open_page, 
     expect(page.locator("#shown")).to_have_text("10 of 18 prompts")
     blocks = page.locator(".sample")
     assert [blocks.nth(i).locator(".side").count() for i in range(3)] == [2, 1, 1]
+
+
+def test_one_prompt_over_time_is_the_one_that_was_clicked(make_run, open_page, expect):
+    """Also where another chosen run has another prompt under the same number, and after the address is opened again."""
+    make_run("a")
+    folder = make_run("b")
+    path = folder / "samples.jsonl"
+    path.write_text(path.read_text().replace('"prompt": "prompt', '"prompt": "another'))
+    page = open_page("#?run=a&run=b&search=another+3")
+    page.wait_for_selector(".sample")
+    page.get_by_role("button", name="Over time").click()
+    for _ in range(2):
+        expect(page.locator("#shown")).to_have_text("One prompt at 2 evaluations")
+        assert page.locator(".sample > .text").inner_text() == "another 3"
+        page.reload()
+
+
+def test_the_list_counts_the_warnings_that_health_shows(make_run, open_page, expect):
+    """Rows of runs from before warnings were logged do not name them."""
+    folder = make_run("a")
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) | {"objective/kl": 50.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = open_page()
+    page.wait_for_selector(".warning")
+    count = page.locator(".warning").count()
+    expect(page.locator("#runs .warned")).to_have_text(f", {count} warning{'s' if count > 1 else ''}")

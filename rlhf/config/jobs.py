@@ -82,10 +82,11 @@ class PPOJob(TrainingJob):
             )
         judge = self.eval.judge
         sources = [self.reward, *self.reward.sources.values(), judge, *judge.sources.values()]
-        if self.model.shard and any(source.offload for source in sources):
+        placed = {name for name in ("offload", "device") if any(getattr(source, name) for source in sources)}
+        if self.model.shard and placed:
             raise UserError(
-                "model.shard is true and a source has offload, but sharded reward models hold only a share on each GPU "
-                "anyway; unset one of them"
+                f"model.shard is true and a source has {min(placed)}, but sharded reward models hold a share on each "
+                "process's own device; unset one of them"
             )
         has_held_out = bool(self.data.eval_fraction or self.data.eval_path or self.data.eval_split)
         if self.eval.patience is not None and not has_held_out:

@@ -23,6 +23,8 @@ READ_BY = {
     "batch_size": ("model", "url"),
     "batch_tokens": ("model",),
     "normalize": ("model",),
+    "dtype": ("model",),
+    "device": ("model",),
     "offload": ("model",),
     "label": ("model",),
     "chat_template": ("model",),
@@ -62,8 +64,12 @@ class SourceSettings:
     counts."""
     normalize: bool = True
     """Standardise scores with the mean and deviation in the reward model's config, if it has them."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Data type of the reward model's weights, its head excepted, which is float32; auto: that of its files."""
+    device: str | None = None
+    """Device of the reward model, such as cpu or cuda:1; null: that of the run's process."""
     offload: bool = False
-    """Keep the reward model in the CPU's memory and move it to the GPU only while it scores."""
+    """Keep the reward model in the CPU's memory and copy it to its GPU only while it scores."""
     timeout: float | None = None
     """Seconds that a function, or one request to the server, may take; null: no limit for functions, 60 for servers."""
     token_env: str | None = None
@@ -98,9 +104,15 @@ def check_source(settings: SourceSettings, section: str) -> None:
     check_ranges(settings, ranges, section)
     if settings.batch_tokens is not None:
         reject_unused(settings, ("batch_size",), f"{section}.batch_tokens limits the forward passes", section)
+    if settings.device is not None:
+        form = "a device as torch names it: cpu, cuda, cuda:1, mps, ..."
+        check(bool(re.fullmatch(r"[a-z]+(:\d+)?", settings.device)), f"{section}.device", settings.device, form)
+    if settings.device == "cpu":
+        reject_unused(settings, ("offload",), f"{section}.device is cpu", section)
     if settings.function is not None:
         reason = f"{section}.function returns the scores"
-        reject_unused(settings, ("batch_size", "batch_tokens", "normalize", "offload"), reason, section)
+        only_models = ("batch_size", "batch_tokens", "normalize", "dtype", "device", "offload")
+        reject_unused(settings, only_models, reason, section)
         form = "of the form file.py:name or module:name"
         check(":" in settings.function, f"{section}.function", settings.function, form)
     for name, kinds in READ_BY.items():

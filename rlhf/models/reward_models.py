@@ -18,10 +18,11 @@ SCORE_STATISTICS = "score_statistics.json"
 """Beside a reward adapter: mean and deviation of its scores, which a whole reward model has in its config."""
 
 
-def load_reward_model(path: str, dtype: torch.dtype = torch.float32, label: str | None = None) -> Any:
-    """A sequence-classification model; an adapter is merged into a copy of its base.
+def load_reward_model(path: str, dtype: str = "float32", label: str | None = None) -> Any:
+    """A sequence-classification model; an adapter is merged into a copy of its base, in float32.
 
     Args:
+        dtype: of the weights, as torch names it; auto: that of the files.
         label: the label whose logit is the score, as `label_index` reads it.
 
     Raises:
@@ -30,8 +31,9 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32, label: str 
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     folder = resolve(path)
+    loaded_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     if is_adapter(path):
-        return _load_reward_adapter(path, dtype)
+        return _load_reward_adapter(path, loaded_dtype)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
@@ -44,7 +46,7 @@ def load_reward_model(path: str, dtype: torch.dtype = torch.float32, label: str 
         architecture = (config.architectures or ["model of unknown kind"])[0]
         raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
     label_index(path, config, label)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=loaded_dtype, trust_remote_code=False)
     disable_dropout(model)
     return model
 
@@ -70,18 +72,22 @@ def label_index(path: str, config: Any, label: str | None) -> int:
     raise UserError(f"reward model {path} has no label {label!r}; it has {', '.join(names[:8])}")
 
 
-def _load_reward_adapter(path: str, dtype: torch.dtype) -> Any:
+def _load_reward_adapter(path: str, dtype: Any) -> Any:
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if _adapter_config(path).task_type != "SEQ_CLS":
         raise UserError(
             f"{path} is an adapter of a language model, which is no reward model; train one with `rlhf reward`"
         )
+    base_path = adapter_base(resolve(path))
     base = AutoModelForSequenceClassification.from_pretrained(
-        adapter_base(resolve(path)), num_labels=1, dtype=dtype, trust_remote_code=False
+        base_path, num_labels=1, dtype=torch.float32, trust_remote_code=False
     )
     model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
+    if dtype == "auto":
+        dtype = AutoConfig.from_pretrained(base_path, trust_remote_code=False).dtype or torch.float32
+    model.to(dtype)
     for name, value in load_score_statistics(path).items():
         setattr(model.config, name, value)
     disable_dropout(model)

@@ -160,4 +160,5 @@ def sequence_scores(
     model = unwrap_peft(model)
     if not hasattr(model, "score"):
         return model(input_ids=ids, attention_mask=mask.long()).logits[:, label].float()
-    return model.score(last_token_states(model, ids, mask.sum(-1)))[:, label].float()
+    states = last_token_states(model, ids, mask.sum(-1))
+    return model.score(states.to(model.score.weight.dtype))[:, label].float()

@@ -1,6 +1,7 @@
 """Reward models: sequence classifiers with one label."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from rlhf.data.batching import group_by_length
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
 from rlhf.models.loading import context_length_of, load_tokenizer
+from rlhf.models.offload import OffloadedModel
 from rlhf.models.reward_models import label_index, load_reward_model
 from rlhf.models.trunk import sequence_scores
 from rlhf.rewards.results import TEXTS_ONLY, Context, Failure, Score, as_numbers, describe_row
@@ -65,7 +67,7 @@ class ScoringModel:
             chat_template: file with a Jinja chat template; None: the tokenizer's own, or `plain_chat`.
         """
         self.path = path
-        self.device = device
+        self.device = torch.device(device)
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.tokenizer = load_tokenizer(path, chat_template)
@@ -73,6 +75,10 @@ class ScoringModel:
         self.append_eos = bool(statistics.get("append_eos", False))
         self.mean = float(statistics.get("score_mean", 0.0)) if normalize else 0.0
         self.std = float(statistics.get("score_std", 1.0)) if normalize else 1.0
+
+    model: Any
+    offloaded: OffloadedModel | None = None
+    """Where the weights are on the device only while they score."""
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         """Raw scores of right-padded texts."""
@@ -122,6 +128,7 @@ class ModelReward(ScoringModel):
         normalize: bool = True,
         label: str | None = None,
         chat_template: str | None = None,
+        dtype: str = "float32",
         offload: bool = False,
     ):
         """Load the model and its tokenizer.
@@ -129,14 +136,18 @@ class ModelReward(ScoringModel):
         Args:
             label: the label whose logit is the score; None: the only one.
             chat_template: file with a Jinja chat template; None: the tokenizer's own, or `plain_chat`.
+            dtype: of the weights, its head excepted, as torch names it; auto: that of the files.
             offload: keep the model in the CPU's memory while it does not score.
 
         Raises:
             UserError: `path` is not a reward model, or has no such label.
         """
-        self.offload = offload
-        self.model = load_reward_model(path, label=label).requires_grad_(False).eval()
-        self.model.to("cpu" if offload else device)
+        self.model = load_reward_model(path, dtype, label).requires_grad_(False).eval()
+        if hasattr(self.model, "score"):
+            self.model.score.float()  # a score of 10 has steps of 1/16 in bfloat16
+        self.offloaded = OffloadedModel(self.model, device) if offload else None
+        if not offload:
+            self.model.to(device)
         self.label = label_index(path, self.model.config, label)
         super().__init__(
             path,
@@ -152,13 +163,8 @@ class ModelReward(ScoringModel):
     def score(
         self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]], context: Context = TEXTS_ONLY
     ) -> list[Score]:
-        if not self.offload:
+        with nullcontext() if self.offloaded is None else self.offloaded.on_device():
             return super().score(prompts, completions, columns, context)
-        self.model.to(self.device)
-        try:
-            return super().score(prompts, completions, columns, context)
-        finally:
-            self.model.to("cpu")
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         return sequence_scores(self.model, ids, mask, self.label)

@@ -9,11 +9,12 @@ from rlhf.config.scores import MixConfig, RewardConfig, SourceSettings
 from rlhf.config.shared import EvalConfig, ModelConfig
 from rlhf.data.prompts import PromptSet
 from rlhf.errors import UserError
+from rlhf.models.loading import first_line
 from rlhf.models.reward_models import is_compatible_adapter
 from rlhf.rewards.adapters import AdapterReward
 from rlhf.rewards.functions import FunctionReward, load_function, open_rule
 from rlhf.rewards.mixes import Mix
-from rlhf.rewards.models import ModelReward
+from rlhf.rewards.models import ModelReward, ScoringModel
 from rlhf.rewards.servers import ServerReward
 
 
@@ -74,9 +75,36 @@ def open_source(
             max_in_flight=config.max_in_flight,
         )
     if config.model is not None:
-        limits = (config.batch_size, config.batch_tokens, config.normalize)
-        return ModelReward(config.model, device, *limits, config.label, config.chat_template, config.offload)
+        return ModelReward(
+            config.model,
+            usable_device(config.device, config.model) if config.device is not None else device,
+            config.batch_size,
+            config.batch_tokens,
+            config.normalize,
+            label=config.label,
+            chat_template=config.chat_template,
+            dtype=config.dtype,
+            offload=config.offload,
+        )
     return None
+
+
+def usable_device(name: str, path: str) -> torch.device:
+    """A device by torch's name for it.
+
+    Raises:
+        UserError: this process cannot use it.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        raise UserError(
+            f"device {name} of reward model {path} cannot be used: {first_line(error)} (this process can use the CPU "
+            f"and {count} accelerator(s))"
+        ) from error
+    return device
 
 
 def open_function(
@@ -144,16 +172,17 @@ def attach_sources(
     """Open the sources that `open_apart` left out, as adapters on the policy's language model.
 
     Raises:
-        UserError: one of them is to be moved to the CPU.
+        UserError: one of them is to have a place or data type of its own.
     """
     opened: dict[str, RewardSource] = {}
     for name, config in _parts(configs).items():
         if config.model is None or not shares_base(config, policy):
             continue
-        if config.offload:
+        own = {"offload": config.offload, "device": config.device, "dtype": config.dtype != "float32"}
+        if chosen := [name for name, is_set in own.items() if is_set]:
             raise UserError(
-                f"the reward model {config.model} is an adapter over the policy's own base, so there are no weights to "
-                "move to the CPU; remove offload"
+                f"the reward model {config.model} is an adapter over the policy's own base, which it computes with; "
+                f"remove its {chosen[0]}"
             )
         limits = (config.batch_size, config.batch_tokens, config.normalize)
         opened[name] = AdapterReward(config.model, policy_lm, device, *limits)
@@ -181,11 +210,10 @@ def _parts(configs: Mapping[str, SourceSettings]) -> dict[str, SourceSettings]:
     return parts
 
 
-def models_of(source: RewardSource | None, resident: bool = False) -> list[Any]:
-    """The models of a source, or of those in a mix; `resident` leaves out those that are moved off the GPU."""
+def model_sources(source: RewardSource | None) -> list[ScoringModel]:
+    """The reward models of a source, or of those in a mix."""
     sources = source.sources.values() if isinstance(source, Mix) else [source]
-    sources = [part for part in sources if not (resident and getattr(part, "offload", False))]
-    return [model for part in sources if (model := getattr(part, "model", None)) is not None]
+    return [part for part in sources if isinstance(part, ScoringModel)]
 
 
 def shares_base(config: SourceSettings, policy: ModelConfig) -> bool:

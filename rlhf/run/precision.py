@@ -41,13 +41,19 @@ def usable_precision(mixed_precision: str | None, cpu: bool) -> str | None:
     return "no"
 
 
-def warn_about_slow_weights(dtype: torch.dtype, device: torch.device | str) -> None:
-    """Say which setting to change where a CPU is slower with the bfloat16 of a model's weights than with float32."""
+def warn_about_slow_weights(dtype: torch.dtype, device: torch.device | str, reward_model: str | None = None) -> None:
+    """Say which setting to change where a CPU is slower with the bfloat16 of a model's weights than with float32.
+
+    Args:
+        reward_model: the path of the model, where it is no language model.
+    """
     if dtype != torch.bfloat16 or torch.device(device).type != "cpu" or bf16_slowdown() < SLOWER:
         return
+    name = "the model" if reward_model is None else f"reward model {reward_model}"
+    setting = "--model.dtype" if reward_model is None else "its dtype to"
     print(
-        f"WARNING: the model's weights are bfloat16, whose matrix products take {bf16_slowdown():.1f} times as long as "
-        "those of float32 on this CPU; set --model.dtype float32",
+        f"WARNING: the weights of {name} are bfloat16, whose matrix products take {bf16_slowdown():.1f} times as long "
+        f"as those of float32 on this CPU; set {setting} float32",
         file=sys.stderr,
     )
 

@@ -536,7 +536,7 @@ class PPOTrainer:
             return  # no step will run, so nothing is written
         can_compare_with_start = self.resume_from is not None and not self._eval_settings_changed()
         self._open_folder()
-        self.accelerator.print(preflight(self.job, self.data, self.models, self.accelerator.num_processes))
+        self.accelerator.print(preflight(self.job, self.data, self.models, self.accelerator))
         if self._critic_choice:
             self.accelerator.print(self._critic_choice)
         if can_compare_with_start:

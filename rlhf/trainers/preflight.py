@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlhf.config.jobs import PPOJob
@@ -11,7 +12,7 @@ from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.sharding import gathered_bytes
 from rlhf.models.token_statistics import token_statistics_bytes
 from rlhf.models.trunk import unwrap_peft
-from rlhf.rewards.sources import models_of
+from rlhf.rewards.sources import RewardSource, model_sources
 from rlhf.rollouts.generation_config import ignored_generation_settings
 from rlhf.trainers.setup import RunData, RunModels
 
@@ -20,14 +21,13 @@ SHOWN_CHARACTERS, SHOWN_IDS = 200, 24
 """Of the first prompt, at most."""
 
 
-def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
+def preflight(job: PPOJob, data: RunData, models: RunModels, accelerator: Any) -> str:
     """What a run with this data and these models will do, and its memory."""
+    ranks = accelerator.num_processes
     longest = data.longest_prompt + job.max_response_tokens
     others = {} if models.reference is None else {"reference": models.reference.lm}
-    source = models.scorers.get("score")
-    reward_models = models_of(source, resident=True)
-    offloaded = [model for model in models_of(source) if not any(model is other for other in reward_models)]
-    others |= {f"reward model{f' {i + 1}' if i else ''}": model for i, model in enumerate(reward_models)}
+    resident, offloaded = reward_models(models.scorers, accelerator.device)
+    others |= resident
     description = describe_run(
         job,
         ranks=ranks,
@@ -41,7 +41,24 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, ranks: int) -> str:
             scoring=float(max((sum(map(_bytes, model.parameters())) for model in offloaded), default=0)),
         ),
     )
-    return "\n".join([description, *describe_prompts(data)])
+    lines = [description, *describe_prompts(data)]
+    if offloaded and accelerator.device.type == "cpu":
+        lines.append("offload of a reward model has no effect: the run is on the CPU, in whose memory it is anyway")
+    return "\n".join(lines)
+
+
+def reward_models(scorers: Mapping[str, RewardSource], device: torch.device) -> tuple[dict[str, Any], list[Any]]:
+    """The reward models on the policy's device by names to show, and those that are there only while they score."""
+    resident, offloaded = {}, []
+    for scorer, source in scorers.items():
+        name = "reward model" if scorer == "score" else scorer
+        sources = [part for part in model_sources(source) if part.device == device]
+        for number, part in enumerate(sources, start=1):
+            if part.offloaded is None:
+                resident[name if number == 1 else f"{name} {number}"] = part.model
+            else:
+                offloaded.append(part.model)
+    return resident, offloaded
 
 
 def describe_prompts(data: RunData) -> list[str]:

@@ -22,7 +22,15 @@ from rlhf.models.loading import check_causal, context_length_of, load_causal_lm,
 from rlhf.models.sharding import Shards, shard_frozen
 from rlhf.models.trunk import disable_dropout
 from rlhf.rewards.models import ModelReward
-from rlhf.rewards.sources import RewardSource, attach_sources, combine, open_apart, open_function, scorers_of
+from rlhf.rewards.sources import (
+    RewardSource,
+    attach_sources,
+    combine,
+    model_sources,
+    open_apart,
+    open_function,
+    scorers_of,
+)
 from rlhf.rollouts.episodes import Player
 from rlhf.rollouts.stages import Sampler
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
@@ -143,6 +151,8 @@ def load_models(
         name = getattr(reward, "__name__", type(reward).__name__)
         sources["score"] = open_function(reward, name, prompt_sets)
     sources |= open_apart(configs, device, job.model, prompt_sets)
+    for part in (part for source in sources.values() for part in model_sources(source)):
+        warn_about_slow_weights(part.model.dtype, part.device, part.path)
     environment = None if job.environment.path is None else load_environment(job.environment)
     lm = load_causal_lm(job.model)
     warn_about_slow_weights(lm.dtype, device)

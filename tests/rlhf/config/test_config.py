@@ -500,6 +500,11 @@ VALUES = [
     *(("ppo", {"dual_clip": bad}, "dual_clip", "null or above 1") for bad in (0.0, 1.0)),
     ("ppo", {"clip_range": 1.0}, "clip_range", "below 1"),
     ("ppo", {"reference_update_rate": 1.5}, "reference_update_rate", "at most 1"),
+    *(
+        (group, {"model": "r", "device": bad}, "device", "a device as torch names it: cpu, cuda, cuda:1, mps, ...")
+        for group in ("reward", "eval.judge")
+        for bad in ("GPU 1", "cuda:", "cuda:x")
+    ),
     *(("ppo", {"adam_betas": bad}, "adam_betas", "at least 0 and below 1") for bad in ((0.9, 1.0), (-0.1, 0.9))),
     (
         *("ppo", {"use_reference": False}, "use_reference"),
@@ -583,6 +588,8 @@ OF_ONE_SOURCE = {
         "normalize": False,
         "label": "good",
         "chat_template": "t.jinja",
+        "dtype": "bfloat16",
+        "device": "cuda:1",
         "offload": True,
     },
     **{"url": "http://x/", "token_env": "T", "retries": 2, "max_in_flight": 2},
@@ -699,6 +706,8 @@ UNUSED = [
             "batch_tokens": 8,
             "label": "good",
             "chat_template": "t",
+            "dtype": "bfloat16",
+            "device": "cuda:1",
             "offload": True,
         }.items()
     ),
@@ -719,7 +728,18 @@ UNUSED = [
     *(
         (group, {"function": "f.py:g", name: value}, name, f"{group}.function returns the scores")
         for group in ("reward", "eval.judge")
-        for name, value in {"batch_size": 8, "batch_tokens": 8, "normalize": False, "offload": True}.items()
+        for name, value in {
+            "batch_size": 8,
+            "batch_tokens": 8,
+            "normalize": False,
+            "dtype": "auto",
+            "device": "cpu",
+            "offload": True,
+        }.items()
+    ),
+    *(
+        (group, {"model": "r", "device": "cpu", "offload": True}, "offload", f"{group}.device is cpu")
+        for group in ("reward", "eval.judge")
     ),
     ("critic", {"pretraining_patience": 3}, "pretraining_patience", "critic.pretraining_steps is 0"),
     *(
@@ -1042,9 +1062,10 @@ def test_every_check_fails_in_one_of_the_cases_above(monkeypatch):
     assert len(violated) > 90
 
 
-def test_sharded_reward_models_are_not_offloaded_too():
-    with pytest.raises(UserError, match=r"model\.shard is true and a source has offload"):
-        PPOJob(model=ModelConfig(path="m", shard=True), reward=RewardConfig(model="r", offload=True))
+@pytest.mark.parametrize("setting", [{"offload": True}, {"device": "cuda:1"}])
+def test_sharded_reward_models_have_no_place_of_their_own(setting):
+    with pytest.raises(UserError, match=rf"model\.shard is true and a source has {next(iter(setting))}"):
+        PPOJob(model=ModelConfig(path="m", shard=True), reward=RewardConfig(model="r", **setting))
 
 
 def test_whitening_follows_the_setting_or_else_the_estimators_paper():

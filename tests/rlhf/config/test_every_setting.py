@@ -18,7 +18,8 @@ from rlhf.errors import UserError
 from rlhf.models import distribution, trunk
 from rlhf.trainers.ppo import PPOTrainer
 
-WITHOUT_EFFECT = ("output", "data.streaming", "reward.offload", "eval.judge.offload")
+PLACES = ("reward.device", "reward.offload", "eval.judge.device", "eval.judge.offload")
+WITHOUT_EFFECT = ("output", "data.streaming", *PLACES)
 """The run folder's name does not change its content, nor does the place where rows or reward models are kept."""
 
 MIX = {"good": {"function": "{good}", "weight": 0.5}, "repeats": {"rule": "repetition"}}
@@ -101,6 +102,7 @@ CASES = {
     "reward.batch_size": ({"reward.function": None, "reward.model": "{reward}"}, 1),
     "reward.batch_tokens": ({"reward.function": None, "reward.model": "{reward}"}, 40),
     "reward.normalize": ({"reward.function": None, "reward.model": "{reward}"}, False),
+    "reward.dtype": ({"reward.function": None, "reward.model": "{reward}"}, "bfloat16"),
     "reward.truncated": ({}, "mask"),
     "reward.missing_eos_penalty": ({}, 3.0),
     "reward.overlong_penalty": ({"reward.truncated": "overlong", "reward.overlong_buffer": 4}, 5.0),
@@ -202,6 +204,7 @@ CASES = {
     "eval.judge.batch_size": ({"eval.judge.model": "{reward}"}, 1),
     "eval.judge.batch_tokens": ({"eval.judge.model": "{reward}"}, 20),
     "eval.judge.normalize": ({"eval.judge.model": "{reward}"}, False),
+    "eval.judge.dtype": ({"eval.judge.model": "{reward}"}, "bfloat16"),
     "checkpoint.every": ({}, 1),
     "checkpoint.keep": ({"checkpoint.every": 1}, 1),
 }

@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
+from rlhf.config.scores import SourceSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
 from rlhf.rewards.models import ModelReward, plain_chat
-from rlhf.rewards.sources import models_of
+from rlhf.rewards.sources import open_source
 
 PROMPTS = ["the film is ", "a story ", "it is "]
 
@@ -167,19 +168,57 @@ def test_code_in_a_reward_model_s_folder_is_not_run(reward_folder, tmp_path):
 
 
 def test_an_offloaded_model_is_on_the_device_only_while_it_scores(reward_folder, monkeypatch):
-    """`cpu:0` stands for a GPU: moves are recorded, and nothing really moves."""
+    """A copy in the CPU's memory stands for one on a GPU: it is made anew for each batch, and dropped after it."""
     source = ModelReward(str(reward_folder), "cpu", offload=True)
     expected = ModelReward(str(reward_folder), "cpu")(PROMPTS, COMPLETIONS, {})
-    places, where = [], ["cpu"]
-    source.device = "cpu:0"
-    monkeypatch.setattr(source.model, "to", lambda device: where.append(device))
+    stored = [p.data_ptr() for p in source.model.parameters()]
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *_, **__: x.clone())
+    copied = []
     forward = source.forward
-    monkeypatch.setattr(source, "forward", lambda *x: places.append(where[-1]) or forward(*x))
+
+    def record(*inputs):
+        copied.append(all(p.data_ptr() != at for p, at in zip(source.model.parameters(), stored, strict=True)))
+        return forward(*inputs)
+
+    monkeypatch.setattr(source, "forward", record)
     assert source(PROMPTS, COMPLETIONS, {}) == expected
-    assert (places, where[-1]) == (["cpu:0"], "cpu")
+    assert copied == [True]
+    assert [p.data_ptr() for p in source.model.parameters()] == stored
     monkeypatch.setattr(source, "forward", lambda *x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         source(PROMPTS, COMPLETIONS, {})
-    assert where[-1] == "cpu"
-    assert models_of(source) == [source.model]
-    assert models_of(source, resident=True) == []
+    assert [p.data_ptr() for p in source.model.parameters()] == stored
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_half_precision_have_a_float32_head(reward_folder, dtype):
+    source = ModelReward(str(reward_folder), "cpu", dtype=dtype)
+    assert {p.dtype for p in source.model.model.parameters()} == {getattr(torch, dtype)}
+    assert source.model.score.weight.dtype == torch.float32
+    scores = torch.tensor(source(PROMPTS, COMPLETIONS, {}))
+    exact = torch.tensor(ModelReward(str(reward_folder), "cpu")(PROMPTS, COMPLETIONS, {}))
+    torch.testing.assert_close(scores, exact, rtol=0.02, atol=0.02)
+    assert not torch.equal(scores, exact)
+    assert not torch.equal(scores, scores.to(getattr(torch, dtype)).float())  # not rounded to the weights' precision
+
+
+@pytest.mark.parametrize(("stored", "loaded"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_auto_takes_the_data_type_of_the_files(reward_folder, tmp_path, stored, loaded):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder, dtype=getattr(torch, stored))
+    model.save_pretrained(tmp_path / "r")
+    load_tokenizer(str(reward_folder)).save_pretrained(tmp_path / "r")
+    assert ModelReward(str(tmp_path / "r"), "cpu", dtype="auto").model.dtype == loaded
+    assert ModelReward(str(tmp_path / "r"), "cpu").model.dtype == torch.float32
+
+
+def test_a_reward_model_has_a_device_of_its_own(reward_folder):
+    settings = SourceSettings(model=str(reward_folder), device="cpu")
+    source = open_source(settings, "cuda:0")
+    assert {p.device for p in source.model.parameters()} == {torch.device("cpu")}
+    assert source.device == torch.device("cpu")
+    with pytest.raises(UserError, match=r"device cuda:99 of reward model .* cannot be used: .*this process can use"):
+        open_source(SourceSettings(model=str(reward_folder), device="cuda:99"), "cpu")
+    with pytest.raises(UserError, match=r"device warp of reward model .* cannot be used: "):
+        open_source(SourceSettings(model=str(reward_folder), device="warp"), "cpu")

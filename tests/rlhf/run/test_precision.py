@@ -48,7 +48,7 @@ def test_bfloat16_weights_that_are_slow_get_a_warning(job, change, slowdown, cap
     """The tiny model's own type, which `auto` takes, is float32."""
     slowdown(40.0)
     PPOTrainer(change(job, model={"dtype": dtype}))
-    message = "WARNING: the model's weights are bfloat16, whose matrix products take 40.0 times as long"
+    message = "WARNING: the weights of the model are bfloat16, whose matrix products take 40.0 times as long"
     assert (message in capsys.readouterr().err) == warns
 
 

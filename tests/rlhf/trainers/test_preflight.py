@@ -6,14 +6,25 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf.config.scores import JudgeConfig, RewardConfig, WeightedSource
 from rlhf.config.shared import LoraConfig, ModelConfig
 from rlhf.models.actor_critic import Reference
 from rlhf.models.adapters import CRITIC
 from rlhf.models.build import build_policy, choose_critic
 from rlhf.models.loading import load_causal_lm
 from rlhf.models.reward_models import load_reward_model
+from rlhf.rewards.sources import open_sources
 from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
-from rlhf.trainers.preflight import MemoryEstimate, MiB, describe_prompts, describe_run, estimate_memory
+from rlhf.trainers.ppo import PPOTrainer
+from rlhf.trainers.preflight import (
+    MemoryEstimate,
+    MiB,
+    describe_prompts,
+    describe_run,
+    estimate_memory,
+    preflight,
+    reward_models,
+)
 from rlhf.trainers.setup import load_data
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
@@ -264,3 +275,21 @@ def test_a_reward_model_that_leaves_the_gpu_counts_only_while_it_scores():
     large = replace(base, scoring=7.0)
     assert large.peak == 22.0
     assert large.parts()["reward model while scoring"] == 7.0
+
+
+def test_reward_models_and_judges_are_counted_where_they_are(reward_folder, job, change):
+    """Of a mix each, of a judge too; not those on another device, and those that leave it only while they score."""
+    path = str(reward_folder)
+    mix = {"a": WeightedSource(model=path), "b": WeightedSource(model=path), "c": WeightedSource(rule="repetition")}
+    sources = open_sources({"score": RewardConfig(sources=mix), "judge": JudgeConfig(model=path)}, "cpu")
+    resident, offloaded = reward_models(sources, torch.device("cpu"))
+    assert list(resident) == ["reward model", "reward model 2", "judge"]
+    assert offloaded == []
+    assert reward_models(sources, torch.device("cuda:0")) == ({}, [])
+    sources = open_sources({"score": RewardConfig(model=path, offload=True)}, "cpu")
+    resident, (model,) = reward_models(sources, torch.device("cpu"))
+    assert (resident, model) == ({}, sources["score"].model)
+    trainer = PPOTrainer(change(job, reward={"function": None, "model": path, "offload": True}))
+    text = preflight(trainer.job, trainer.data, trainer.models, trainer.accelerator)
+    assert "offload of a reward model has no effect: the run is on the CPU" in text
+    assert "reward model while scoring" in text

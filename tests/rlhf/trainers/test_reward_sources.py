@@ -8,7 +8,7 @@ import torch
 
 from rlhf.config.scores import RewardConfig, SourceSettings, WeightedSource
 from rlhf.errors import UserError
-from rlhf.rewards.sources import models_of
+from rlhf.rewards.sources import model_sources
 from rlhf.trainers.ppo import PPOTrainer
 
 FUNCTIONS = '''
@@ -65,7 +65,7 @@ def test_a_mix_is_learned_from_and_logged_apart(job, change, functions, reward_f
     }
     job = change(job, reward=RewardConfig(sources=sources, **PLAIN), eval={"every": 1})
     trainer = PPOTrainer(job)
-    assert len(models_of(trainer.source)) == 1
+    assert len(model_sources(trainer.source)) == 1
     trainer.train()
     for row in rows(trainer):
         means = {name: row[f"reward/{name}/mean"] for name in sources}

@@ -1,6 +1,7 @@
 """The memory of one of eight GPUs by a run's own estimate, for models of four sizes: the table of docs/scaling.md."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from rlhf.config.ppo import CriticConfig, PPOConfig
 from rlhf.config.shared import GenerationConfig, LoraConfig, ModelConfig
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.loading import add_lora
-from rlhf.trainers.preflight import estimate_memory
+from rlhf.trainers.memory_estimate import estimate_memory
 
 GPUS = 8
 PROMPT, RESPONSE = 256, 512
@@ -29,8 +30,12 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def peak_gib(size: str, shard: bool, rank: int) -> float:
-    """The estimated peak of one process, in GiB; with adapters (`rank` > 0) the base is stored as bfloat16."""
+def peak_gib(size: str, shard: bool, rank: int, offload: bool = False) -> float:
+    """The estimated peak of one process, in GiB; with adapters (`rank` > 0) the base is stored as bfloat16.
+
+    Args:
+        offload: keep reference and optimizer in the CPU's memory while they are not used.
+    """
     dtype = "bfloat16" if rank else "float32"
     job = PPOJob(
         model=ModelConfig(
@@ -41,7 +46,13 @@ def peak_gib(size: str, shard: bool, rank: int) -> float:
             gradient_checkpointing=True,
             lora=LoraConfig(rank=rank),
         ),
-        ppo=PPOConfig(rollout_batch_size=64, minibatch_size=32, microbatch_size=4),
+        ppo=PPOConfig(
+            rollout_batch_size=64,
+            minibatch_size=32,
+            microbatch_size=4,
+            offload_reference=offload,
+            offload_optimizer=offload,
+        ),
         generation=GenerationConfig(max_new_tokens=RESPONSE),
         critic=CriticConfig(kind="shared"),
     )
@@ -50,12 +61,17 @@ def peak_gib(size: str, shard: bool, rank: int) -> float:
         lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=getattr(torch, dtype))
         lm = add_lora(lm, job.model.lora, "CAUSAL_LM")
         policy = ActorCritic(lm, "shared", None, torch.nn.Linear(sizes["hidden_size"], 1))
-    others = {} if rank else {"reference": copy.deepcopy(lm)}
-    return estimate_memory(job, PROMPT + RESPONSE, GPUS, policy, others).peak / 2**30
+    reference = {} if rank else {"reference": copy.deepcopy(lm)}
+    if not offload:
+        return estimate_memory(job, PROMPT + RESPONSE, GPUS, policy, reference).peak / 2**30
+    estimate = estimate_memory(job, PROMPT + RESPONSE, GPUS, policy, {})
+    scoring = sum(4.0 * lm.num_parameters() for lm in reference.values())
+    return replace(estimate, scoring=scoring).peak / 2**30
 
 
 if __name__ == "__main__":
-    print("| model | DDP | sharded | adapters, DDP | adapters, sharded |\n|---|---:|---:|---:|---:|")
+    print("| model | DDP | DDP, offloaded | sharded | adapters, DDP | adapters, sharded |\n|---|" + "---:|" * 5)
     for size in SIZES:
-        cells = [peak_gib(size, shard, rank) for rank in (0, 16) for shard in (False, True)]
+        cells = [peak_gib(size, False, 0), peak_gib(size, False, 0, offload=True)]
+        cells += [peak_gib(size, True, 0), peak_gib(size, False, 16), peak_gib(size, True, 16)]
         print(f"| {size} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")

@@ -80,6 +80,12 @@ class PPOJob(TrainingJob):
                 "because an average of two adapters' factors is not the average of the weights that they stand for; "
                 "raise ppo.reference_update_steps instead"
             )
+        if self.model.lora.rank > 0:
+            reason = "model.lora.rank is set, and the reference is the policy's own frozen base"
+            reject_unused(self.ppo, ("offload_reference",), reason)
+        if self.model.shard:
+            reason = "model.shard is true, and each process holds only a share of it"
+            reject_unused(self.ppo, ("offload_reference", "offload_optimizer"), reason)
         judge = self.eval.judge
         sources = [self.reward, *self.reward.sources.values(), judge, *judge.sources.values()]
         placed = {name for name in ("offload", "device") if any(getattr(source, name) for source in sources)}

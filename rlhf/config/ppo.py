@@ -40,6 +40,8 @@ class PPOConfig(AdamWConfig):
     """PPO steps over which the learning rate rises linearly from 0 to its peak."""
     adam_eps: float = 1e-5
     """Epsilon in AdamW's denominator."""
+    offload_optimizer: bool = False
+    """Keep AdamW's moments in the CPU's memory outside of updates, so that sampling has their room on the GPU."""
     max_grad_norm: float = 1.0
     """Gradients with a larger L2 norm are scaled down to this one; the weights of a separate or adapter critic are
     clipped apart from the policy's."""
@@ -132,6 +134,8 @@ class PPOConfig(AdamWConfig):
     use_reference: bool = True
     """Hold the initial policy as the reference, and measure the KL to it; false, which needs kl_coef 0, saves its
     memory and its forward passes."""
+    offload_reference: bool = False
+    """Keep the reference in the CPU's memory, and copy it to the GPU only while it reads responses."""
     reference_update_steps: int | None = None
     """Steps between updates of the reference, which then moves by reference_update_rate towards the policy; null: it
     stays the initial policy. KLs, those of evaluations included, are to the reference of the moment."""
@@ -239,9 +243,14 @@ class PPOConfig(AdamWConfig):
             "true unless ppo.kl_coef is 0, because the KL penalty needs the reference",
         )
         if not self.use_reference:
-            reject_unused(self, ("reference_update_steps",), "ppo.use_reference is false")
+            reject_unused(self, ("reference_update_steps", "offload_reference"), "ppo.use_reference is false")
         if self.reference_update_steps is None:
             reject_unused(self, ("reference_update_rate",), "ppo.reference_update_steps is null")
+        if self.offload_reference and (self.kl_estimator, self.kl_placement) == ("full", "loss"):
+            raise UserError(
+                "ppo.offload_reference is true, but with ppo.kl_estimator full and ppo.kl_placement loss the update "
+                "reads the reference's output head; set ppo.kl_placement to reward, or ppo.kl_estimator to k2 or k3"
+            )
         if self.kl_coef == 0:
             reason = "ppo.kl_coef is 0, which the adaptive controller cannot raise"
             reject_unused(self, ("kl_target", "kl_estimator", "kl_placement"), reason)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlhf.config.checks import AT_LEAST_0, FRACTIONS_BELOW_1, POSITIVE, check_ranges
+from rlhf.config.checks import AT_LEAST_0, FRACTIONS_BELOW_1, POSITIVE, check_ranges, reject_unused
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,15 @@ class AdamWConfig:
     """AdamW's decoupled weight decay."""
     adam_fused: bool = True
     """Update all weights in torch's fused kernel; false: in several passes, the same formula with other rounding."""
+    adam_8bit: bool = False
+    """Store AdamW's moments as 8-bit numbers in blocks of 256 (Dettmers et al., 2022), a quarter of their memory. Needs
+    bitsandbytes."""
     max_grad_norm: float = 1.0
     """Gradients with a larger L2 norm are scaled down to this one."""
 
     def __post_init__(self):
+        if self.adam_8bit:
+            reject_unused(self, ("adam_fused",), f"{self.section}.adam_8bit has a kernel of its own")
         ranges = {
             POSITIVE: ("lr", "adam_eps", "max_grad_norm"),
             AT_LEAST_0: ("warmup_steps", "weight_decay"),

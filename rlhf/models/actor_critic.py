@@ -1,6 +1,7 @@
 """Actor, critic and reference: the three forward passes that PPO needs of a response's tokens."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from rlhf.models.distribution import (
     scatter_to_mask,
     token_positions,
 )
+from rlhf.models.offload import OffloadedModel
 from rlhf.models.packing import packs_rows
 from rlhf.models.token_statistics import TokenStatistics, token_statistics
 from rlhf.models.trunk import response_states, states_after_response, unwrap_peft
@@ -164,6 +166,7 @@ class Reference:
     def __init__(self, lm: Any, adapter: str | None = None):
         self.lm = lm
         self.adapter = adapter
+        self._offloaded: OffloadedModel | None = None
         if not has_adapters(lm):
             lm.requires_grad_(False).eval()
 
@@ -193,11 +196,23 @@ class Reference:
             if rate == 1:
                 weight.copy_(policy[name])
             else:
-                weight.lerp_(policy[name].to(weight.dtype), rate)
+                weight.lerp_(policy[name].to(weight), rate)
 
-    def to(self, device: torch.device) -> "Reference":
-        self.lm.to(device)
+    def to(self, device: torch.device, offload: bool = False) -> "Reference":
+        """Move it to a device; with `offload`, only while a context of `on_device` is open."""
+        self._offloaded = OffloadedModel(self.lm, device) if offload else None
+        if not offload:
+            self.lm.to(device)
         return self
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether its weights are in the CPU's memory outside of `on_device`."""
+        return self._offloaded is not None
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Hold its weights on the device that it computes on."""
+        return nullcontext() if self._offloaded is None else self._offloaded.on_device()
 
     @torch.no_grad()
     def states(self, tokens: Tokens) -> Float[Tensor, "N H"]:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,36 +178,37 @@ def compute_logprobs_and_values(
             outputs[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
         outputs[name][rows, : values.shape[1]] = values
 
-    for i, rows in enumerate(groups):
-        group = trim(select(rollout, rows))
-        mask = group.response_mask
-        fixed_reference = None
-        if reference is not None:
-            fixed_reference = FixedDistribution(reference.states(group.tokens), reference.head)
-            store("ref_logprobs", rows, reference.logprobs(fixed_reference.states, group.tokens, transform))
-            if requested.ref_states:
-                store("ref_states", rows, scatter_to_mask(fixed_reference.states, mask))
-        if not requested.policy_forward:
-            if requested.values and policy.critic in ("separate", "adapter"):
-                store("old_values", rows, policy.separate_values(group.tokens))
-            continue
-        if i == 0 and first_forward is not None:
-            out = first_forward(group.tokens)
-        else:
-            out = policy(
-                group.tokens,
-                transform,
-                reference=fixed_reference if requested.exact_kl else None,
-                with_entropy=False,
-                with_values=requested.values,
-                with_states=requested.old_states,
-            )
-        if out.states is not None:
-            store("old_states", rows, scatter_to_mask(out.states, mask))
-        store("old_logprobs", rows, out.logprobs)
-        store("old_values", rows, out.values)
-        if out.ref_kl is not None:
-            store("exact_kl", rows, out.ref_kl)
+    with nullcontext() if reference is None else reference.on_device():
+        for i, rows in enumerate(groups):
+            group = trim(select(rollout, rows))
+            mask = group.response_mask
+            fixed_reference = None
+            if reference is not None:
+                fixed_reference = FixedDistribution(reference.states(group.tokens), reference.head)
+                store("ref_logprobs", rows, reference.logprobs(fixed_reference.states, group.tokens, transform))
+                if requested.ref_states:
+                    store("ref_states", rows, scatter_to_mask(fixed_reference.states, mask))
+            if not requested.policy_forward:
+                if requested.values and policy.critic in ("separate", "adapter"):
+                    store("old_values", rows, policy.separate_values(group.tokens))
+                continue
+            if i == 0 and first_forward is not None:
+                out = first_forward(group.tokens)
+            else:
+                out = policy(
+                    group.tokens,
+                    transform,
+                    reference=fixed_reference if requested.exact_kl else None,
+                    with_entropy=False,
+                    with_values=requested.values,
+                    with_states=requested.old_states,
+                )
+            if out.states is not None:
+                store("old_states", rows, scatter_to_mask(out.states, mask))
+            store("old_logprobs", rows, out.logprobs)
+            store("old_values", rows, out.values)
+            if out.ref_kl is not None:
+                store("exact_kl", rows, out.ref_kl)
     if requested.bootstrap_values:
         outputs["bootstrap_values"] = bootstrap_values(policy, rollout, groups)
     return replace(rollout, **({"ref_logprobs": None} | outputs))

@@ -280,6 +280,7 @@ def load(
         # Of a sharded state each process reads its part.
         mapped = any(is_sharded(p) for p in weights.values())
         stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True, mmap=mapped)
+        _check_moments(folder, optimizer, stored["optimizer"])
         for group, current in zip(stored["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
             # The run's settings count, not those with which the checkpoint was written.
             group |= {name: current[name] for name in OPTIMIZER_SETTINGS if name in current}
@@ -293,6 +294,17 @@ def load(
     for warning in describe_changes(state.inputs, inputs, folder):
         accelerator.print(warning)
     return replace(state, inputs=dict(inputs))
+
+
+def _check_moments(folder: Path, optimizer: Any, stored: dict[str, Any]) -> None:
+    """Refuse moments of the other precision: 8-bit ones cannot be read as float32, nor the reverse."""
+    stored_8bit = not any("exp_avg" in values for values in stored["state"].values())
+    is_8bit = not isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.AdamW)
+    if stored["state"] and stored_8bit != is_8bit:
+        raise UserError(
+            f"{folder} was written with adam_8bit {str(stored_8bit).lower()}, and AdamW's moments cannot be converted; "
+            "resume with the same value"
+        )
 
 
 def _sharded_like(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def open_accelerator(
     _end_with_launcher()
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     from rlhf.run.precision import usable_precision
     from rlhf.run.slow_setups import Machine, slow_setups
@@ -45,7 +45,13 @@ def open_accelerator(
     # Without a GPU and without this argument, every launched process would believe that it is the only one.
     cpu = not torch.accelerator.is_available()
     mixed_precision = usable_precision(mixed_precision, cpu)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, log_with=trackers or None, project_dir=output)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision,
+        log_with=trackers or None,
+        project_dir=output,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # else they are held twice
+    )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(

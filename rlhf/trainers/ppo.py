@@ -492,6 +492,8 @@ class PPOTrainer:
             return
         weights, optimizer = self.learner.weights, self.learner.optimizer
         self.state = checkpoint.load(self.resume_from, weights, optimizer, self.accelerator, self.state.inputs)
+        if self.learner.moments is not None:
+            self.learner.moments.release()
         reference = self._moving_reference
         if reference is not None and (self.resume_from / checkpoint.REFERENCE).exists():
             checkpoint.load_weights(self.resume_from / checkpoint.REFERENCE, reference)

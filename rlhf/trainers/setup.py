@@ -172,7 +172,7 @@ def load_models(
         half = job.model.lora.rank == 0 and mixed_precision == "bf16"
         frozen["reference"] = shard_frozen(reference.lm, device, half)
     elif not job.model.shard and reference is not None:
-        reference.to(device)
+        reference.to(device, job.ppo.offload_reference)
     if job.model.compile:
         # The reference too: before the first update it must compute exactly the numbers of the policy.
         others = [None if reference is None else reference.lm, policy.critic_lm]

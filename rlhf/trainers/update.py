@@ -23,7 +23,7 @@ from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
 from rlhf.trainers.dump import write_dump
 from rlhf.trainers.loss import MinibatchLoss, Normalizers, ppo_loss
-from rlhf.trainers.optimizer import clip_gradients, make_adamw, total_norm
+from rlhf.trainers.optimizer import OffloadedMoments, clip_gradients, make_adamw, total_norm
 from rlhf.trainers.ptx import TextStream
 from tabular.core.kl import PenaltyBeta
 from tabular.core.schedules import make_schedule
@@ -97,6 +97,8 @@ class Learner:
         groups = [group.values() for group in (self.policy_weights, self.critic_weights) if group]
         optimizer = make_adamw(groups, config)
         self.model, self.optimizer = (trained, optimizer) if self.shards else accelerator.prepare(trained, optimizer)
+        offloads = config.offload_optimizer
+        self.moments = OffloadedMoments(self.optimizer, accelerator.device) if offloads else None
         self.lr = make_schedule(config.lr_schedule, config.lr, config.steps, config.warmup_steps)
         self.beta = PenaltyBeta(config.kl_penalty_beta, config.kl_penalty_target)
         self.requested = RequestedOutputs(
@@ -125,8 +127,10 @@ class Learner:
         Returns:
             Metrics, as means over the optimizer steps.
         """
-        with self._whole_reference_head():
-            return self._update(batch, step, kl_coef, critic_only, lr)
+        with self._whole_reference_head(), nullcontext() if self.moments is None else self.moments.on_device():
+            metrics = self._update(batch, step, kl_coef, critic_only, lr)
+        self.optimizer.zero_grad()  # their memory is free while responses are sampled
+        return metrics
 
     def _update(
         self, batch: PPOBatch, step: int, kl_coef: float, critic_only: bool, lr: float | None

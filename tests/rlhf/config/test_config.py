@@ -641,6 +641,14 @@ UNUSED = [
     ),
     ("ppo", {"refill_rounds": 2}, "refill_rounds", "ppo.skip_equal_groups is false"),
     (
+        *("ppo", {"use_reference": False, "kl_coef": 0.0, "offload_reference": True}, "offload_reference"),
+        "ppo.use_reference is false",
+    ),
+    *(
+        (group, {"adam_8bit": True, "adam_fused": False}, "adam_fused", f"{group}.adam_8bit has a kernel of its own")
+        for group in ("ppo", "training")
+    ),
+    (
         *("ppo", {"use_reference": False, "kl_coef": 0.0, "reference_update_steps": 2}, "reference_update_steps"),
         "ppo.use_reference is false",
     ),
@@ -795,6 +803,21 @@ COMBINATIONS = [
         job_of,
         {"generation": {"temperature": 0.0}},
         "generation.temperature is 0.0, but must be positive, because PPO learns from responses that vary",
+    ),
+    (
+        partial(job_of, model={"lora": {"rank": 2}}),
+        {"ppo": {"offload_reference": True}},
+        "ppo.offload_reference is True, but it has no effect because model.lora.rank is set, and the reference is the "
+        "policy's own frozen base; remove it, or override it with its default, --ppo.offload_reference false",
+    ),
+    *(
+        (
+            partial(job_of, model={"shard": True}),
+            {"ppo": {name: True}},
+            f"ppo.{name} is True, but it has no effect because model.shard is true, and each process holds only a "
+            f"share of it; remove it, or override it with its default, --ppo.{name} false",
+        )
+        for name in ("offload_reference", "offload_optimizer")
     ),
     (
         ModelConfig,

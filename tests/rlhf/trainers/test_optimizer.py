@@ -1,10 +1,17 @@
 """AdamW from a config: groups, settings, and the fused kernel beside a step worked out by hand."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from rlhf.config.training import TrainingConfig
-from rlhf.trainers.optimizer import clip_gradients, make_adamw
+from rlhf.errors import UserError
+from rlhf.trainers.optimizer import OffloadedMoments, clip_gradients, make_adamw, moment_bytes
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -59,3 +66,77 @@ def test_norm_of_broken_gradients_is_not_finite(value):
 
 def test_no_gradients_have_the_norm_0():
     assert float(clip_gradients([torch.nn.Parameter(torch.zeros(2))], 1.0)) == 0.0
+
+
+def trained(config, steps=5, resumed_at=None, offloaded=False):
+    """A large and a small weight after some steps, and their optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(n, generator=generator)) for n in (5000, 10)]
+    optimizer = make_adamw([weights], config)
+    moments = OffloadedMoments(optimizer, torch.device("cpu")) if offloaded else None
+    for step in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=generator)
+        if step == resumed_at:
+            state = optimizer.state_dict()
+            optimizer = make_adamw([weights], config)
+            optimizer.load_state_dict(state)
+        if moments is None:
+            optimizer.step()
+        else:
+            with moments.on_device():
+                optimizer.step()
+    return weights, optimizer
+
+
+@needs_bitsandbytes
+def test_8_bit_moments_approximate_float32_ones_in_a_quarter_of_their_memory():
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    exact, _ = trained(TrainingConfig(**settings, adam_fused=False))
+    config = TrainingConfig(**settings, adam_8bit=True)
+    (large, small), optimizer = trained(config)
+    torch.testing.assert_close(small, exact[1], rtol=1e-5, atol=1e-6)  # below 4,096 numbers nothing is quantised
+    error = (large - exact[0]).abs().detach()
+    assert 0 < float(error.max()) < 0.02  # of five steps of 0.01
+    assert float(error.mean()) < 0.001
+    held = sum(x.nbytes for s in optimizer.state.values() for name, x in s.items() if name in ("state1", "state2"))
+    assert held == moment_bytes([large, small], config) == 2 * 5000 + 8 * 10
+    assert moment_bytes([large, small], TrainingConfig()) == 8 * 5010
+
+
+@needs_bitsandbytes
+def test_8_bit_moments_are_resumed_exactly():
+    config = TrainingConfig(lr=0.01, adam_8bit=True)
+    for weight, resumed in zip(trained(config)[0], trained(config, resumed_at=2)[0], strict=True):
+        assert torch.equal(weight, resumed)
+
+
+def test_8_bit_moments_need_bitsandbytes(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"training\.adam_8bit is true, but bitsandbytes is not installed; pip install"):
+        make_adamw([[torch.nn.Parameter(torch.zeros(2))]], TrainingConfig(adam_8bit=True))
+
+
+@pytest.mark.parametrize("eight_bit", [False, pytest.param(True, marks=needs_bitsandbytes)])
+def test_offloaded_moments_are_copied_to_the_device_and_back(monkeypatch, eight_bit):
+    """Another place in the CPU's memory stands for the GPU."""
+    config = TrainingConfig(lr=0.01, adam_8bit=eight_bit)
+    expected, _ = trained(config)
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda x, *a, **k: x.clone() if a == (torch.device("cpu"),) else to(x, *a, **k)
+    )
+    weights, optimizer = trained(config, offloaded=True)
+    for weight, other in zip(weights, expected, strict=True):
+        assert torch.equal(weight, other)
+    moments = OffloadedMoments(optimizer, torch.device("cpu"))
+    tensors = list(moments._moments().values())
+    assert len(tensors) >= 4
+    moments.release()
+    stored = [x.data_ptr() for x in tensors]
+    with moments.on_device():
+        assert all(x.data_ptr() != at for x, at in zip(tensors, stored, strict=True))
+        tensors[0].add_(1)
+        changed = tensors[0].clone()
+    assert [x.data_ptr() for x in tensors] == stored
+    assert torch.equal(tensors[0], changed)

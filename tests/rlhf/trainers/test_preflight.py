@@ -15,16 +15,9 @@ from rlhf.models.loading import load_causal_lm
 from rlhf.models.reward_models import load_reward_model
 from rlhf.rewards.sources import open_sources
 from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
+from rlhf.trainers.memory_estimate import MemoryEstimate, estimate_memory
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.preflight import (
-    MemoryEstimate,
-    MiB,
-    describe_prompts,
-    describe_run,
-    estimate_memory,
-    preflight,
-    reward_models,
-)
+from rlhf.trainers.preflight import MiB, describe_prompts, describe_run, preflight, reward_models
 from rlhf.trainers.setup import load_data
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
@@ -74,13 +67,16 @@ def test_several_data_sets_are_listed_with_their_shares(job, change, tmp_path):
 
 
 def test_memory_of_a_tiny_model_by_hand(estimated):
-    """2 rows of 12 tokens in a forward, 8 answered; 8 rows sampled at once."""
+    """2 rows of 12 tokens in a forward, 8 answered; 8 rows sampled at once. Each layer keeps 8 * 32 + 2 * 16 + 4 * 64 =
+    17 * 32 numbers of a token.
+    """
     memory, policy, _ = estimated()
     assert (LM, sum(p.numel() for p in policy.parameters())) == (20_320, 20_353)
     assert memory.parts() == {
         "policy and critic": 4 * (LM + HEAD),
         "reference": 4 * LM,
-        "gradients and AdamW": 3 * 4 * (LM + HEAD),
+        "AdamW": 2 * 4 * (LM + HEAD),
+        "gradients": 4 * (LM + HEAD),
         "activations": 2 * (34 * 2 * 12 * 32 * 2),
         "logits": 4 * (2 * 8) * 27 * 4,
         "cache while sampling": 2 * (8 * 12) * 2 * (2 * 8) * 4,
@@ -110,21 +106,27 @@ def test_memory_of_a_tiny_model_by_hand(estimated):
             {
                 "reference": 2 * LM,
                 "policy and critic": 2 * LM + 4 * HEAD,
-                "gradients and AdamW": 3 * (2 * LM + 4 * HEAD),
+                "AdamW": 2 * (2 * LM + 4 * HEAD),
+                "gradients": 2 * LM + 4 * HEAD,
                 "activations": 34 * 24 * 32 * 2,
                 "cache while sampling": 12288,
             },
         ),
-        ({"model": {"gradient_checkpointing": True}}, {"activations": 2 * 24 * 32 * 4 * 2 + 34 * 24 * 32 * 2}),
+        ({"model": {"gradient_checkpointing": True}}, {"activations": 24 * 32 * 4 * 2 + 34 * 24 * 32 * 2}),
         (
             {"critic": {"kind": "separate"}},
             {
                 "policy and critic": 4 * (LM + LM - 27 * 32 + HEAD),
-                "gradients and AdamW": 12 * (LM + LM - 27 * 32 + HEAD),
+                "AdamW": 8 * (LM + LM - 27 * 32 + HEAD),
+                "gradients": 4 * (LM + LM - 27 * 32 + HEAD),
                 "activations": 2 * 34 * 24 * 32 * 2 * 2,
             },
         ),
-        ({"ppo": {"estimator": "remax"}}, {"policy and critic": 4 * LM, "gradients and AdamW": 12 * LM}),
+        (
+            {"ppo": {"estimator": "remax"}},
+            {"policy and critic": 4 * LM, "AdamW": 8 * LM, "gradients": 4 * LM},
+        ),
+        ({"ppo": {"adam_8bit": True}}, {"AdamW": 8 * (LM + HEAD)}),  # every weight has fewer than 4,096 numbers
     ],
 )
 def test_a_setting_changes_only_its_parts_of_the_estimate(estimated, groups, expected):
@@ -136,7 +138,7 @@ def test_estimate_counts_the_share_of_one_process(estimated):
     one = estimated(1)[0].parts()
     two = estimated(2, ppo={"microbatch_size": 4})[0].parts()
     assert two["cache while sampling"] == one["cache while sampling"] / 2
-    assert two["gradients and AdamW"] == 4 / 3 * one["gradients and AdamW"]
+    assert (two["gradients"], two["AdamW"]) == (one["gradients"], one["AdamW"])
     assert two["activations"] == one["activations"]  # a share of two rows, though four would be allowed
 
 
@@ -148,10 +150,10 @@ def test_adapters_share_the_base_with_the_reference(estimated):
     memory, policy, _ = estimated(**lora)
     assert "reference" not in memory.parts()
     assert memory.parts()["policy and critic"] == 4 * (LM + 2 * low + HEAD)
-    assert memory.parts()["gradients and AdamW"] == 12 * (2 * low + HEAD)
+    assert memory.parts()["AdamW"] == 2 * memory.parts()["gradients"] == 8 * (2 * low + HEAD)
     both, policy, _ = estimated(**lora, critic={"kind": "adapter"})
     assert both.parts()["policy and critic"] == 4 * (LM + 4 * low + HEAD)
-    assert both.parts()["gradients and AdamW"] == 12 * (4 * low + HEAD)
+    assert both.parts()["AdamW"] == 2 * both.parts()["gradients"] == 8 * (4 * low + HEAD)
     assert both.parts()["activations"] == 2 * memory.parts()["activations"]
     assert any(f".{CRITIC}." in name for name in policy.trainable())
 
@@ -165,9 +167,12 @@ def test_reward_model_is_counted_separately(estimated, reward_folder):
 
 
 def test_peak_is_what_stays_in_memory_and_the_larger_of_the_two_phases():
-    memory = MemoryEstimate({"policy and critic": 100.0, "reference": 40.0}, 300.0, 20.0, 7.0, kv_cache=25.0)
-    assert memory.peak == 440 + 27
-    assert replace(memory, kv_cache=28.0).peak == 440 + 28
+    memory = MemoryEstimate({"policy and critic": 100.0, "reference": 40.0}, 200.0, 100.0, 20.0, 7.0, kv_cache=25.0)
+    assert memory.peak == 340 + 100 + 27
+    assert replace(memory, kv_cache=128.0).peak == 340 + 128
+    assert replace(memory, kv_cache=128.0, keeps_gradients=True).peak == 440 + 128  # DDP's are not freed
+    assert replace(memory, kv_cache=128.0, offloads_optimizer=True).peak == 140 + 300 + 27
+    assert replace(memory, kv_cache=400.0, offloads_optimizer=True).peak == 140 + 400
 
 
 def described(memory, policy, job, ranks=1):
@@ -177,14 +182,16 @@ def described(memory, policy, job, ranks=1):
 
 def test_a_run_is_described_by_its_steps_data_and_memory(estimated):
     _, policy, job = estimated(ppo={"total_episodes": 20_000, "microbatch_size": 3}, output="runs/x")
-    memory = MemoryEstimate({"policy and critic": 1500.4 * MiB}, 10.0 * MiB, 20.0 * MiB, 3.0 * MiB, 30.0 * MiB)
+    memory = MemoryEstimate(
+        {"policy and critic": 1500.4 * MiB}, 10.0 * MiB, 5.0 * MiB, 20.0 * MiB, 3.0 * MiB, 30.0 * MiB
+    )
     assert described(memory, policy, job) == [
         "2500 steps of 8 responses; 2 epochs x 2 minibatches = 4 optimizer steps each, 10,000 in all; "
         "2 forward(s) a minibatch on each of 1 process(es)",
         "32 prompts to train on, 8 held out; longest prompt and response 12 tokens; 20,353 trained parameters; "
         "run folder runs/x",
-        "memory of each process, estimated: policy and critic 1,500 MB, gradients and AdamW 10 MB, activations 20 MB, "
-        "logits 3 MB, cache while sampling 30 MB; about 1,540 MB at its peak",
+        "memory of each process, estimated: policy and critic 1,500 MB, AdamW 10 MB, gradients 5 MB, activations "
+        "20 MB, logits 3 MB, cache while sampling 30 MB; about 1,540 MB at its peak",
     ]
 
 
@@ -252,12 +259,15 @@ def test_estimate_of_sharded_weights_by_hand(estimated):
     assert parts == estimated(2)[0].parts() | {
         "policy and critic": 4 * (LM + HEAD) / 2,
         "reference": 4 * LM / 2,
-        "gradients and AdamW": 3 * 4 * (LM + HEAD) / 2,
+        "AdamW": 2 * 4 * (LM + HEAD) / 2,
+        "gradients": 4 * (LM + HEAD) / 2,
         "whole weights while collecting": 4 * (LM + HEAD + LM),
         "gathered in an update": 4 * (2 * (LM + HEAD - 2 * LAYER) + 3 * LAYER),
     }
-    memory = MemoryEstimate({"policy and critic": 50.0}, 100.0, 20.0, 7.0, kv_cache=25.0, whole=200.0, gathered=60.0)
-    assert memory.peak == 50 + 100 + max(20 + 7 + 60, 25 + 200)
+    held = {"policy and critic": 50.0}
+    memory = MemoryEstimate(held, 70.0, 30.0, 20.0, 7.0, kv_cache=25.0, whole=200.0, gathered=60.0)
+    assert memory.peak == 50 + 70 + max(30 + 20 + 7 + 60, 25 + 200)
+    assert replace(memory, whole=50.0).peak == 50 + 70 + 30 + 20 + 7 + 60
 
 
 def test_estimate_of_layers_gathered_as_bfloat16(estimated):
@@ -269,12 +279,12 @@ def test_estimate_of_layers_gathered_as_bfloat16(estimated):
 
 
 def test_a_reward_model_that_leaves_the_gpu_counts_only_while_it_scores():
-    base = MemoryEstimate({"policy": 10.0}, optimizer=5.0, activations=2.0, logits=1.0, kv_cache=2.5)
-    assert base.peak == 18.0
-    assert replace(base, scoring=2.0).peak == 18.0
+    base = MemoryEstimate({"policy": 10.0}, optimizer=5.0, gradients=1.0, activations=2.0, logits=1.0, kv_cache=2.5)
+    assert base.peak == 19.0
+    assert replace(base, scoring=1.0).peak == 19.0
     large = replace(base, scoring=7.0)
-    assert large.peak == 22.0
-    assert large.parts()["reward model while scoring"] == 7.0
+    assert large.peak == 25.0  # the first minibatch's forward pass is stored meanwhile
+    assert large.parts()["offloaded models while they score"] == 7.0
 
 
 def test_reward_models_and_judges_are_counted_where_they_are(reward_folder, job, change):
@@ -291,5 +301,9 @@ def test_reward_models_and_judges_are_counted_where_they_are(reward_folder, job,
     assert (resident, model) == ({}, sources["score"].model)
     trainer = PPOTrainer(change(job, reward={"function": None, "model": path, "offload": True}))
     text = preflight(trainer.job, trainer.data, trainer.models, trainer.accelerator)
-    assert "offload of a reward model has no effect: the run is on the CPU" in text
-    assert "reward model while scoring" in text
+    assert "what is offloaded saves nothing here: the run is on the CPU" in text
+    assert "offloaded models while they score" in text
+    trainer = PPOTrainer(change(job, ppo={"offload_reference": True, "offload_optimizer": True}))
+    text = preflight(trainer.job, trainer.data, trainer.models, trainer.accelerator)
+    assert ", reference" not in text
+    assert "offloaded models while they score" in text

@@ -168,7 +168,12 @@ def to_device(record: Record, device: torch.device | str) -> Record:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device)
 
-    return _map_fields(record, move, lambda items: items)
+    return map_tensors(record, move)
+
+
+def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
+    """The record with every tensor in it replaced, in the order of the fields."""
+    return _map_fields(record, function, lambda items: items)
 
 
 def trim(rollout: Rollout) -> Rollout:

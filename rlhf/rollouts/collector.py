@@ -10,17 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
-from rlhf.records import Prompts, Rollout, interleave, select, to_device
+from rlhf.records import Prompts, Rollout, select, to_device
 from rlhf.rewards.failures import check_errors
 from rlhf.rewards.sources import RewardSource
 from rlhf.rollouts.episodes import Player, check_episodes
+from rlhf.rollouts.gathering import gather_rollout
 from rlhf.rollouts.microbatches import ForwardSize, first_epoch_microbatches, with_less_memory
 from rlhf.rollouts.stages import (
     FirstForward,
@@ -77,7 +77,8 @@ class Collector:
         from_sampler = self.job.ppo.old_logprobs == "sampler"
         rollout = self._sample(own_prompts, noise[rows], as_old=from_sampler)
         requested = replace(self.requested, policy_forward=not from_sampler)
-        return self._gather(self._compute_logprobs_and_values(rollout, requested, first_forward))
+        own = self._compute_logprobs_and_values(rollout, requested, first_forward)
+        return gather_rollout(own, rows, self.accelerator)
 
     def play(self, prompts: Prompts, key: Sequence[int], first_forward: FirstForward | None = None) -> Rollout:
         """An episode of the environment for every prompt: a scored rollout with log-probabilities and values.
@@ -97,7 +98,8 @@ class Collector:
             rollout = self.player.play(self.policy, own, key, rows.tolist(), len(prompts))
             rollout = check_episodes(rollout, skip=self.job.reward.on_error == "skip")
         rollout = penalise(rollout, self.job.reward, self.job.max_response_tokens)
-        rollout = self._gather(self._compute_logprobs_and_values(rollout, self.requested, first_forward))
+        rollout = self._compute_logprobs_and_values(rollout, self.requested, first_forward)
+        rollout = gather_rollout(rollout, rows, self.accelerator)
         check_errors(rollout.errors, self.job.reward)
         return rollout
 
@@ -105,7 +107,8 @@ class Collector:
         """The rollout with the present log-probabilities and values of its tokens."""
         self.policy.eval()
         rows = self._own_rows(len(rollout))
-        return self._gather(self._compute_logprobs_and_values(select(rollout, rows), self.requested))
+        own = self._compute_logprobs_and_values(select(rollout, rows), self.requested)
+        return gather_rollout(own, rows, self.accelerator)
 
     def score(self, rollout: Rollout, step: int = 0) -> Rollout:
         """The rollout with its scores, and for ReMax those of the greedy responses to its prompts.
@@ -115,10 +118,11 @@ class Collector:
         """
         rows = self._own_rows(len(rollout))
         with self.timer("score"):
-            own = self._score(select(rollout, rows), step)
+            own = select(replace(rollout, old_states=None, ref_states=None), rows)
+            own = self._score(own, step)
             if self.job.ppo.estimator == "remax":
                 own = self._with_greedy_scores(own, rollout.prompts, rows, step)
-        scored = self._gather(own)
+        scored = gather_rollout(own, rows, self.accelerator)
         check_errors(scored.errors, self.job.reward)
         by_token = scored.score_by_token
         return replace(
@@ -137,12 +141,6 @@ class Collector:
         if count % ranks:
             raise UserError(f"{count} prompts or responses cannot be shared evenly by {ranks} processes")
         return torch.arange(self.accelerator.process_index, count, ranks)
-
-    def _gather(self, rollout: Rollout) -> Rollout:
-        """The rows of all processes, on each of them."""
-        if self.accelerator.num_processes == 1:
-            return rollout
-        return to_device(interleave(gather_object([to_device(rollout, "cpu")])), self.accelerator.device)
 
     def _sample(self, prompts: Prompts, noise: Float[Tensor, "B R"] | None, as_old: bool = False) -> Rollout:
         self.policy.eval()

@@ -4,7 +4,7 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
 from rlhf.models.sharding import Shards, gather_on_main, shard_for_training, whole_weights
 from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
+from rlhf.rollouts.gathering import check_own_states, sum_states
 from rlhf.rollouts.microbatches import ForwardSize, microbatches, with_less_memory
 from rlhf.rollouts.stages import RequestedOutputs
 from rlhf.run.metrics import Metrics, sum_microbatches, sum_over_ranks
@@ -127,6 +128,8 @@ class Learner:
         Returns:
             Metrics, as means over the optimizer steps.
         """
+        if self.requested.old_states or self.requested.ref_states:
+            check_own_states(batch.rollout, self.accelerator)
         with self._whole_reference_head(), nullcontext() if self.moments is None else self.moments.on_device():
             metrics = self._update(batch, step, kl_coef, critic_only, lr)
         self.optimizer.zero_grad()  # their memory is free while responses are sampled
@@ -150,7 +153,7 @@ class Learner:
         outcomes: list[str] = []
         for number, rows in enumerate(self.minibatches(len(batch), step)):
             metrics, outcome = self._train_on_minibatch(
-                select(batch, rows), number, context, stored_forward if number == 0 else None
+                select(batch, rows), number, context, self._owners(rows), stored_forward if number == 0 else None
             )
             stored_forward = None  # its graph is used up, and its memory free
             history.append(metrics)
@@ -274,41 +277,56 @@ class Learner:
                 order = np.random.default_rng([self.job.seed, step, epoch]).permutation(order)
             yield from torch.as_tensor(order).split(config.minibatch_size)
 
-    def own_microbatches(self, minibatch: PPOBatch) -> list[Tensor]:
-        """This process's share of a minibatch, as row numbers in microbatches."""
-        return self._microbatches_of(self.accelerator.process_index, text_lengths(minibatch.rollout.tokens))
+    def own_microbatches(self, batch: PPOBatch) -> list[Tensor]:
+        """This process's share of a batch, as row numbers in microbatches."""
+        lengths = text_lengths(batch.rollout.tokens)
+        return self._microbatches_of(self.accelerator.process_index, lengths, self._dealt(len(lengths)))
 
-    def _microbatches_of(self, process: int, lengths: Tensor) -> list[Tensor]:
+    def _dealt(self, count: int) -> Tensor:
+        """The process that computes each of some rows, one after the other in turn."""
+        return torch.arange(count) % self.accelerator.num_processes
+
+    def _owners(self, rows: Tensor) -> Tensor:
+        """The process that computes each row of a minibatch, given by its place in the batch.
+
+        They are dealt out evenly, unless a process has the trunk's states of the rows alone that it sampled.
+        """
+        if self.requested.old_states or self.requested.ref_states:
+            return rows % self.accelerator.num_processes
+        return self._dealt(len(rows))
+
+    def _microbatches_of(self, process: int, lengths: Tensor, owners: Tensor) -> list[Tensor]:
         """A process's share of rows of some lengths, as row numbers in microbatches."""
-        rows = torch.arange(process, len(lengths), self.accelerator.num_processes)
+        rows = (owners == process).nonzero().flatten()
         return [rows[group] for group in microbatches(lengths[rows], self.forward_size.config, self.policy.packs_rows)]
 
-    def _passes(self, lengths: Tensor) -> list[tuple[Tensor, bool]]:
+    def _passes(self, lengths: Tensor, owners: Tensor, at_least: int = 0) -> list[tuple[Tensor, bool]]:
         """Rows of this process's forward passes, and whether they count.
 
         With sharded weights every pass is one of all processes: one with fewer microbatches than another repeats a row
-        with weight 0, once for each that it lacks.
+        with weight 0, once for each that it lacks. Without, every process has `at_least` so many passes.
         """
         ranks, own = self.accelerator.num_processes, self.accelerator.process_index
-        groups = [(rows, True) for rows in self._microbatches_of(own, lengths)]
-        if self.shards is None:
-            return groups
-        most = max(len(self._microbatches_of(process, lengths)) for process in range(ranks))
+        groups = [(rows, True) for rows in self._microbatches_of(own, lengths, owners)]
+        most = at_least
+        if self.shards is not None:
+            most = max(len(self._microbatches_of(process, lengths, owners)) for process in range(ranks))
         repeated = torch.tensor([own % len(lengths)])
-        return groups + [(repeated, False)] * (most - len(groups))
+        return groups + [(repeated, False)] * max(0, most - len(groups))
 
     def _train_on_minibatch(
         self,
         minibatch: PPOBatch,
         number: int,
         context: UpdateContext,
+        owners: Tensor,
         stored_forward: StoredForward | None = None,
     ) -> tuple[Metrics, Literal["stepped", "skipped", "above target KL", "empty"]]:
         """One optimizer step: gradients of this process's microbatches, summed over processes, clipped, applied."""
         config = self.job.ppo
         stored = [] if stored_forward is None else [stored_forward]  # for the first attempt only
         parts, ptx_parts = with_less_memory(
-            lambda: self._add_gradients(minibatch, number, context, stored.pop() if stored else None),
+            lambda: self._add_gradients(minibatch, number, context, owners, stored.pop() if stored else None),
             lambda error: self.forward_size.halve(error, self.accelerator.num_processes),
         )
         if context.critic_only:
@@ -335,7 +353,12 @@ class Learner:
         return metrics, outcome
 
     def _add_gradients(
-        self, minibatch: PPOBatch, number: int, context: UpdateContext, stored_forward: StoredForward | None
+        self,
+        minibatch: PPOBatch,
+        number: int,
+        context: UpdateContext,
+        owners: Tensor,
+        stored_forward: StoredForward | None,
     ) -> tuple[list[Metrics], list[Metrics]]:
         """The gradients of this process's microbatches and texts in `.grad`; the metrics of both."""
         normalizers = Normalizers.of(minibatch)
@@ -344,7 +367,8 @@ class Learner:
         if self.texts is not None and not context.critic_only:
             ptx_parts = self._ptx_gradients(number, context.step)
         parts = []
-        passes = self._passes(text_lengths(minibatch.rollout.tokens))
+        # One, in which DDP sums the gradients of all processes.
+        passes = self._passes(text_lengths(minibatch.rollout.tokens), owners, at_least=1)
         for i, (rows, counts) in enumerate(passes):
             is_last = i == len(passes) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
@@ -354,8 +378,7 @@ class Learner:
                     loss = part.critic + 0.0 * loss  # every weight stays in the graph, as DDP expects
                 # DDP averages gradients over ranks, but the loss is a sum over them.
                 self.accelerator.backward(loss * (self.accelerator.num_processes if counts else 0.0))
-            if counts:
-                parts.append(part.metrics)
+            parts.append(part.metrics if counts else {name: torch.zeros_like(x) for name, x in part.metrics.items()})
         return parts, ptx_parts
 
     def _clip_gradients(self, metrics: Metrics) -> Tensor:
@@ -385,7 +408,8 @@ class Learner:
         examples = self.texts.batch(step * batches_per_step + number)
         denom = self.texts.count(examples)
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
-        for rows, counts in self._passes(torch.tensor([len(example.ids) for example in examples])):
+        lengths = torch.tensor([len(example.ids) for example in examples])
+        for rows, counts in self._passes(lengths, self._dealt(len(lengths))):
             tokens = to_device(self.texts.as_responses([examples[i] for i in rows]), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
                 logprobs = self.model(tokens, LogitTransform(), with_entropy=False, with_values=False).logprobs
@@ -426,6 +450,7 @@ class Learner:
         if folder is None:
             return
         weights = gather_on_main(self.weights, self.accelerator.is_main_process)
+        minibatch = replace(minibatch, rollout=sum_states(minibatch.rollout, self.accelerator))
         if not self.accelerator.is_main_process:
             return
         folder = folder / f"step_{context.step + 1:06d}"

@@ -50,7 +50,8 @@ def open_accelerator(
         mixed_precision=mixed_precision,
         log_with=trackers or None,
         project_dir=output,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # else they are held twice
+        # Gradients would be held twice, and constant buffers sent around before each forward pass.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -8,6 +8,7 @@ bytes of weights and optimizer states the process holds.
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlhf.run.precision
 from rlhf.config.jobs import DPOJob, PPOJob, RewardJob, SFTJob
@@ -54,6 +56,33 @@ def nan_gradient(trainer: PPOTrainer) -> None:
 FAULTS = {"-": lambda trainer: None, "ragged": ragged, "nan_gradient": nan_gradient}
 
 
+class Collectives(TorchDispatchMode):
+    """Counts the operations over all processes that a block of code starts, those of DDP and FSDP included."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.counts[func.__name__.split(".")[0].strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_collectives(trainer: PPOTrainer, file: Path) -> None:
+    """Write a line with the number of each collective operation for each update."""
+    update = trainer.learner.update
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with Collectives() as mode:
+            metrics = update(*args, **kwargs)
+        with file.open("a") as lines:
+            lines.write(json.dumps(mode.counts) + "\n")
+        return metrics
+
+    trainer.learner.update = counted  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def held_bytes(tensors: Any) -> int:
     return sum(local(x).nbytes for x in tensors)
 
@@ -73,6 +102,7 @@ def run(config: str, output: str, kind: str) -> None:
 def run_ppo(job: PPOJob, output: str, fault: str) -> None:
     trainer = PPOTrainer(job)
     FAULTS[fault](trainer)
+    count_collectives(trainer, Path(f"{output}.collectives.{RANK}"))
     trainer.train()
     learner = trainer.learner
     states = [x for state in learner.optimizer.state.values() for x in state.values() if x.numel() > 1]

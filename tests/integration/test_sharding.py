@@ -263,6 +263,39 @@ def test_each_process_holds_its_share_of_weights_and_optimizer_states(runs, name
         assert share["plain"] < 0.01 * whole["plain"]  # between the phases
 
 
+def collectives(run: Path, rank: int) -> list[dict[str, int]]:
+    """Operations over all processes in each update, by kind."""
+    return [json.loads(line) for line in run.with_name(f"{run.name}.collectives.{rank}").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "sharded"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_processes_reduce_equally_often(runs, kind, name):
+    run = runs(kind, 2, name)
+    first, second = collectives(run, 0), collectives(run, 1)
+    assert first == second
+    assert len(first) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Four optimizer steps of one forward pass: gradients in one bucket; metrics.
+        ("plain", {"allreduce": 4, "allgather": 4}),
+        # Two layers, value head and root: gathered, all but the root again for the backward pass, and their gradients
+        # scattered; metrics; the gradients' norm; and once the weights' norm.
+        ("sharded", {"allgather_base": 4 * (4 + 3), "reduce_scatter_base": 4 * 4, "allgather": 4, "allreduce": 4 + 1}),
+    ],
+)
+def test_an_update_reduces_as_often_as_planned(runs, kind, expected):
+    first, *later = collectives(runs(kind, 2, "shared critic"), 0)
+    assert later == [expected, expected]
+    if kind == "sharded":
+        assert first == expected
+
+
 @pytest.mark.slow
 def test_four_processes(runs):
     sharded = runs("sharded", 4, RESUMED)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,7 +139,10 @@ def torch_can_shard() -> bool:
 
 @contextmanager
 def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
-    """Raise the same UserError on every rank when the body raises one on any: alone, the others would wait forever."""
+    """Raise a UserError on every rank when the body raises one on any: alone, the others would wait forever.
+
+    Those without one of their own get that of the first rank that has one, with its number.
+    """
     failure = None
     try:
         yield
@@ -148,10 +151,32 @@ def raise_on_all_ranks(accelerator: Any) -> Iterator[None]:
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        messages = [text for text in gather_object([failure and str(failure)]) if text is not None]
-        failure = failure or (UserError(messages[0]) if messages else None)
+        messages = gather_object([failure and str(failure)])
+        others = [f"process {rank}: {text}" for rank, text in enumerate(messages) if text is not None]
+        failure = failure or (UserError(others[0]) if others else None)
     if failure is not None:
         raise failure
+
+
+def check_alike(accelerator: Any, inputs: Mapping[str, str]) -> None:
+    """Refuse a run whose processes read different data or start from different models.
+
+    Args:
+        inputs: fingerprints of this process's, by the name of the input.
+
+    Raises:
+        UserError: on all processes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    for rank, others in enumerate(gather_object([dict(inputs)])):
+        if changed := [name for name in inputs if others.get(name) != inputs[name]]:
+            raise UserError(
+                f"{changed[0]} differ between process {accelerator.process_index} and process {rank}; put the same "
+                "files at the same path on all machines"
+            )
 
 
 def exit_launched_process(finished: bool) -> None:

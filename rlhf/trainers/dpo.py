@@ -29,7 +29,7 @@ from rlhf.models.loading import add_lora, check_causal, context_length_of, load_
 from rlhf.models.sequence_logprobs import SequenceLogprobs
 from rlhf.models.trunk import disable_dropout, restore_dropout
 from rlhf.report.model_card import write_model_card
-from rlhf.run.distributed import check_sharding, open_accelerator
+from rlhf.run.distributed import check_alike, check_sharding, open_accelerator, raise_on_all_ranks
 from rlhf.run.files import replacing
 from rlhf.run.fingerprint import fingerprint_rows, fingerprint_weights
 from rlhf.run.folder import REFERENCE_LOGPROBS, RunFolder
@@ -53,16 +53,9 @@ def train_dpo(job: DPOJob) -> bool:
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
     )
     check_sharding(job.model.shard, accelerator)
-    tokenizer, context_length = _prepare_tokenizer(job)
-    rows, held_out_rows, note = split_preferences(job.data, job.seed)
-    if note:
-        accelerator.print(note)
-    pairs = _encode(job, tokenizer, rows, job.data.path, accelerator)
-    held_out: Sequence[CompletionPair] = []
-    if held_out_rows is not None:
-        held_out = _encode(job, tokenizer, held_out_rows, job.data.eval_path or job.data.path, accelerator)
-    check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
-    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
+    with raise_on_all_ranks(accelerator):
+        tokenizer, pairs, held_out = _load_pairs(job, accelerator)
+    check_alike(accelerator, {"the data of data.path": fingerprint_rows(pairs)})  # before the reference reads them
 
     lm = load_causal_lm(job.model)
     check_head(lm.eval())
@@ -99,6 +92,25 @@ def train_dpo(job: DPOJob) -> bool:
         accelerator.wait_for_everyone()
     run.close(accelerator)
     return finished
+
+
+def _load_pairs(job: DPOJob, accelerator: Any) -> tuple[Any, Sequence[CompletionPair], Sequence[CompletionPair]]:
+    """Tokenizer, and the pairs to train on and to hold out.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    tokenizer, context_length = _prepare_tokenizer(job)
+    rows, held_out_rows, note = split_preferences(job.data, job.seed)
+    if note:
+        accelerator.print(note)
+    pairs = _encode(job, tokenizer, rows, job.data.path, accelerator)
+    held_out: Sequence[CompletionPair] = []
+    if held_out_rows is not None:
+        held_out = _encode(job, tokenizer, held_out_rows, job.data.eval_path or job.data.path, accelerator)
+    check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
+    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
+    return tokenizer, pairs, held_out
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rlhf.rollouts.checks import check_reference_matches_policy, check_rollout
 from rlhf.rollouts.collector import Collector
 from rlhf.rollouts.sampling import uniform_noise
 from rlhf.run import checkpoint
-from rlhf.run.distributed import check_sharding, open_accelerator
+from rlhf.run.distributed import check_alike, check_sharding, open_accelerator, raise_on_all_ranks
 from rlhf.run.folder import RunFolder, read_rows, require_space
 from rlhf.run.metrics import PhaseTimer, data_set_scores, peak_memory_mb, rollout_metrics
 from rlhf.run.progress import is_due, progress, stop_requests
@@ -85,7 +85,8 @@ class PPOTrainer:
         self.job, self._critic_choice = choose_critic(job, scored_by_model=reward is None)
         job = self.job
 
-        self.data = load_data(job)
+        with raise_on_all_ranks(self.accelerator):
+            self.data = load_data(job)
         self.models = load_models(
             job,
             self.data.tokenizer,
@@ -95,6 +96,7 @@ class PPOTrainer:
             self.accelerator.mixed_precision,
         )
         self.state = checkpoint.TrainState(inputs=fingerprint_inputs(self.data, self.models))
+        check_alike(self.accelerator, self.state.inputs)
         self.tokenizer = self.data.tokenizer
         self.policy = self.models.policy
         self.reference = self.models.reference

@@ -21,7 +21,7 @@ from rlhf.models.reward_models import SCORE_STATISTICS
 from rlhf.models.trunk import sequence_scores, unwrap_peft
 from rlhf.report.model_card import write_model_card
 from rlhf.report.report import write_report
-from rlhf.run.distributed import check_sharding, open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator, raise_on_all_ranks
 from rlhf.run.files import write_text
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
@@ -47,22 +47,8 @@ def train_reward_model(job: RewardJob) -> bool:
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
     )
     check_sharding(job.model.shard, accelerator)
-    tokenizer, context_length = _prepare_tokenizer(job)
-    rows, held_out_rows, note = split_preferences(job.data, job.seed, with_ties=job.ties == "half")
-    if not isinstance(rows, ComparedRows) and (job.ties != "drop" or job.clear_margin != 0):
-        raise UserError(
-            f"ties and clear_margin have no effect, because {job.data.path} is no file of `rlhf compare`; remove them"
-        )
-    if note:
-        accelerator.print(note)
-    limit = job.training.max_length
-    encode = stream_pairs if job.data.streaming and not isinstance(rows, ComparedRows) else encode_pairs
-    pairs = encode(tokenizer, rows, limit, job.data.path)
-    held_out: Sequence[PreferencePair] = []
-    if held_out_rows is not None:
-        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
-    check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
-    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
+    with raise_on_all_ranks(accelerator):
+        tokenizer, pairs, held_out = _load_pairs(job, accelerator)
 
     model = SequenceScorer(add_lora(new_reward_model(job), job.model.lora, "SEQ_CLS"))
     warn_about_slow_weights(model.model.dtype, accelerator.device)
@@ -89,6 +75,31 @@ def train_reward_model(job: RewardJob) -> bool:
         accelerator.wait_for_everyone()
     run.close(accelerator)
     return finished
+
+
+def _load_pairs(job: RewardJob, accelerator: Any) -> tuple[Any, Sequence[PreferencePair], Sequence[PreferencePair]]:
+    """Tokenizer, and the pairs to train on and to hold out.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    tokenizer, context_length = _prepare_tokenizer(job)
+    rows, held_out_rows, note = split_preferences(job.data, job.seed, with_ties=job.ties == "half")
+    if not isinstance(rows, ComparedRows) and (job.ties != "drop" or job.clear_margin != 0):
+        raise UserError(
+            f"ties and clear_margin have no effect, because {job.data.path} is no file of `rlhf compare`; remove them"
+        )
+    if note:
+        accelerator.print(note)
+    limit = job.training.max_length
+    encode = stream_pairs if job.data.streaming and not isinstance(rows, ComparedRows) else encode_pairs
+    pairs = encode(tokenizer, rows, limit, job.data.path)
+    held_out: Sequence[PreferencePair] = []
+    if held_out_rows is not None:
+        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
+    check_batches(job.training, len(pairs), accelerator.num_processes, job.data.path)
+    check_lengths((pair.length for pair in chain(pairs, held_out)), context_length, job.data.path)
+    return tokenizer, pairs, held_out
 
 
 class SequenceScorer(nn.Module):

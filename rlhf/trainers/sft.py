@@ -28,7 +28,7 @@ from rlhf.models.loading import add_lora, check_causal, context_length_of, load_
 from rlhf.models.scratch import new_lm, train_tokenizer
 from rlhf.models.sequence_logprobs import trained_logprobs
 from rlhf.report.model_card import write_model_card
-from rlhf.run.distributed import check_sharding, open_accelerator
+from rlhf.run.distributed import check_sharding, open_accelerator, raise_on_all_ranks
 from rlhf.run.folder import RunFolder
 from rlhf.run.metrics import Metrics
 from rlhf.run.precision import warn_about_slow_weights
@@ -49,18 +49,8 @@ def train_sft(job: SFTJob) -> bool:
         job.output, job.model.mixed_precision, job.trackers, job.seed, job.model.matmul_precision, job.model.dtype
     )
     check_sharding(job.model.shard, accelerator)
-    rows, held_out_rows = split_rows(job.data, job.seed)
-    tokenizer, context_length = _prepare_tokenizer(job, rows)
-    if accelerator.is_main_process:
-        _print_unused_columns(rows, job.data.path)
-    limit = job.training.max_length
-    encode = stream_demonstrations if job.data.streaming else encode_demonstrations
-    examples = encode(tokenizer, rows, limit, job.data.path)
-    held_out: Sequence[Demonstration] = []
-    if held_out_rows is not None:
-        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
-    check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
-    check_lengths((len(example.ids) for example in chain(examples, held_out)), context_length, job.data.path)
+    with raise_on_all_ranks(accelerator):
+        tokenizer, examples, held_out = _load_examples(job, accelerator)
 
     lm = load_causal_lm(job.model) if job.model.path is not None else new_lm(job.scratch, tokenizer)
     check_head(lm.eval())
@@ -88,6 +78,27 @@ def train_sft(job: SFTJob) -> bool:
         accelerator.wait_for_everyone()
     run.close(accelerator)
     return finished
+
+
+def _load_examples(job: SFTJob, accelerator: Any) -> tuple[Any, Sequence[Demonstration], Sequence[Demonstration]]:
+    """Tokenizer, and the demonstrations to train on and to hold out.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    rows, held_out_rows = split_rows(job.data, job.seed)
+    tokenizer, context_length = _prepare_tokenizer(job, rows)
+    if accelerator.is_main_process:
+        _print_unused_columns(rows, job.data.path)
+    limit = job.training.max_length
+    encode = stream_demonstrations if job.data.streaming else encode_demonstrations
+    examples = encode(tokenizer, rows, limit, job.data.path)
+    held_out: Sequence[Demonstration] = []
+    if held_out_rows is not None:
+        held_out = encode(tokenizer, held_out_rows, limit, job.data.eval_path or job.data.path)
+    check_batches(job.training, len(examples), accelerator.num_processes, job.data.path)
+    check_lengths((len(example.ids) for example in chain(examples, held_out)), context_length, job.data.path)
+    return tokenizer, examples, held_out
 
 
 class NextTokenLoss(nn.Module):

@@ -18,6 +18,7 @@ from rlhf.data.streams import ShuffledStream
 from rlhf.errors import UserError
 from rlhf.models.sharding import Shards, shard_for_training, whole_weights
 from rlhf.run import checkpoint
+from rlhf.run.distributed import check_alike
 from rlhf.run.fingerprint import fingerprint_rows
 from rlhf.run.folder import RunFolder, read_rows, require_space
 from rlhf.run.metrics import Metrics, PhaseTimer, peak_memory_mb, sum_microbatches, sum_over_ranks
@@ -86,6 +87,7 @@ def fit(
     model_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     require_space(run.path, 5 * model_bytes, "a run with this model")
     inputs = {"the data of data.path": fingerprint_rows(task.rows)}
+    check_alike(accelerator, inputs)
     state = checkpoint.TrainState(inputs=inputs)
     resume_from = checkpoint.find(run.path, job.resume, accelerator)
     if resume_from is not None:

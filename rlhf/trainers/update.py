@@ -280,20 +280,20 @@ class Learner:
     def own_microbatches(self, batch: PPOBatch) -> list[Tensor]:
         """This process's share of a batch, as row numbers in microbatches."""
         lengths = text_lengths(batch.rollout.tokens)
-        return self._microbatches_of(self.accelerator.process_index, lengths, self._dealt(len(lengths)))
+        return self._microbatches_of(self.accelerator.process_index, lengths, self._in_turn(len(lengths)))
 
-    def _dealt(self, count: int) -> Tensor:
+    def _in_turn(self, count: int) -> Tensor:
         """The process that computes each of some rows, one after the other in turn."""
         return torch.arange(count) % self.accelerator.num_processes
 
     def _owners(self, rows: Tensor) -> Tensor:
         """The process that computes each row of a minibatch, given by its place in the batch.
 
-        They are dealt out evenly, unless a process has the trunk's states of the rows alone that it sampled.
+        They are taken in turn, unless a process has the trunk's states of the rows alone that it sampled.
         """
         if self.requested.old_states or self.requested.ref_states:
             return rows % self.accelerator.num_processes
-        return self._dealt(len(rows))
+        return self._in_turn(len(rows))
 
     def _microbatches_of(self, process: int, lengths: Tensor, owners: Tensor) -> list[Tensor]:
         """A process's share of rows of some lengths, as row numbers in microbatches."""
@@ -409,7 +409,7 @@ class Learner:
         denom = self.texts.count(examples)
         parts = [{"policy/ptx_loss": torch.zeros((), device=self.accelerator.device)}]
         lengths = torch.tensor([len(example.ids) for example in examples])
-        for rows, counts in self._passes(lengths, self._dealt(len(lengths))):
+        for rows, counts in self._passes(lengths, self._in_turn(len(lengths))):
             tokens = to_device(self.texts.as_responses([examples[i] for i in rows]), self.accelerator.device)
             with self.accelerator.no_sync(self.model):
                 logprobs = self.model(tokens, LogitTransform(), with_entropy=False, with_values=False).logprobs

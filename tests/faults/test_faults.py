@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from rlhf.config.jobs import DPOJob, RewardJob, SFTJob
@@ -271,6 +272,36 @@ def test_reward_exits_one_of_two_processes(stage, tmp_path):
     assert status != 0
     assert "error: rank 0 stops because another process of this run ended" in output
     assert newest_step(tmp_path / "run") >= 1
+
+
+@pytest.mark.parametrize("name", ["ppo", "sft", "reward", "dpo"])
+@pytest.mark.parametrize("trouble", ["other", "no"])
+def test_data_of_one_of_two_processes(stage, tmp_path, name, trouble):
+    """Other data, or none, at the path of one of two processes ends both with the reason, before a step."""
+    made = stage(name, processes=2)
+    folders = [tmp_path / rank for rank in ("0", "1")]  # as on two machines, a relative path is another file
+    settings = yaml.safe_load(made.config.read_text())
+    rows = Path(settings["data"]["path"]).read_text().splitlines(keepends=True)
+    for folder, kept in zip(folders, (len(rows), len(rows) - 1 if trouble == "other" else 0), strict=True):
+        folder.mkdir()
+        if kept:
+            (folder / "data.jsonl").write_text("".join(rows[:kept]))
+    settings["data"]["path"] = "data.jsonl"
+    made.config.write_text(yaml.safe_dump(settings))
+    script = tmp_path / made.script
+    script.write_text(
+        "import os, runpy\nos.chdir(os.environ['RANK'])\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / made.script)!r}, run_name='__main__')\n"
+    )
+    made.script = str(script)
+    status, output = made.run(tmp_path / "run")
+    assert status != 0
+    if trouble == "other":
+        assert "of data.path differ between process 0 and process 1" in output
+    else:
+        assert "error: process 1: " in output
+        assert "data.jsonl" in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_of_1e30(stage, tmp_path):

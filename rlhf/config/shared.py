@@ -171,8 +171,6 @@ class DataConfig:
     (HF_DATASETS_CACHE), ids in a temporary file (TMPDIR). The order of the data is the same."""
 
     def __post_init__(self):
-        if self.more:
-            reject_unused(self, ("streaming",), "data.more names several datasets, which are read into memory")
         check_ranges(self, {FRACTION_BELOW_1: ("eval_fraction",), POSITIVE: ("max_prompt_length",)})
         if not self.more:
             reject_unused(self, ("shares",), "data.more is empty")

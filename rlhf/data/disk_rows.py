@@ -103,6 +103,46 @@ class Selection(Sequence[Row], Generic[Row]):
         return self._rows[int(self._indices[index])]
 
 
+class Joined(Sequence[Row], Generic[Row]):
+    """Several sequences one after the other, without a copy."""
+
+    def __init__(self, parts: Sequence[Sequence[Row]]):
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in self._parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative ones, and IndexError
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+
+
+class Repeated(Sequence[Row], Generic[Row]):
+    """One value many times."""
+
+    def __init__(self, value: Row, count: int):
+        self._value, self._count = value, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        places = range(self._count)[index]
+        return [self._value] * len(places) if isinstance(places, range) else self._value
+
+
 def pieces(rows: Any, path: str | None) -> Iterator[tuple[Any, str]]:
     """The rows in pieces, each with the path and its row numbers for error messages."""
     for start in range(0, len(rows), PIECE):

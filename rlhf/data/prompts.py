@@ -21,13 +21,14 @@ from rlhf.data.datasets import (
     read_column,
     split_indices,
 )
-from rlhf.data.disk_rows import Column, DiskRows, Selection, pieces
+from rlhf.data.disk_rows import Column, DiskRows, Joined, Repeated, Selection, pieces
 from rlhf.data.encoding import encode_prompts, pad, padding_id
 from rlhf.data.streams import MixedStream, ShuffledStream
 from rlhf.errors import UserError
 from rlhf.records import Prompts
 
 _shuffled = lru_cache(maxsize=4)(ShuffledStream)
+_mixed = lru_cache(maxsize=4)(MixedStream)
 """The same stream for the same arguments, so that its order is not made anew at every step."""
 
 DATA_SET = "data_set"
@@ -77,7 +78,7 @@ class PromptSet:
     def stream(self, start: int, count: int, seed: int) -> list[int]:
         """Indices `start` to `start + count` of the endless shuffled stream of prompts."""
         if self.counts:
-            return MixedStream(tuple(self.counts.values()), self.shares, seed).take(start, count)
+            return _mixed(tuple(self.counts.values()), self.shares, seed).take(start, count)
         return _shuffled(len(self), seed).take(start, count)
 
     @classmethod
@@ -91,13 +92,13 @@ class PromptSet:
         columns = dict.fromkeys(name for part in parts for name in part.columns)
         total = sum(map(len, parts))
         return cls(
-            prompts=[prompt for part in parts for prompt in part.prompts],
-            ids=[ids for part in parts for ids in part.ids],
+            prompts=Joined([part.prompts for part in parts]),
+            ids=Joined([part.ids for part in parts]),
             columns={
-                name: [value for part in parts for value in part.columns.get(name, [None] * len(part))]
+                name: Joined([part.columns.get(name) or Repeated(None, len(part)) for part in parts])
                 for name in columns
             }
-            | {DATA_SET: [name for name, part in sets.items() for _ in range(len(part))]},
+            | {DATA_SET: Joined([Repeated(name, len(part)) for name, part in sets.items()])},
             pad_id=parts[0].pad_id,
             path=", ".join(part.path or "" for part in parts),
             dropped=sum(part.dropped for part in parts),
@@ -262,6 +263,7 @@ def _load_mixture(tokenizer: Any, config: DataConfig, seed: int) -> tuple[Prompt
             eval_fraction=fraction,
             max_prompt_length=config.max_prompt_length,
             too_long=config.too_long,
+            streaming=config.streaming,
         )
         sets[name], test = load_prompts(tokenizer, single, seed)
         if DATA_SET in sets[name].columns:

@@ -27,7 +27,7 @@ class ShuffledStream:
     seed: int
     key: tuple[int, ...] = ()
     """Distinguishes streams with the same seed."""
-    _newest: dict[str, tuple[Any, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
+    _newest: dict[str, tuple[Any, np.ndarray, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def take(self, start: int, count: int) -> list[int]:
         """Items `start` to `start + count` of the stream, across the borders of passes."""
@@ -50,7 +50,7 @@ class ShuffledStream:
         per_pass = self.count // size
         pass_number, index = divmod(number, per_pass)
         batches = self._remembered(
-            "batches", (pass_number, size, id(lengths)), lambda key: self._batches(key[0], size, lengths)
+            "batches", (pass_number, size, id(lengths)), lambda key: self._batches(key[0], size, lengths), lengths
         )
         return batches[index].tolist()
 
@@ -64,10 +64,14 @@ class ShuffledStream:
         pools = [sorted(pool, key=lengths.__getitem__) for pool in np.split(order, pool_ends)]
         return generator.permutation(np.concatenate(pools).reshape(-1, size))
 
-    def _remembered(self, name: str, key: Any, make: Callable[[Any], np.ndarray]) -> np.ndarray:
-        """What `make` gives for a key, made again only where the key is another one than at the last call."""
+    def _remembered(self, name: str, key: Any, make: Callable[[Any], np.ndarray], held: Any = None) -> np.ndarray:
+        """What `make` gives for a key, made again only where the key is another one than at the last call.
+
+        Args:
+            held: an object whose id is in the key; a later one cannot have its id while this one is referred to.
+        """
         if name not in self._newest or self._newest[name][0] != key:
-            self._newest[name] = (key, make(key))
+            self._newest[name] = (key, make(key), held)
         return self._newest[name][1]
 
     def _generator(self, pass_number: int) -> np.random.Generator:
@@ -99,6 +103,10 @@ class MixedStream:
             taken[sets[position]] += 1
         return sets
 
+    @cached_property
+    def _streams(self) -> list[ShuffledStream]:
+        return [ShuffledStream(count, self.seed, key=(number,)) for number, count in enumerate(self.counts)]
+
     def take(self, start: int, count: int) -> list[int]:
         """Items `start` to `start + count` of the stream."""
         sets = self.pattern[np.arange(start, start + count) % _PERIOD]
@@ -106,7 +114,7 @@ class MixedStream:
         first = 0
         for number, size in enumerate(self.counts):
             places = (sets == number).nonzero()[0]
-            stream = ShuffledStream(size, self.seed, key=(number,))
+            stream = self._streams[number]
             items[places] = np.array(stream.take(self._before(number, start), len(places)), dtype=int) + first
             first += size
         return items.tolist()

@@ -282,10 +282,10 @@ def test_data_of_one_of_two_processes(stage, tmp_path, name, trouble):
     folders = [tmp_path / rank for rank in ("0", "1")]  # as on two machines, a relative path is another file
     settings = yaml.safe_load(made.config.read_text())
     rows = Path(settings["data"]["path"]).read_text().splitlines(keepends=True)
-    for folder, kept in zip(folders, (len(rows), len(rows) - 1 if trouble == "other" else 0), strict=True):
+    for folder, count in zip(folders, (len(rows), len(rows) - 1 if trouble == "other" else 0), strict=True):
         folder.mkdir()
-        if kept:
-            (folder / "data.jsonl").write_text("".join(rows[:kept]))
+        if count:
+            (folder / "data.jsonl").write_text("".join(rows[:count]))
     settings["data"]["path"] = "data.jsonl"
     made.config.write_text(yaml.safe_dump(settings))
     script = tmp_path / made.script

@@ -668,12 +668,6 @@ UNUSED = [
         }.items()
     ),
     ("data", {"shares": [1.0]}, "shares", "data.more is empty"),
-    (
-        "data",
-        {"more": ["b"], "streaming": True},
-        "streaming",
-        "data.more names several datasets, which are read into memory",
-    ),
     ("dpo", {"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing", "dpo.loss is ipo"),
     ("model.lora", {"alpha": 32.0}, "alpha", "model.lora.rank is 0"),
     ("model.lora", {"targets": ["q_proj"]}, "targets", "model.lora.rank is 0"),

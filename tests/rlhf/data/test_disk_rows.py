@@ -13,7 +13,7 @@ from rlhf.config.training import TrainingConfig
 from rlhf.data import disk_rows
 from rlhf.data.datasets import load_rows
 from rlhf.data.demonstrations import encode_demonstrations, stream_demonstrations
-from rlhf.data.disk_rows import DiskRows, Selection
+from rlhf.data.disk_rows import DiskRows, Joined, Repeated, Selection
 from rlhf.data.preferences import encode_completion_pairs, encode_pairs, stream_completion_pairs, stream_pairs
 from rlhf.data.prompts import load_prompts
 from rlhf.errors import UserError
@@ -131,13 +131,48 @@ def test_a_bad_row_is_named(write, tokenizer, rows, message):
         load_prompts(tokenizer, DataConfig(path=write(rows), streaming=True), 0)
 
 
-def test_a_json_list_and_several_data_sets_are_refused(write, tokenizer, tmp_path):
+@pytest.mark.parametrize("own_held_out", [False, True])
+@pytest.mark.parametrize("shares", [[], [0.75, 0.25]])
+def test_several_data_sets_are_those_in_memory(write, tokenizer, shares, own_held_out):
+    """One of them has a column that the other lacks."""
+    first = write([{"prompt": text, "answer": i} for i, text in enumerate(TEXTS)], "first.jsonl")
+    second = write([{"prompt": f"{text} again", "n": [i]} for i, text in enumerate(TEXTS[:4])], "second.jsonl")
+    config = {"path": first, "more": [second], "shares": shares, "eval_fraction": 0.34}
+    if own_held_out:
+        config["eval_path"] = second
+    for expected, result in zip(
+        load_prompts(tokenizer, DataConfig(**config), 3),
+        load_prompts(tokenizer, DataConfig(**config, streaming=True), 3),
+        strict=True,
+    ):
+        assert (list(result.prompts), list(result.ids)) == (list(expected.prompts), list(expected.ids))
+        columns = [{name: list(values) for name, values in s.columns.items()} for s in (expected, result)]
+        assert columns[0] == columns[1]
+        assert (result.counts, result.shares) == (expected.counts, expected.shares)
+        assert result.stream(2, 9, 5) == expected.stream(2, 9, 5)
+        assert result.batch([0, len(result) - 1]).columns == expected.batch([0, len(result) - 1]).columns
+    training = load_prompts(tokenizer, DataConfig(**config, streaming=True), 3)[0]
+    assert set(training.columns) == {"answer", "n", "data_set"}
+    assert {name: training.batch([0]).columns[name] for name in ("n", "data_set")} == {
+        "n": [None],
+        "data_set": ["first"],
+    }
+
+
+def test_joined_and_repeated_sequences_are_read_as_lists_are():
+    joined = Joined([[1, 2], [], Repeated(7, 3)])
+    assert (len(joined), list(joined), joined[1:4], joined[::-2]) == (5, [1, 2, 7, 7, 7], [2, 7, 7], [7, 7, 1])
+    assert (joined[-1], joined[-5], joined[2]) == (7, 1, 7)
+    for sequence, place in ((joined, 5), (joined, -6), (Repeated(7, 3), 3)):
+        with pytest.raises(IndexError):
+            sequence[place]
+
+
+def test_a_json_list_is_refused(write, tokenizer, tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"prompt": "x"}]))
     with pytest.raises(UserError, match="one JSON list, which is read whole; save it as jsonl"):
         load_prompts(tokenizer, DataConfig(path=str(path), streaming=True), 0)
-    with pytest.raises(UserError, match=r"data.streaming is True, but has no effect|data.more names several"):
-        DataConfig(path="a.jsonl", more=["b.jsonl"], streaming=True)
 
 
 def numbers(folder: str) -> list[dict]:

@@ -81,6 +81,10 @@ class PromptSet:
             return _mixed(tuple(self.counts.values()), self.shares, seed).take(start, count)
         return _shuffled(len(self), seed).take(start, count)
 
+    def repeated(self, value: Any) -> Sequence[Any]:
+        """A column of one value."""
+        return [value] * len(self) if isinstance(self.ids, list) else Repeated(value, len(self))
+
     @classmethod
     def mixed(cls, sets: Mapping[str, "PromptSet"], shares: Sequence[float]) -> "PromptSet":
         """Several sets as one, with a column `data_set`; columns that a set does not have are None there.
@@ -92,19 +96,24 @@ class PromptSet:
         columns = dict.fromkeys(name for part in parts for name in part.columns)
         total = sum(map(len, parts))
         return cls(
-            prompts=Joined([part.prompts for part in parts]),
-            ids=Joined([part.ids for part in parts]),
+            prompts=_joined([part.prompts for part in parts]),
+            ids=_joined([part.ids for part in parts]),
             columns={
-                name: Joined([part.columns.get(name) or Repeated(None, len(part)) for part in parts])
-                for name in columns
+                name: _joined([part.columns.get(name) or part.repeated(None) for part in parts]) for name in columns
             }
-            | {DATA_SET: Joined([Repeated(name, len(part)) for name, part in sets.items()])},
+            | {DATA_SET: _joined([part.repeated(name) for name, part in sets.items()])},
             pad_id=parts[0].pad_id,
             path=", ".join(part.path or "" for part in parts),
             dropped=sum(part.dropped for part in parts),
             counts={name: len(part) for name, part in sets.items()},
             shares=tuple(shares) or tuple(len(part) / total for part in parts),
         )
+
+
+def _joined(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Several lists as a list, and others as a view."""
+    in_memory = all(isinstance(part, list) for part in parts)
+    return [value for part in parts for value in part] if in_memory else Joined(parts)
 
 
 def _select(values: Sequence[Any], indices: Sequence[int]) -> Sequence[Any]:

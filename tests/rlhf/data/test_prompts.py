@@ -153,9 +153,9 @@ def test_several_data_sets_are_one_with_names_and_shares(tokenizer, tmp_path):
     prompts, held_out = load_prompts(tokenizer, config, seed=0)
     assert prompts.counts == {"one": 8, "two": 24}
     assert prompts.shares == (0.25, 0.75)
-    assert list(prompts.columns["data_set"]) == ["one"] * 8 + ["two"] * 24
-    assert list(prompts.columns["wanted"]) == [None] * 8 + ["good"] * 24
-    assert list(prompts.ids) == [[10]] * 8 + [[7, 8]] * 24
+    assert prompts.columns["data_set"] == ["one"] * 8 + ["two"] * 24
+    assert prompts.columns["wanted"] == [None] * 8 + ["good"] * 24
+    assert prompts.ids == [[10]] * 8 + [[7, 8]] * 24
     assert held_out.counts == {"one": 2, "two": 6}
     alone = load_prompts(tokenizer, DataConfig(path=one, eval_fraction=0.2), seed=0)
     assert prompts.columns["n"][:8] == alone[0].columns["n"]

@@ -120,7 +120,7 @@ def load_critic(path: str, trust_remote_code: bool = False) -> tuple[Any, nn.Lin
 
     folder = Path(resolve(path))
     if (folder / CRITIC_TRUNK / "config.json").exists():
-        return AutoModel.from_pretrained(folder / CRITIC_TRUNK), load_value_head(folder)
+        return AutoModel.from_pretrained(folder / CRITIC_TRUNK, trust_remote_code=False), load_value_head(folder)
     value_head = load_value_head(folder) if (folder / VALUE_HEAD).exists() else None
     if (folder / "adapter_config.json").exists():
         return load_causal_lm(ModelConfig(path=path)).base_model, value_head

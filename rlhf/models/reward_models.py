@@ -28,27 +28,38 @@ def load_reward_model(path: str, dtype: str = "float32", label: str | None = Non
     Raises:
         UserError: the path holds no such model, or one with several labels of which none is named.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     folder = resolve(path)
     loaded_dtype: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     if is_adapter(path):
         return _load_reward_adapter(path, loaded_dtype)
+    config = _read_config(path)
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        architecture = (config.architectures or ["model of unknown kind"])[0]
+        raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
+    label_index(path, config, label)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=loaded_dtype, trust_remote_code=False)
+    except Exception as error:  # readers of damaged files raise many kinds
+        raise UserError(f"cannot load a reward model from {describe_source(path)}: {first_line(error)}") from error
+    disable_dropout(model)
+    return model
+
+
+def _read_config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"reward model {path} brings code of its own, which is not run; score with a function that loads it"
             ) from error
         raise UserError(f"cannot load a reward model from {describe_source(path)}: {first_line(error)}") from error
-    if not any("SequenceClassification" in name for name in config.architectures or []):
-        architecture = (config.architectures or ["model of unknown kind"])[0]
-        raise UserError(f"{path} holds a {architecture}, which is no reward model; train one with `rlhf reward`")
-    label_index(path, config, label)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=loaded_dtype, trust_remote_code=False)
-    disable_dropout(model)
-    return model
 
 
 def label_index(path: str, config: Any, label: str | None) -> int:
@@ -81,10 +92,13 @@ def _load_reward_adapter(path: str, dtype: Any) -> Any:
             f"{path} is an adapter of a language model, which is no reward model; train one with `rlhf reward`"
         )
     base_path = adapter_base(resolve(path))
-    base = AutoModelForSequenceClassification.from_pretrained(
-        base_path, num_labels=1, dtype=torch.float32, trust_remote_code=False
-    )
-    model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
+    try:
+        base = AutoModelForSequenceClassification.from_pretrained(
+            base_path, num_labels=1, dtype=torch.float32, trust_remote_code=False
+        )
+        model = PeftModel.from_pretrained(base, resolve(path)).merge_and_unload()
+    except Exception as error:
+        raise UserError(f"cannot load a reward adapter from {path}: {first_line(error)}") from error
     if dtype == "auto":
         dtype = AutoConfig.from_pretrained(base_path, trust_remote_code=False).dtype or torch.float32
     model.to(dtype)
@@ -95,10 +109,14 @@ def _load_reward_adapter(path: str, dtype: Any) -> Any:
 
 
 def scores_every_token(path: str) -> bool:
-    """Whether a whole reward model has a head that can score the text up to any token, as decoders have."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    """Whether a whole reward model has a head that can score the text up to any token, as decoders have.
 
-    config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    Raises:
+        UserError: its config cannot be read.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = _read_config(path)
     with torch.device("meta"):
         return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
 

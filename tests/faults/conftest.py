@@ -1,6 +1,9 @@
 """The table at the end of `make test-faults`: what was tried, and whether it held."""
 
 import pytest
+from stages import stage
+
+__all__ = ["stage"]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,6 +9,7 @@ import torch
 from rlhf.config.scores import SourceSettings
 from rlhf.errors import UserError
 from rlhf.models.loading import load_tokenizer
+from rlhf.models.reward_models import scores_every_token
 from rlhf.rewards.models import ModelReward, plain_chat
 from rlhf.rewards.sources import open_source
 
@@ -164,6 +165,17 @@ def test_code_in_a_reward_model_s_folder_is_not_run(reward_folder, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text("raise SystemExit('this code was run')")
     with pytest.raises(UserError, match="own_code brings code of its own, which is not run"):
+        ModelReward(str(folder), "cpu")
+    with pytest.raises(UserError, match="own_code brings code of its own, which is not run"):
+        scores_every_token(str(folder))
+
+
+def test_weights_that_cannot_be_read_are_reported(reward_folder, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(reward_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot load a reward model from .*cut: "):
         ModelReward(str(folder), "cpu")
 
 

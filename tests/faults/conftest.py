@@ -11,7 +11,7 @@ def pytest_terminal_summary(terminalreporter):
     rows = []
     for outcome, word in (("passed", "held"), ("failed", "DID NOT HOLD"), ("skipped", "not tried")):
         for report in terminalreporter.getreports(outcome):
-            tried = dict(report.user_properties).get("tried")
+            tried = dict(getattr(report, "user_properties", ())).get("tried")  # a file that fails to import has none
             if tried is not None and (report.when == "call" or outcome != "passed"):
                 rows.append((tried, word))
     if rows:

@@ -18,7 +18,23 @@ PIECE = 1_000
 """Rows that are checked and tokenised together."""
 
 
-class DiskRows(Sequence[Row], Generic[Row]):
+class LazyRows(Sequence[Row], Generic[Row]):
+    """A sequence whose rows are made when they are asked for."""
+
+    def row(self, index: int) -> Row:
+        """The row with this number, which is at least 0 and below the length."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        places = range(len(self))[index]  # takes negative numbers, and raises IndexError
+        return [self.row(i) for i in places] if isinstance(places, range) else self.row(places)
+
+
+class DiskRows(LazyRows[Row]):
     """Rows of whole numbers in a temporary file, which the operating system removes with the process."""
 
     def __init__(
@@ -49,14 +65,7 @@ class DiskRows(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return (len(self._ends) - 1) // self._parts
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative ones, and IndexError
+    def row(self, index: int) -> Row:
         first = index * self._parts
         ends = self._ends[first : first + self._parts + 1]
         count = int(ends[-1] - ends[0])
@@ -64,7 +73,7 @@ class DiskRows(Sequence[Row], Generic[Row]):
         return self._from_lists([part.tolist() for part in np.split(numbers, (ends[1:-1] - ends[0]).tolist())])
 
 
-class Column(Sequence[Any]):
+class Column(LazyRows[Any]):
     """Some values of a column of memory-mapped rows, each read when it is asked for."""
 
     def __init__(self, rows: Any, indices: np.ndarray, value: Callable[[dict[str, Any]], Any]):
@@ -74,17 +83,11 @@ class Column(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> Any:
         return self._value(self._rows[int(self._indices[index])])
 
 
-class Selection(Sequence[Row], Generic[Row]):
+class Selection(LazyRows[Row]):
     """Some rows of a sequence, in an order of their own, without a copy."""
 
     def __init__(self, rows: Sequence[Row], indices: Sequence[int]):
@@ -93,17 +96,11 @@ class Selection(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> Row:
         return self._rows[int(self._indices[index])]
 
 
-class Joined(Sequence[Row], Generic[Row]):
+class Joined(LazyRows[Row]):
     """Several sequences one after the other, without a copy."""
 
     def __init__(self, parts: Sequence[Sequence[Row]]):
@@ -113,19 +110,12 @@ class Joined(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]  # negative ones, and IndexError
+    def row(self, index: int) -> Row:
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self._parts[part][index - (int(self._ends[part - 1]) if part else 0)]
 
 
-class Repeated(Sequence[Row], Generic[Row]):
+class Repeated(LazyRows[Row]):
     """One value many times."""
 
     def __init__(self, value: Row, count: int):
@@ -134,13 +124,8 @@ class Repeated(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        places = range(self._count)[index]
-        return [self._value] * len(places) if isinstance(places, range) else self._value
+    def row(self, index: int) -> Row:
+        return self._value
 
 
 def pieces(rows: Any, path: str | None) -> Iterator[tuple[Any, str]]:

@@ -1,5 +1,6 @@
 """AdamW and the clipping of gradients, by the settings that PPO, SFT and reward modelling share."""
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,9 +43,8 @@ def _adamw_8bit(parameters: list[dict[str, Any]], config: AdamWConfig) -> torch.
         raise UserError(f"{setting}, but bitsandbytes is not installed; pip install bitsandbytes")
     if any(is_sharded(p) for group in parameters for p in group["params"]):
         raise UserError(f"{setting}, but its blocks cannot be sharded; unset it or model.shard")
-    from bitsandbytes.optim.adamw import AdamW8bit
-
-    return AdamW8bit(
+    make: Any = importlib.import_module("bitsandbytes.optim").AdamW8bit
+    return make(
         parameters, lr=config.lr, betas=config.adam_betas, eps=config.adam_eps, weight_decay=config.weight_decay
     )
 

@@ -255,7 +255,9 @@ def _about_steps(rows: Sequence[Row]) -> list[HealthWarning]:
                     "not_finite",
                     f"{name} is not finite in {extent}.",
                     "A loss or a score is too large, or the precision too low",
-                    "look at the step with rlhf replay, lower the learning rate, and bound the scores with reward.clip",
+                    "look at the step with rlhf replay, lower ppo.lr, and bound the scores with reward.clip"
+                    if any("objective/score" in row for row in rows)
+                    else "lower training.lr, or set model.dtype to float32 or model.mixed_precision to bf16",
                 )
             )
     return warnings

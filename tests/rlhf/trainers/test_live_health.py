@@ -74,6 +74,10 @@ def test_a_rule_that_two_metrics_break_counts_once():
     live.check(1, {"policy/loss": float("nan"), "value/loss": float("nan")})
     assert len(live.warnings) == 2
     assert (live.names, live.live) == (["not_finite"], "  1 warning")
+    settings = [live.warnings[0].setting]
+    live.check(len(live._rows) + 1, {"objective/score": 1.0})
+    settings.append(live.warnings[0].setting)
+    assert ["training.lr" in settings[0], "ppo.lr" in settings[1]] == [True, True]
 
 
 def test_a_young_run_is_not_blamed_for_a_flat_score_and_an_untrained_critic():

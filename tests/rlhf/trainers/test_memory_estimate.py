@@ -43,19 +43,20 @@ LLAMA = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
 GPT2 = {"n_embd": 128, "n_head": 4, "n_layer": 3}
 
 
-@pytest.mark.parametrize(
-    ("kind", "sizes", "groups"),
-    [
-        ("llama", LLAMA | {"intermediate_size": 256}, {}),
-        ("llama", LLAMA | {"intermediate_size": 768}, {"ppo": {"microbatch_size": 2}}),
-        ("llama", LLAMA | {"intermediate_size": 512}, {"model": {"gradient_checkpointing": True}}),
-        ("llama", LLAMA | {"intermediate_size": 512}, {"critic": {"kind": "separate"}}),
-        ("llama", LLAMA | {"intermediate_size": 512}, {"model": {"lora": LoraConfig(rank=4)}}),
-        ("gpt2", GPT2, {"ppo": {"microbatch_size": 4}}),
-    ],
-    ids=["llama", "wide MLP, microbatches", "checkpointing", "separate critic", "adapters", "gpt2"],
-)
-def test_the_estimate_is_within_a_fifth_of_the_allocated_peak(job, change, small_model, kind, sizes, groups):
+CASES = {
+    "llama": ("llama", LLAMA | {"intermediate_size": 256}, {}),
+    "wide MLP, microbatches": ("llama", LLAMA | {"intermediate_size": 768}, {"ppo": {"microbatch_size": 2}}),
+    "checkpointing": ("llama", LLAMA | {"intermediate_size": 512}, {"model": {"gradient_checkpointing": True}}),
+    "separate critic": ("llama", LLAMA | {"intermediate_size": 512}, {"critic": {"kind": "separate"}}),
+    "adapters": ("llama", LLAMA | {"intermediate_size": 512}, {"model": {"lora": LoraConfig(rank=4)}}),
+    "gpt2": ("gpt2", GPT2, {"ppo": {"microbatch_size": 4}}),
+}
+SLOW = ("llama", "separate critic", "adapters")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
+def test_the_estimate_is_within_a_fifth_of_the_allocated_peak(job, change, small_model, name):
+    kind, sizes, groups = CASES[name]
     groups = {name: dict(values) for name, values in groups.items()}
     groups["model"] = {"path": small_model(kind, **sizes)} | groups.get("model", {})
     groups["ppo"] = {"total_episodes": 32, "rollout_batch_size": 16, "minibatch_size": 16, "microbatch_size": 16} | (

@@ -1,5 +1,6 @@
 """scripts/compare_tasks.py: the same PPO settings for every task, and the table."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,9 @@ def test_every_task_runs_with_the_same_settings(load_script, tmp_path, monkeypat
         def train(self):
             folder = jobs[len(jobs) - 1].output
             Path(folder).mkdir(parents=True)
-            row = '{"step": %.1f, "prompts": 4.0, "score": %.1f, "kl": 1.25, "length": 7.0, "score_after_penalties": %.1f}\n'
-            number = len(jobs)
-            (Path(folder) / "eval.jsonl").write_text(row % (0, -1.0, -1.0) + row % (20, number, number))
+            same = {"prompts": 4.0, "kl": 1.25, "length": 7.0}
+            rows = [{"step": step, "score": score, **same} for step, score in ((0.0, -1.0), (20.0, float(len(jobs))))]
+            (Path(folder) / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     monkeypatch.setattr(script, "PPOTrainer", Trainer)
     for name in ("train_sft", "train_reward_model"):

@@ -14,6 +14,10 @@ from rlhf.trainers.memory_estimate import MemoryEstimate, estimate_memory, weigh
 from rlhf.trainers.setup import RunData, RunModels
 
 MiB = 2**20
+ADAPTERS_LR = SMALL_LR = 5e-4
+"""Learning rates of recipes/arithmetic/lora.yaml and recipes/reviews, and of the demo."""
+SMALL = 20_000_000
+"""Parameters of a small model."""
 SHOWN_CHARACTERS, SHOWN_IDS = 200, 24
 """Of the first prompt, at most."""
 
@@ -44,7 +48,29 @@ def preflight(job: PPOJob, data: RunData, models: RunModels, accelerator: Any) -
     lines = [description, *describe_prompts(data)]
     if (offloaded or job.ppo.offload_optimizer) and accelerator.device.type == "cpu":
         lines.append("what is offloaded saves nothing here: the run is on the CPU, in whose memory it is anyway")
+    if hint := low_learning_rate(job, sum(p.numel() for p in models.policy.lm.parameters())):
+        lines.append(hint)
     return "\n".join(lines)
+
+
+def low_learning_rate(job: PPOJob, parameters: int) -> str | None:
+    """A line about a learning rate below those with which such models have learned; None for the others.
+
+    The default suits all weights of models of billions of parameters. What smaller ones and adapters need is from the
+    demo and the recipes.
+
+    Args:
+        parameters: of the language model.
+    """
+    lr = job.ppo.lr
+    if job.model.lora.rank > 0 and lr < ADAPTERS_LR / 10:
+        return f"ppo.lr is {lr:g}, which is low for adapters; those of the recipes learned with {ADAPTERS_LR:g}"
+    if job.model.lora.rank == 0 and parameters < SMALL and lr < SMALL_LR / 10:
+        return (
+            f"ppo.lr is {lr:g}, which is low for a model of {parameters / 1e6:.1f}M parameters; the demo's, of 1M, "
+            f"learned with {SMALL_LR:g}"
+        )
+    return None
 
 
 def reward_models(scorers: Mapping[str, RewardSource], device: torch.device) -> tuple[dict[str, Any], list[Any]]:

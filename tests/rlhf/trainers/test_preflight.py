@@ -17,7 +17,14 @@ from rlhf.rewards.sources import open_sources
 from rlhf.rollouts.generation_config import DISTRIBUTION_OPTIONS, ignored_generation_settings
 from rlhf.trainers.memory_estimate import MemoryEstimate, estimate_memory
 from rlhf.trainers.ppo import PPOTrainer
-from rlhf.trainers.preflight import MiB, describe_prompts, describe_run, preflight, reward_models
+from rlhf.trainers.preflight import (
+    MiB,
+    describe_prompts,
+    describe_run,
+    low_learning_rate,
+    preflight,
+    reward_models,
+)
 from rlhf.trainers.setup import load_data
 
 # Width 32, 2 layers, 4 heads of 8 numbers, 2 of keys and values, 64 between, 27 tokens; 4 bytes a number.
@@ -247,6 +254,33 @@ def test_ignored_generation_settings_are_part_of_the_description(estimated):
         "ignored from the model's generation_config: top_p 0.9, repetition_penalty 1.1; the sampled distribution must "
         "be the scored one (generation.temperature, min_new_tokens and suppress_ids apply to both)"
     )
+
+
+@pytest.mark.parametrize(
+    ("rank", "lr", "parameters", "words"),
+    [
+        (2, 1e-5, 10**9, "ppo.lr is 1e-05, which is low for adapters; those of the recipes learned with 0.0005"),
+        (2, 5e-5, 10**9, None),
+        (
+            0,
+            1e-5,
+            10**6,
+            "ppo.lr is 1e-05, which is low for a model of 1.0M parameters; that of the demo, of 1M, learned",
+        ),
+        (0, 5e-5, 10**6, None),
+        (0, 1e-6, 10**9, None),
+    ],
+)
+def test_a_learning_rate_that_suits_larger_models_is_said_to_be_low(job, change, rank, lr, parameters, words):
+    line = low_learning_rate(change(job, model={"lora": LoraConfig(rank=rank)}, ppo={"lr": lr}), parameters)
+    assert line is None if words is None else line.startswith(words)
+
+
+def test_the_low_learning_rate_stands_in_the_preflight(job, change):
+    for lr, stands in ((1e-5, True), (1e-3, False)):
+        trainer = PPOTrainer(change(job, ppo={"lr": lr}))
+        text = preflight(trainer.job, trainer.data, trainer.models, trainer.accelerator)
+        assert ("which is low for a model of 0.0M parameters" in text) == stands
 
 
 def test_a_model_without_a_generation_config_has_no_ignored_settings():

@@ -265,13 +265,13 @@ def test_ignored_generation_settings_are_part_of_the_description(estimated):
             0,
             1e-5,
             10**6,
-            "ppo.lr is 1e-05, which is low for a model of 1.0M parameters; that of the demo, of 1M, learned",
+            "ppo.lr is 1e-05, which is low for a model of 1.0M parameters; the demo's, of 1M, learned",
         ),
         (0, 5e-5, 10**6, None),
         (0, 1e-6, 10**9, None),
     ],
 )
-def test_a_learning_rate_that_suits_larger_models_is_said_to_be_low(job, change, rank, lr, parameters, words):
+def test_a_learning_rate_that_suits_larger_models_is_reported_as_low(job, change, rank, lr, parameters, words):
     line = low_learning_rate(change(job, model={"lora": LoraConfig(rank=rank)}, ppo={"lr": lr}), parameters)
     assert line is None if words is None else line.startswith(words)
 

@@ -117,7 +117,10 @@ CASES = {
     "environment.max_turns": (GAME, 1),
     "environment.max_tokens": (GAME, 8),
     "environment.chat": (GAME | {"model.chat_template": "{template}"}, True),
-    "environment.timeout": (GAME | {"reward.on_error": "skip", "reward.max_error_fraction": 0.9}, 1e-9),
+    "environment.timeout": (
+        GAME | {"environment.path": "{slow game}", "reward.on_error": "skip", "reward.max_error_fraction": 0.9},
+        0.001,
+    ),
     "ppo.total_episodes": ({}, 24),
     "ppo.rollout_batch_size": ({}, 4),
     "ppo.minibatch_size": ({}, 8),
@@ -300,7 +303,9 @@ def paths(models, reward_folder, reward_server, build, tmp_path_factory):
         "    def reset(self, prompt):\n        return prompt\n"
         "    def step(self, text):\n        return 'and no', len(text) + self.bonus\n\n\n"
         "class Other(Game):\n"
-        "    def step(self, text):\n        return None, text.count('good')\n"
+        "    def step(self, text):\n        return None, text.count('good')\n\n\n"
+        "class Slow(Game):\n"
+        "    def step(self, text):\n        import time\n        time.sleep(0.05)\n        return super().step(text)\n"
     )
     (root / "template").write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
     for name, seed in (("reward", 1), ("other_reward", 2)):
@@ -346,6 +351,7 @@ def paths(models, reward_folder, reward_server, build, tmp_path_factory):
         "{failing}": f"{root / 'reward.py'}:failing",
         "{game}": f"{root / 'reward.py'}:Game",
         "{other game}": f"{root / 'reward.py'}:Other",
+        "{slow game}": f"{root / 'reward.py'}:Slow",
     }
 
 

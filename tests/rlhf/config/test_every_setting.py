@@ -218,7 +218,7 @@ CASES = {
 }
 
 
-ENDS_A_RUN = ("reward.max_error_fraction", "reward.retries", "eval.judge.retries")
+ENDS_A_RUN = ("reward.max_error_fraction", "reward.retries", "eval.judge.retries", "environment.timeout")
 """Settings whose values are limits, above which a run ends."""
 
 BASE = {

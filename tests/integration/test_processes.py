@@ -93,6 +93,7 @@ VARIANTS = {
 
 SLOW = (
     "remax",
+    "log-probabilities of the sampler",
     "adapters, exact KL in the loss",
     "mix, rewards by token, skipped responses",
     "episodes, one of which fails",

@@ -125,7 +125,7 @@ CASES = {
     "ppo.rollout_batch_size": ({}, 4),
     "ppo.minibatch_size": ({}, 8),
     "ppo.microbatch_size": ({}, 1),
-    "ppo.microbatch_tokens": ({"ppo": {"microbatch_size": 16}}, 30),
+    "ppo.microbatch_tokens": ({"ppo.microbatch_size": 16}, 30),
     "ppo.ppo_epochs": ({}, 1),
     "ppo.samples_per_prompt": ({}, 2),
     "ppo.lr": ({}, 5e-3),

@@ -50,22 +50,26 @@ def changed_job(base: PPOJob, changes: dict[str, dict[str, Any]], output: Path) 
     return replace(base, output=str(output), **groups)
 
 
-def run(job: PPOJob) -> dict[str, float]:
-    """Train, unless the run is finished already; the held-out measures at the best step."""
+def train_once(job: PPOJob) -> list[dict[str, Any]]:
+    """Train, unless the run is finished already, and write its CPU seconds beside it; the rows of its evaluations."""
     folder = Path(job.output)
     if not (folder / "seconds").exists():
         start = time.process_time()
         PPOTrainer(replace(job, resume="auto")).train()
         (folder / "seconds").write_text(f"{time.process_time() - start:.1f}\n")
-    rows = read_rows(folder / "eval.jsonl")
-    best = max(rows, key=selection_score)
+    return read_rows(folder / "eval.jsonl")
+
+
+def run(job: PPOJob) -> dict[str, float]:
+    """Train, unless the run is finished already; the held-out measures at the best step."""
+    best = max(train_once(job), key=selection_score)
     return {
         "score": best["score"],
         "judge": best["judge"],
         "win rate": best.get("win_rate", float("nan")),
         "KL": best["kl"],
         "distinct-2": best["distinct_2"],
-        "CPU seconds": float((folder / "seconds").read_text()),
+        "CPU seconds": float((Path(job.output) / "seconds").read_text()),
     }
 
 
@@ -98,13 +102,23 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def comparison_parser(description: str | None, output: str) -> argparse.ArgumentParser:
+    """A parser with the options of all comparisons on the demo's models.
+
+    Args:
+        output: default of the folder of all runs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path(output), help="folder of all runs")
+    parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, to use its models")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every method on every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    parser = comparison_parser(__doc__, "runs/methods")
     parser.add_argument("--first_seed", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/methods"), help="folder of all runs")
-    parser.add_argument("--base", type=Path, help="folder of scripts/demo_seeds.py, to use its models")
     parser.add_argument("--methods", nargs="*", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     options = parser.parse_args(argv)
     silence_libraries()

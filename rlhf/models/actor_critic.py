@@ -1,7 +1,7 @@
 """Actor, critic and reference: the three forward passes that PPO needs of a response's tokens."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from rlhf.models.distribution import (
     scatter_to_mask,
     token_positions,
 )
-from rlhf.models.offload import OffloadedModel
+from rlhf.models.offload import OffloadedModel, on_device
 from rlhf.models.packing import packs_rows
 from rlhf.models.token_statistics import TokenStatistics, token_statistics
 from rlhf.models.trunk import response_states, states_after_response, unwrap_peft
@@ -212,7 +212,7 @@ class Reference:
 
     def on_device(self) -> AbstractContextManager[None]:
         """Hold its weights on the device that it computes on."""
-        return nullcontext() if self._offloaded is None else self._offloaded.on_device()
+        return on_device(self._offloaded)
 
     @torch.no_grad()
     def states(self, tokens: Tokens) -> Float[Tensor, "N H"]:

@@ -1,11 +1,16 @@
 """Weights that are in a GPU's memory only while they are used, and in the CPU's memory otherwise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def on_device(offloaded: Any) -> AbstractContextManager[None]:
+    """Hold on its device what may be offloaded, a thing with a context `on_device`; None: there is nothing to hold."""
+    return nullcontext() if offloaded is None else offloaded.on_device()
 
 
 class OffloadedModel:

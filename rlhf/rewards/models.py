@@ -1,7 +1,6 @@
 """Reward models: sequence classifiers with one label."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from rlhf.data.batching import group_by_length
 from rlhf.data.encoding import encode_for_scoring, pad, padding_id
 from rlhf.errors import UserError
 from rlhf.models.loading import context_length_of, load_tokenizer
-from rlhf.models.offload import OffloadedModel
+from rlhf.models.offload import OffloadedModel, on_device
 from rlhf.models.reward_models import label_index, load_reward_model
 from rlhf.models.trunk import sequence_scores
 from rlhf.rewards.results import TEXTS_ONLY, Context, Failure, Score, as_numbers, describe_row
@@ -42,6 +41,10 @@ class ScoringModel:
     the statistics (`rlhf reward` writes them), scores are shifted and scaled to mean 0 and standard deviation 1 on its
     training data (Ziegler et al., 2019).
     """
+
+    model: Any
+    offloaded: OffloadedModel | None = None
+    """Where the weights are on the device only while they score."""
 
     def __init__(
         self,
@@ -75,10 +78,6 @@ class ScoringModel:
         self.append_eos = bool(statistics.get("append_eos", False))
         self.mean = float(statistics.get("score_mean", 0.0)) if normalize else 0.0
         self.std = float(statistics.get("score_std", 1.0)) if normalize else 1.0
-
-    model: Any
-    offloaded: OffloadedModel | None = None
-    """Where the weights are on the device only while they score."""
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:
         """Raw scores of right-padded texts."""
@@ -163,7 +162,7 @@ class ModelReward(ScoringModel):
     def score(
         self, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]], context: Context = TEXTS_ONLY
     ) -> list[Score]:
-        with nullcontext() if self.offloaded is None else self.offloaded.on_device():
+        with on_device(self.offloaded):
             return super().score(prompts, completions, columns, context)
 
     def forward(self, ids: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B"]:

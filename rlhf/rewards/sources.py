@@ -96,15 +96,13 @@ def usable_device(name: str, path: str) -> torch.device:
         UserError: this process cannot use it.
     """
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(name)).device  # with its number, as the run's own device has it
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         raise UserError(
             f"device {name} of reward model {path} cannot be used: {first_line(error)} (this process can use the CPU "
             f"and {count} accelerator(s))"
         ) from error
-    return device
 
 
 def open_function(

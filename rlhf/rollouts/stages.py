@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference
 from rlhf.models.compiled_layers import uncompiled
 from rlhf.models.distribution import FixedDistribution, LogitTransform, scatter_to_mask
+from rlhf.models.offload import on_device
 from rlhf.records import PolicyOutput, Prompts, Rollout, Tokens, select, trim
 from rlhf.rewards.mixes import score_texts
 from rlhf.rewards.penalties import apply_penalties, is_replaced
@@ -178,7 +178,7 @@ def compute_logprobs_and_values(
             outputs[name] = torch.zeros(shape, dtype=values.dtype, device=values.device)
         outputs[name][rows, : values.shape[1]] = values
 
-    with nullcontext() if reference is None else reference.on_device():
+    with on_device(reference):
         for i, rows in enumerate(groups):
             group = trim(select(rollout, rows))
             mask = group.response_mask

@@ -16,6 +16,7 @@ from rlhf.config.jobs import PPOJob
 from rlhf.errors import UserError
 from rlhf.models.actor_critic import ActorCritic, Reference, is_critic_weight
 from rlhf.models.distribution import FixedDistribution, Head, LogitTransform, OutputHead
+from rlhf.models.offload import on_device
 from rlhf.models.sharding import Shards, gather_on_main, shard_for_training, whole_weights
 from rlhf.records import PolicyOutput, PPOBatch, Rollout, Tokens, select, text_lengths, to_device, trim
 from rlhf.rollouts.gathering import check_own_states, sum_states
@@ -130,7 +131,7 @@ class Learner:
         """
         if self.requested.old_states or self.requested.ref_states:
             check_own_states(batch.rollout, self.accelerator)
-        with self._whole_reference_head(), nullcontext() if self.moments is None else self.moments.on_device():
+        with self._whole_reference_head(), on_device(self.moments):
             metrics = self._update(batch, step, kl_coef, critic_only, lr)
         self.optimizer.zero_grad()  # their memory is free while responses are sampled
         return metrics

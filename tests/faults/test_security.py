@@ -82,8 +82,10 @@ def test_pickle_in_a_model(stage, tmp_path, canary, models, reward_folder, kind)
         )
         load_tokenizer(str(models("llama"))).save_pretrained(folder)
         name = "adapter_model.bin"
-    (folder / name).write_bytes(pickle.dumps(Payload(canary)))
-    torch.save({"x": Payload(canary)}, folder / name) if kind == "policy" else None
+    if kind == "policy":
+        torch.save({"x": Payload(canary)}, folder / name)
+    else:
+        (folder / name).write_bytes(pickle.dumps(Payload(canary)))
     option = "--reward.model" if kind == "reward model" else "--model.path"
     more = ["--reward.function", "null"] if kind == "reward model" else []
     assert_refused(*stage("ppo").run(tmp_path / "run", option, str(folder), *more), "error: ")

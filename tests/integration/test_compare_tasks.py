@@ -1,5 +1,6 @@
 """scripts/compare_tasks.py: the same PPO settings for every task, and the table."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,10 @@ def test_every_task_runs_with_the_same_settings(load_script, tmp_path, monkeypat
             rows = [{"step": step, "score": score, **same} for step, score in ((0.0, -1.0), (20.0, float(len(jobs))))]
             (Path(folder) / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    monkeypatch.setattr(script, "PPOTrainer", Trainer)
-    for name in ("train_sft", "train_reward_model"):
-        monkeypatch.setattr(script, name, lambda job: None)
+    methods = importlib.import_module("compare_methods")
+    monkeypatch.setattr(methods, "PPOTrainer", Trainer)
+    for module, name in ((methods, "train_sft"), (methods, "train_reward_model"), (script, "train_sft")):
+        monkeypatch.setattr(module, name, lambda job: None)
     script.main(["--seeds", "2", "--output", str(tmp_path / "tasks")])
     assert {job.ppo for job in jobs.values()} == {script.SETTINGS}
     assert replace(script.SETTINGS, total_episodes=100_000, lr=1e-5, warmup_steps=0) == type(script.SETTINGS)()

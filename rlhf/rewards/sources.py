@@ -101,7 +101,7 @@ def usable_device(name: str, path: str) -> torch.device:
         count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         raise UserError(
             f"device {name} of reward model {path} cannot be used: {first_line(error)} (this process can use the CPU "
-            f"and {count} accelerator(s))"
+            f"and {count} accelerator(s)); name one of them, or remove the setting for the run's own"
         ) from error
 
 
